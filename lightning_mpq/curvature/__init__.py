@@ -1,0 +1,1 @@
+"""Candidates and calibration batches in, a Taylor model of the loss out."""

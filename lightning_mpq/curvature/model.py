@@ -1,0 +1,142 @@
+"""The second-order Taylor model of the loss over all candidates, and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..candidates import Candidate
+from ..groups import LayerGroup
+from ..policy import BitPolicy, WeightScheme
+
+
+class Prediction(NamedTuple):
+    """A predicted change of the loss.
+
+    Attributes:
+        value: Predicted loss after quantization minus float loss.
+        gradient: Its first-order part.
+        within: Its second-order part from each group alone.
+        between: Its second-order part from pairs of groups.
+    """
+
+    value: float
+    gradient: float
+    within: float
+    between: float
+
+
+@dataclass(frozen=True)
+class TaylorModel:
+    """``dL(x) = a.x + x.G.x / 2`` for a one-hot choice x of one candidate per group.
+
+    Attributes:
+        groups: The groups, in order.
+        candidates: The K candidates, grouped in the order of ``groups``.
+        gradient: a, shape [K], float64: loss per full step to the candidate. Zero for the divergence.
+        curvature: G, shape [K, K], float64, symmetric: ``G_ij = D_i.H.D_j``.
+        estimator: How the curvature was computed: "fisher", "hessian", ...
+        loss: What is modelled: "divergence" (from the float model, in nats per sample) or "task".
+        samples: How many samples the sums ran over.
+        gradient_error: Standard errors of ``gradient``, shape [K].
+        curvature_error: Standard errors of ``curvature``, shape [K, K].
+        float_bytes: Bytes of everything in the model that no candidate touches.
+        fingerprint: Hash of weights, candidates, data and settings; equal means the same model.
+    """
+
+    groups: tuple[LayerGroup, ...]
+    candidates: tuple[Candidate, ...]
+    gradient: Tensor
+    curvature: Tensor
+    estimator: str
+    loss: str
+    samples: int
+    gradient_error: Tensor | None = None
+    curvature_error: Tensor | None = None
+    float_bytes: int = 0
+    fingerprint: str = ""
+    _index: dict[tuple[str, WeightScheme], int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check shapes and values once, so that everything behind can rely on them."""
+        count = len(self.candidates)
+        if tuple(self.gradient.shape) != (count,) or tuple(self.curvature.shape) != (count, count):
+            raise ValueError(
+                f"Expected a gradient of shape [{count}] and a curvature of shape [{count}, {count}] for {count} "
+                f"candidates, got {list(self.gradient.shape)} and {list(self.curvature.shape)}."
+            )
+        for name in ("gradient", "curvature"):
+            values = getattr(self, name)
+            if not torch.isfinite(values).all():
+                bad = int((~torch.isfinite(values)).nonzero()[0][0])
+                raise ValueError(f"The {name} is not finite at candidate {self.describe(bad)}.")
+        scale = float(self.curvature.abs().max()) if count else 0.0
+        if float((self.curvature - self.curvature.T).abs().max() if count else 0.0) > 1e-5 * scale:
+            raise ValueError("The curvature is not symmetric beyond rounding; pass (G + G.T) / 2 if that is meant.")
+        order = {group.name: position for position, group in enumerate(self.groups)}
+        positions = [order.get(candidate.group, -1) for candidate in self.candidates]
+        if -1 in positions or positions != sorted(positions) or set(positions) != set(order.values()):
+            raise ValueError("Candidates must stand in the order of groups, at least one for each group.")
+        index = {(c.group, c.scheme): i for i, c in enumerate(self.candidates)}
+        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "gradient", self.gradient.detach().double().cpu())
+        curvature = self.curvature.detach().double().cpu()
+        object.__setattr__(self, "curvature", (curvature + curvature.T) / 2)
+
+    def __repr__(self) -> str:
+        """Say what was modelled, how, and on how much data."""
+        return (
+            f"TaylorModel({self.loss} by {self.estimator}, {len(self.groups)} groups, "
+            f"{len(self.candidates)} candidates, {self.samples} samples)"
+        )
+
+    def describe(self, index: int) -> str:
+        """Return ``group @ scheme`` of a candidate, for messages."""
+        return f"{self.candidates[index].group} @ {self.candidates[index].scheme}"
+
+    def indices(self, policy: Mapping[str, WeightScheme]) -> list[int]:
+        """Return the candidate of each group, in order, that a policy chooses.
+
+        Raises:
+            ValueError: If the policy misses a group or chooses what is not a candidate.
+        """
+        chosen = []
+        for group in self.groups:
+            if group.name not in policy:
+                raise ValueError(f"The policy has no scheme for the group {group.name!r}.")
+            key = (group.name, policy[group.name])
+            if key not in self._index:
+                raise ValueError(f"{key[1]} is not a candidate of the group {group.name!r}.")
+            chosen.append(self._index[key])
+        return chosen
+
+    def policy(self, indices: Sequence[int]) -> BitPolicy:
+        """Return the policy that chooses the given candidates, one per group, in order."""
+        schemes = {self.candidates[i].group: self.candidates[i].scheme for i in indices}
+        return BitPolicy(schemes, {group.name: group.layers for group in self.groups})
+
+    def predict(self, policy: Mapping[str, WeightScheme]) -> Prediction:
+        """Predict the change of the loss under a policy, split into its three parts."""
+        chosen = self.indices(policy)
+        gradient = float(self.gradient[chosen].sum())
+        block = self.curvature[chosen][:, chosen]
+        within = float(block.diagonal().sum()) / 2
+        total = float(block.sum()) / 2
+        return Prediction(gradient + total, gradient, within, total - within)
+
+    def prediction_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
+        """Return a standard error of `predict` as if entries erred independently, None if unknown.
+
+        Entries from one set of samples are correlated, so this is a scale, not a bound.
+        """
+        if self.gradient_error is None or self.curvature_error is None:
+            return None
+        chosen = self.indices(policy)
+        block = self.curvature_error[chosen][:, chosen]
+        variance = float(self.gradient_error[chosen].square().sum()) + float(block.square().sum()) / 2
+        return sqrt(variance)

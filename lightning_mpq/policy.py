@@ -1,0 +1,178 @@
+"""What is decided: a scheme for one weight tensor, and a policy that maps groups to schemes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import ceil
+from typing import Any, Literal
+
+Grid = Literal["symmetric", "asymmetric", "half"]
+GRIDS: tuple[Grid, ...] = ("symmetric", "asymmetric", "half")
+SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
+ZERO_POINT_BITS = 8
+POLICY_FORMAT = "lightning_mpq.policy"
+POLICY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """How one weight tensor is quantized: ``weight = scale * (code - offset)``, code in 0 .. 2**bits - 1.
+
+    The weight is seen as rows (output channels) by columns (fan-in, kernel positions included).
+
+    Attributes:
+        bits: Bits per weight, 2..8.
+        granularity: What shares one scale: ``"tensor"``, ``"channel"`` (a row), or an integer g for
+            blocks of g consecutive columns within a row (the last block of a row may be shorter).
+        grid: Where the levels lie. ``"symmetric"``: integers from -2**(bits-1), zero is a level.
+            ``"asymmetric"``: as symmetric, shifted by a stored integer zero point. ``"half"``: levels
+            +-1/2, +-3/2, ... with no zero, which spends all levels when there are few.
+        clip: Range that a scale covers: ``"absmax"`` (everything), ``"mse"`` (least squared weight
+            error over a set of ratios), or a ratio of the absmax in (0, 1].
+        scale_dtype: Type that scales are stored in. bfloat16 has the range of float32, so that no
+            layer can under- or overflow; its short mantissa costs nothing, since weights are rounded
+            against the scale as stored.
+
+    Raises:
+        ValueError: If a field is outside of what is listed above.
+
+    Example:
+        >>> WeightScheme(bits=3).stored_bits(rows=16, columns=9)  # 144 codes and 16 scales
+        688
+    """
+
+    bits: int
+    granularity: Literal["tensor", "channel"] | int = "channel"
+    grid: Grid = "symmetric"
+    clip: Literal["absmax", "mse"] | float = "absmax"
+    scale_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions early, where the user wrote them."""
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}.")
+        block = self.granularity
+        if block not in ("tensor", "channel") and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+            raise ValueError(f"granularity must be 'tensor', 'channel' or a positive block length, got {block!r}.")
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {self.grid!r}.")
+        clip_is_ratio = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
+        if self.clip not in ("absmax", "mse") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
+            raise ValueError(f"clip must be 'absmax', 'mse' or a ratio in (0, 1], got {self.clip!r}.")
+        if self.scale_dtype not in SCALE_BITS:
+            raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_BITS)}, got {self.scale_dtype!r}.")
+
+    def __str__(self) -> str:
+        """Return a short name such as ``3-bit half/channel``."""
+        return f"{self.bits}-bit {self.grid}/{self.granularity}"
+
+    def scale_count(self, rows: int, columns: int) -> int:
+        """Return how many scales a weight of ``rows x columns`` stores."""
+        if self.granularity == "tensor":
+            return 1
+        return rows if self.granularity == "channel" else rows * ceil(columns / self.granularity)
+
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """Return the bits that a packed weight of ``rows x columns`` occupies, scales and zero points included.
+
+        Codes are packed eight at a time into ``bits`` bytes, so that only the last block is padded.
+        """
+        code_bits = ceil(rows * columns / 8) * 8 * self.bits
+        bits_per_scale = SCALE_BITS[self.scale_dtype] + (ZERO_POINT_BITS if self.grid == "asymmetric" else 0)
+        return code_bits + self.scale_count(rows, columns) * bits_per_scale
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WeightScheme:
+        """Build a scheme from plain JSON values.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(
+                f"A scheme has the keys {', '.join(sorted(known))}; got {', '.join(sorted(unknown))} as well."
+            )
+        if "bits" not in values:
+            raise ValueError(f"A scheme needs the key 'bits', got only {sorted(values)}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class BitPolicy(Mapping[str, WeightScheme]):
+    """The decision: which scheme each group gets, and which layers belong to the group. Plain JSON.
+
+    Attributes:
+        schemes: Group name to scheme.
+        layers: Group name to the qualified names of its layers.
+    """
+
+    schemes: Mapping[str, WeightScheme]
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A group without listed layers is the layer of that name; no layer may be decided twice."""
+        layers = {name: tuple(self.layers.get(name, (name,))) for name in self.schemes}
+        owner: dict[str, str] = {}
+        for group, members in layers.items():
+            for layer in members:
+                if layer in owner:
+                    raise ValueError(
+                        f"Layer {layer!r} is in the groups {owner[layer]!r} and {group!r}; keep it in one."
+                    )
+                owner[layer] = group
+        object.__setattr__(self, "schemes", dict(self.schemes))
+        object.__setattr__(self, "layers", layers)
+
+    def __getitem__(self, group: str) -> WeightScheme:
+        """Return the scheme of a group."""
+        return self.schemes[group]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over group names."""
+        return iter(self.schemes)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.schemes)
+
+    def by_layer(self) -> dict[str, WeightScheme]:
+        """Return layer name to scheme, in the order of the groups."""
+        return {layer: self.schemes[group] for group, members in self.layers.items() for layer in members}
+
+    def bits(self) -> dict[str, int]:
+        """Return group name to bits."""
+        return {group: scheme.bits for group, scheme in self.schemes.items()}
+
+    def to_json(self) -> str:
+        """Return the policy as JSON text that `from_json` reads back."""
+        groups = {
+            name: {"layers": list(self.layers[name]), "scheme": asdict(scheme)} for name, scheme in self.schemes.items()
+        }
+        return json.dumps({"format": POLICY_FORMAT, "version": POLICY_VERSION, "groups": groups}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> BitPolicy:
+        """Read a policy written by `to_json`.
+
+        Raises:
+            ValueError: If the text is not JSON, not a policy, or of an unknown version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"A policy is JSON text; this is not: {error}.") from error
+        if not isinstance(data, dict) or data.get("format") != POLICY_FORMAT:
+            raise ValueError(f"Expected a policy with format {POLICY_FORMAT!r}, got other JSON.")
+        if data.get("version") != POLICY_VERSION:
+            raise ValueError(f"Expected policy version {POLICY_VERSION}, got {data.get('version')!r}.")
+        try:
+            groups = data["groups"].items()
+            return cls(
+                schemes={name: WeightScheme.from_dict(group["scheme"]) for name, group in groups},
+                layers={name: tuple(group["layers"]) for name, group in groups},
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"The policy's groups are malformed: {error!r}.") from error
