@@ -1,0 +1,66 @@
+"""How a model is called on a batch, where nobody says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ForwardFn = Callable[[nn.Module, Any], Any]
+
+
+def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None, number: int = 1) -> Any:
+    """Return the model's outputs on one batch.
+
+    Args:
+        model: The module.
+        batch: With no ``forward_fn``: the input tensor, or a tuple or list whose first item it is.
+        forward_fn: ``(model, batch) -> outputs``.
+        number: Which batch this is, from 1, for messages.
+
+    Raises:
+        TypeError: If the batch is of another kind, or `forward` does not take such an input.
+    """
+    batch = to_device(batch, model)
+    if forward_fn is not None:
+        return forward_fn(model, batch)
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"Expected batch {number} to be a tensor, or a tuple or list that begins with one, got {_kind(batch)}. "
+            "Pass forward_fn=lambda model, batch: ... to say how the model is called."
+        )
+    try:
+        return model(inputs)
+    except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+        raise TypeError(
+            f"{type(model).__name__}.forward does not take the input of batch {number}, {inputs.dtype} "
+            f"{list(inputs.shape)}: {error}. Pass forward_fn=lambda model, batch: ... to say how it is called."
+        ) from error
+
+
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """Return the batch with its tensors on the model's device, for tuples, lists and dicts of any depth."""
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return batch if tensor is None else _move(batch, tensor.device)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _move(item, device) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        moved = [_move(item, device) for item in value]
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
+    return value
+
+
+def _kind(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict with the keys {', '.join(map(str, batch))}"
+    if isinstance(batch, (tuple, list)) and batch:
+        return f"a {type(batch).__name__} that begins with a {type(batch[0]).__name__}"
+    return f"a {type(batch).__name__}"

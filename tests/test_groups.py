@@ -1,0 +1,152 @@
+"""Which layers are found, which decisions they share, and what the rules leave them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.groups import find_groups
+from lightning_mpq.layers import rows_and_columns, rows_to_weight, weight_rows
+from lightning_mpq.policy import WeightScheme
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Flatten()),
+        nn.Linear(4, 3),
+    )
+
+
+class TiedLanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_each_layer_is_a_group_and_the_rest_is_counted_as_float():
+    found = find_groups(network())
+    assert [(g.name, g.layers, g.weight_count) for g in found] == [
+        ("0", ("0",), 72),
+        ("2.0", ("2.0",), 72),
+        ("3", ("3",), 12),
+    ]
+    assert found.float_bytes == 4 * (4 + 4 + 3) + 4 * (4 * 4) + 8  # biases; BatchNorm; its int64 counter
+    assert found[1].stored_bits(WeightScheme(3)) == 72 * 3 + 4 * 16
+
+
+@pytest.mark.parametrize("pattern", ["2.*", ["0", "2.0"], "re:0|2\\.0"])
+def test_user_groups_by_glob_and_regex(pattern):
+    found = find_groups(network(), {"features": pattern})
+    names = {g.name: g.layers for g in found}
+    assert names["features"] == (("2.0",) if pattern == "2.*" else ("0", "2.0"))
+    assert sum(len(g.layers) for g in found) == 3
+
+
+def test_tied_weights_share_a_group_and_count_once():
+    found = find_groups(TiedLanguageModel())
+    assert [(g.name, g.layers, g.weight_count) for g in found] == [
+        ("embed", ("embed", "head"), 28),
+        ("inner", ("inner",), 16),
+    ]
+    assert {g.name for g in find_groups(TiedLanguageModel(), {"io": "head"})} == {"io", "inner"}
+    with pytest.raises(ValueError, match="embed, head share a weight but fall in"):
+        find_groups(TiedLanguageModel(), {"a": "embed", "b": "head"})
+
+
+def test_rules_on_bits():
+    found = find_groups(network(), min_bits={"*": 3}, max_bits={"0": 5}, fixed_bits={"3": 8}, keep_float=["2.0"])
+    assert {g.name: g.bits for g in found} == {"0": (3, 4, 5), "3": (8,)}
+    assert found.left_in_float == {"2.0": "kept in float by the pattern '2.0'"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"groups": {"g": "conv*"}}, r"groups\['g'\]: the pattern 'conv\*' matches no layer. Layers: 0, 2.0, 3"),
+        ({"groups": {"g": "re:("}}, "not a regular expression"),
+        ({"groups": {"g": "0", "h": "*"}}, "'0' falls in the groups 'g' and 'h'"),
+        ({"groups": {"3": "0"}}, "named like a layer outside of it"),
+        ({"keep_float": ["x"]}, "keep_float: the pattern 'x' matches no layer"),
+        ({"min_bits": {"0": 6}, "max_bits": {"0": 4}}, r"max_bits\['0'\] = 4 contradicts"),
+        ({"fixed_bits": {"0": 9}}, "must be an integer from 2 to 8, got 9"),
+        ({"groups": {"g": "*"}, "fixed_bits": {"0": 3, "3": 4}}, "leave the group 'g' no width"),
+        ({"keep_float": ["*"]}, "has no layer to quantize.*kept in float"),
+    ],
+)
+def test_rules_that_cannot_hold_are_sentences(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        find_groups(network(), **arguments)
+
+
+def test_what_cannot_be_quantized_is_named():
+    class Strange(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs @ self.weight.T.abs()
+
+    model = nn.ModuleDict(
+        {
+            "plain": nn.Linear(2, 2),
+            "lstm": nn.LSTM(2, 2),
+            "attention": nn.MultiheadAttention(4, 2),
+            "strange": Strange(2, 2),
+            "normed": parametrizations.weight_norm(nn.Linear(2, 2)),
+        }
+    )
+    found = find_groups(model)
+    assert [g.name for g in found] == ["plain"]
+    assert "type LSTM" in found.left_in_float["lstm"]
+    assert "MultiheadAttention" in found.left_in_float["attention"]
+    assert "type Strange" in found.left_in_float["strange"]
+    assert "parametrization" in found.left_in_float["normed"]
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match="ReLU has no layer to quantize"):
+        find_groups(nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(3, 4),
+        nn.Conv1d(4, 6, 3, groups=2),
+        nn.Conv3d(2, 3, 2),
+        nn.Embedding(5, 3),
+        nn.ConvTranspose1d(4, 6, 3, groups=2),
+        nn.ConvTranspose2d(4, 6, 3),
+        nn.ConvTranspose3d(2, 3, 2),
+    ],
+)
+def test_a_row_holds_exactly_what_one_output_channel_uses(layer):
+    """Zeroing row r must silence output channel r and no other; and the layout must go there and back."""
+    weight = layer.weight.detach()
+    rows = weight_rows(layer)
+    assert tuple(rows.shape) == rows_and_columns(layer)
+    assert torch.equal(rows_to_weight(layer, rows, weight.shape), weight)
+    if isinstance(layer, nn.Embedding):
+        return
+    channels = getattr(layer, "in_channels", None) or layer.in_features
+    inputs = torch.rand(1, channels, *([5] * (weight.dim() - 2)))
+    for row in range(len(rows)):
+        silenced = rows.detach().clone()
+        silenced[row] = 0
+        layer.weight.data = rows_to_weight(layer, silenced, weight.shape)
+        output = layer(inputs) - layer.bias.reshape(1, -1, *([1] * (weight.dim() - 2)))
+        quiet = output.abs().flatten(2).amax((0, 2)) if output.dim() > 2 else output.abs().amax(0)
+        assert [int(c) for c in (quiet < 1e-6).nonzero()] == [row]
+
+
+def test_candidates_follow_rules_and_refuse_gaps():
+    found = find_groups(network(), fixed_bits={"3": 8})
+    candidates = make_candidates(found, bits=[4, 8])
+    assert [(c.group, c.scheme.bits) for c in candidates] == [("0", 4), ("0", 8), ("2.0", 4), ("2.0", 8), ("3", 8)]
+    with pytest.raises(ValueError, match=r"No candidate is left for the group '3': the rules allow \[8\] bits"):
+        make_candidates(found, bits=[3])
+    with pytest.raises(ValueError, match="names nobody, which is no group"):
+        make_candidates(found, schemes={"nobody": []})
+    with pytest.raises(ValueError, match="offered twice"):
+        make_candidates(found, schemes=[WeightScheme(8), WeightScheme(8)])

@@ -1,0 +1,82 @@
+"""Schemes and policies: contradictions, storage counts and the JSON form."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
+
+schemes = st.builds(
+    WeightScheme,
+    bits=st.integers(2, 8),
+    granularity=st.one_of(st.sampled_from(["tensor", "channel"]), st.integers(1, 300)),
+    grid=st.sampled_from(GRIDS),
+    clip=st.one_of(st.sampled_from(["absmax", "mse"]), st.floats(0.01, 1)),
+    scale_dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"bits": 1}, "bits must be an integer from 2 to 8, got 1"),
+        ({"bits": 3.0}, "bits must be an integer"),
+        ({"bits": True}, "bits must be an integer"),
+        ({"bits": 4, "granularity": 0}, "granularity must be"),
+        ({"bits": 4, "granularity": "row"}, "granularity must be"),
+        ({"bits": 4, "grid": "log"}, "grid must be one of symmetric"),
+        ({"bits": 4, "clip": 1.5}, "clip must be"),
+        ({"bits": 4, "clip": 0}, "clip must be"),
+        ({"bits": 4, "scale_dtype": "int8"}, "scale_dtype must be one of"),
+    ],
+)
+def test_contradictions_are_sentences(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        WeightScheme(**arguments)
+
+
+def test_storage_counts_codes_scales_and_zero_points():
+    assert WeightScheme(3, scale_dtype="float32").stored_bits(16, 9) == 144 * 3 + 16 * 32
+    assert WeightScheme(3, "tensor").stored_bits(16, 9) == 144 * 3 + 16
+    assert WeightScheme(4, 4, "asymmetric").stored_bits(2, 9) == 24 * 4 + 6 * (16 + 8)  # 18 codes padded to 24
+
+
+@given(st.dictionaries(st.text(min_size=1), schemes, max_size=4))
+def test_json_brings_the_policy_back(choice):
+    policy = BitPolicy(choice, {name: (name + ".a", name + ".b") for name in choice} if len(choice) < 2 else {})
+    again = BitPolicy.from_json(policy.to_json())
+    assert again == policy
+    assert again.by_layer() == policy.by_layer()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "this is not"),
+        ("[]", "Expected a policy"),
+        ('{"format": "other"}', "Expected a policy"),
+        (json.dumps({"format": "lightning_mpq.policy", "version": 9}), "version 1, got 9"),
+        (json.dumps({"format": "lightning_mpq.policy", "version": 1, "groups": []}), "malformed"),
+        (
+            json.dumps({"format": "lightning_mpq.policy", "version": 1, "groups": {"a": {"scheme": {}}}}),
+            "needs the key",
+        ),
+        (
+            json.dumps(
+                {"format": "lightning_mpq.policy", "version": 1, "groups": {"a": {"scheme": {"bits": 3, "x": 1}}}}
+            ),
+            "got x as well",
+        ),
+    ],
+)
+def test_foreign_json_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        BitPolicy.from_json(text)
+
+
+def test_a_layer_belongs_to_one_group():
+    four = WeightScheme(4)
+    with pytest.raises(ValueError, match="'x' is in the groups 'a' and 'b'"):
+        BitPolicy({"a": four, "b": four}, {"a": ("x",), "b": ("x", "y")})
