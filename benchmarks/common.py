@@ -37,7 +37,8 @@ class Demand:
 def _first_line(command: Sequence[str]) -> str | None:
     """Return the first line that a command prints, None if it cannot run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent)
+        here = Path(__file__).parent
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=here)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
