@@ -1,0 +1,47 @@
+"""Layers that really store 2..8-bit weights, and how a model gets them."""
+
+from .conv import (
+    PackedConv1d,
+    PackedConv2d,
+    PackedConv3d,
+    PackedConvTranspose1d,
+    PackedConvTranspose2d,
+    PackedConvTranspose3d,
+)
+from .convert import (
+    StoredBytes,
+    empty_packed_model,
+    pack_layer,
+    pack_model,
+    packed_layers,
+    policy_of,
+    restore_layers,
+    set_memory,
+    stored_bytes,
+)
+from .embedding import PackedEmbedding
+from .linear import PackedLinear
+from .packed import PACKED_TYPES, PackedLayer, register_packed
+
+__all__ = [
+    "PACKED_TYPES",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedConvTranspose1d",
+    "PackedConvTranspose2d",
+    "PackedConvTranspose3d",
+    "PackedEmbedding",
+    "PackedLayer",
+    "PackedLinear",
+    "StoredBytes",
+    "empty_packed_model",
+    "pack_layer",
+    "pack_model",
+    "packed_layers",
+    "policy_of",
+    "register_packed",
+    "restore_layers",
+    "set_memory",
+    "stored_bytes",
+]

@@ -1,0 +1,290 @@
+"""Models with float layers to models with packed layers and back, in place, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import NonFiniteError
+from ..layers import LAYER_KINDS, float_class, rows_and_columns, weight_rows
+from ..policy import BitPolicy, WeightScheme
+from ..quantizers import QuantizedRows, quantize_rows
+from ..quantizers.packing import pack_codes, packed_size
+from . import conv, embedding, linear  # noqa: F401  these register their types
+from .packed import OWN_NAMES, PACKED_TYPES, Memory, PackedLayer
+
+
+class StoredBytes(NamedTuple):
+    """What a model stores, each shared tensor counted once.
+
+    Attributes:
+        packed: Bytes of codes, scales and zero points.
+        floating: Bytes of every other parameter and buffer.
+        cached: Bytes of dequantized weights kept in memory only (``memory="fast"``); never saved.
+    """
+
+    packed: int
+    floating: int
+    cached: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes on disk: packed plus floating."""
+        return self.packed + self.floating
+
+
+def pack_layer(module: nn.Module, quantized: QuantizedRows) -> PackedLayer:
+    """Return the packed twin of a float layer; the layer itself is left as it is.
+
+    Args:
+        module: A layer of a type in ``PACKED_TYPES``.
+        quantized: Its weight, rounded, as rows by columns.
+
+    Raises:
+        TypeError: If the layer cannot be packed.
+        ValueError: If the rounded weight has another shape.
+    """
+    _check_layer(type(module).__name__, module)
+    if tuple(quantized.codes.shape) != rows_and_columns(module):
+        raise ValueError(
+            f"Expected rounded weights of shape {list(rows_and_columns(module))} (rows by columns) for this "
+            f"{type(module).__name__}, got {list(quantized.codes.shape)}."
+        )
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    zero_point = None if quantized.zero_point is None else quantized.zero_point.to(weight.device)
+    return _packed_type(module).from_float(
+        module,
+        quantized.scheme,
+        pack_codes(quantized.codes, quantized.scheme.bits).to(weight.device),
+        quantized.scale.to(weight.device),
+        zero_point,
+    )
+
+
+def pack_model(
+    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
+) -> dict[str, nn.Module]:
+    """Replace every layer that the policy names by its packed twin, in place.
+
+    Everything is rounded and built before the first layer is replaced; an error leaves the model as it was.
+    A layer registered under several names is replaced under all of them; layers that share a weight share
+    their buffers. The packed layer is of the type registered for the float type that the layer behaves as,
+    so methods that a subclass adds are not carried over.
+
+    Args:
+        model: The model to change.
+        policy: Which layers are packed, and how.
+        rounded: Layer name to its rounded weight; layers that it misses are rounded to nearest.
+
+    Returns:
+        Layer name to float layer, for `restore_layers`.
+
+    Raises:
+        TypeError: If a layer cannot be packed.
+        ValueError: If the policy or ``rounded`` does not fit the model.
+        NonFiniteError: If a weight is NaN or infinite; the message names the layer.
+    """
+    rounded = rounded or {}
+    schemes = policy.by_layer()
+    if unknown := sorted(set(rounded) - set(schemes)):
+        raise ValueError(f"Rounded weights were given for {unknown[0]!r}, which the policy does not name.")
+
+    def pack(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
+        quantized = rounded.get(name)
+        if quantized is None:
+            quantized = _round(name, module, scheme)
+        elif quantized.scheme != scheme:
+            raise ValueError(
+                f"The rounded weight of layer {name!r} is {quantized.scheme}, but the policy says {scheme}."
+            )
+        try:
+            return pack_layer(module, quantized)
+        except ValueError as error:
+            raise ValueError(f"Layer {name!r}: {error}") from error
+
+    return _replace(model, build_layers(model, policy, pack))
+
+
+def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Module]:
+    """Replace every layer that the policy names by a packed one whose codes and scales are zero, in place.
+
+    Nothing is rounded: shapes and types are those that `pack_model` would give, ready for `load_state_dict`.
+    Works on the meta device.
+
+    Returns:
+        Layer name to float layer, for `restore_layers`.
+
+    Raises:
+        TypeError: If a layer cannot be packed.
+        ValueError: If the policy does not fit the model.
+    """
+    return _replace(model, build_layers(model, policy, _empty_layer))
+
+
+def restore_layers(model: nn.Module, floats: Mapping[str, nn.Module]) -> None:
+    """Put float layers back where `pack_model` or `empty_packed_model` took them from."""
+    _replace(model, floats)
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
+    """Return the packed layers of a model by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+
+
+def policy_of(model: nn.Module) -> BitPolicy:
+    """Return the policy that a packed model follows, read from its layers; empty if none is packed."""
+    layers = packed_layers(model)
+    first_of_tied: dict[int, str] = {}
+    members: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        first = first_of_tied.setdefault(id(layer.packed_codes), name)
+        members.setdefault(first if layer.group is None else layer.group, []).append(name)
+    schemes = {group: layers[names[0]].scheme for group, names in members.items()}
+    for group, names in members.items():
+        if other := [name for name in names if layers[name].scheme != schemes[group]]:
+            raise ValueError(
+                f"Layers {names[0]!r} and {other[0]!r} of the group {group!r} have different schemes: "
+                f"{schemes[group]} and {layers[other[0]].scheme}."
+            )
+    return BitPolicy(schemes, {group: tuple(names) for group, names in members.items()})
+
+
+def stored_bytes(model: nn.Module) -> StoredBytes:
+    """Count the bytes that a model stores, packed and otherwise; shared tensors once."""
+    layers = packed_layers(model).values()
+    packed = {id(value): value for layer in layers for value in layer.stored_tensors().values()}
+    cached = {id(layer.dense_weight): layer.dense_weight for layer in layers if layer.dense_weight is not None}
+    every = {id(value): value for value in [*model.parameters(), *model.buffers()]}
+    other = {key: value for key, value in every.items() if key not in packed and key not in cached}
+    return StoredBytes(*(sum(t.numel() * t.element_size() for t in part.values()) for part in (packed, other, cached)))
+
+
+def set_memory(model: nn.Module, memory: Memory) -> int:
+    """Choose for all packed layers whether dequantized weights are kept, and return the bytes of the cache.
+
+    Args:
+        model: A packed model.
+        memory: ``"packed"`` dequantizes at each call; ``"fast"`` keeps the weights beside the codes, at the
+            cost in bytes that is returned.
+    """
+    first: dict[int, PackedLayer] = {}
+    for layer in packed_layers(model).values():
+        twin = first.setdefault(id(layer.packed_codes), layer)
+        if twin is layer or twin.weight_shape != layer.weight_shape or twin.weight_dtype != layer.weight_dtype:
+            layer.memory = memory
+        else:
+            layer.dense_weight = twin.dense_weight
+    return stored_bytes(model).cached
+
+
+def build_layers(
+    model: nn.Module, policy: BitPolicy, build: Callable[[str, nn.Module, WeightScheme], PackedLayer]
+) -> dict[str, PackedLayer]:
+    """Build the packed twin of every layer that a policy names, without touching the model.
+
+    ``build(name, layer, scheme)`` makes one; layers that share a weight get the buffers of the first of them.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    built: dict[str, PackedLayer] = {}
+    by_weight: dict[tuple[object, ...], tuple[str, PackedLayer]] = {}
+    for group, names in policy.layers.items():
+        scheme = policy[group]
+        for name in names:
+            if name not in modules:
+                raise ValueError(_unknown_layer(name, model, modules))
+            module = modules[name]
+            _check_layer(f"Layer {name!r}" if name else "", module)
+            kind = LAYER_KINDS[float_class(module) or nn.Module]
+            key = (id(module.weight), kind, getattr(module, "groups", 1))
+            if key in by_weight:
+                first, twin = by_weight[key]
+                if twin.scheme != scheme:
+                    raise ValueError(
+                        f"Layers {first!r} and {name!r} share one weight, but the policy gives them {twin.scheme} "
+                        f"and {scheme}; put them in one group."
+                    )
+                layer = _packed_type(module).from_float(module, scheme, twin.packed_codes, twin.scale, twin.zero_point)
+            else:
+                layer = build(name, module, scheme)
+                by_weight[key] = (name, layer)
+            layer.group = group
+            built[name] = layer
+    return built
+
+
+def _empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
+    """Build a packed layer with zero codes and scales on the device of its weight."""
+    rows, columns = rows_and_columns(module)
+    device = module.weight.device
+    assert isinstance(device, torch.device)
+    scale_rows = 1 if scheme.granularity == "tensor" else rows
+    scale_shape = (scale_rows, scheme.scale_count(rows, columns) // scale_rows)
+    zero_point = torch.zeros(scale_shape, dtype=torch.uint8, device=device) if scheme.grid == "asymmetric" else None
+    return _packed_type(module).from_float(
+        module,
+        scheme,
+        torch.zeros(packed_size(rows * columns, scheme.bits), dtype=torch.uint8, device=device),
+        torch.zeros(scale_shape, dtype=getattr(torch, scheme.scale_dtype), device=device),
+        zero_point,
+    )
+
+
+def _round(name: str, module: nn.Module, scheme: WeightScheme) -> QuantizedRows:
+    try:
+        return quantize_rows(weight_rows(module), scheme)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"Layer {name!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"Layer {name!r}: {error}") from error
+
+
+def _replace(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put layers in the places of those now at their names, under every name these have; return the old ones."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if missing := [name for name in layers if name not in modules]:
+        raise ValueError(_unknown_layer(missing[0], model, modules))
+    old = {name: modules[name] for name in layers}
+    new = {id(old[name]): layer for name, layer in layers.items()}
+    for parent in list(model.modules()):
+        for attribute, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[attribute] = new[id(child)]
+    return old
+
+
+def _packed_type(module: nn.Module) -> type[PackedLayer]:
+    return PACKED_TYPES[float_class(module) or nn.Module]
+
+
+def _check_layer(what: str, module: nn.Module) -> None:
+    """Raise a sentence if a layer cannot be packed; ``what`` names it, empty for the model itself."""
+    if not what:
+        raise ValueError(
+            f"The model is itself a {type(module).__name__}, which cannot be replaced in place; "
+            "wrap it in nn.Sequential."
+        )
+    if isinstance(module, PackedLayer):
+        raise TypeError(f"{what} is packed already ({module.scheme}); start from the float model.")
+    if float_class(module) not in PACKED_TYPES:
+        known = ", ".join(kind.__name__ for kind in PACKED_TYPES)
+        raise TypeError(f"{what} is of type {type(module).__name__}; only {known} can be packed.")
+    if "forward" in module.__dict__:
+        raise TypeError(f"{what} has a forward of its own set on the instance, which packing would drop; remove it.")
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        raise TypeError(f"{what} computes its weight (a parametrization or weight_norm?); make it a plain parameter.")
+    if is_lazy(module.weight):  # type: ignore[arg-type]
+        raise TypeError(f"{what} is not initialized yet; run the model once on a batch.")
+    held = {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
+    if clash := sorted(held & OWN_NAMES):
+        raise TypeError(f"{what} has an attribute {clash[0]!r} of its own, a name that packed layers need; rename it.")
+
+
+def _unknown_layer(name: str, model: nn.Module, modules: Mapping[str, nn.Module]) -> str:
+    known = [layer for layer, module in modules.items() if float_class(module) is not None]
+    shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"The policy names the layer {name!r}, which {type(model).__name__} does not have. Its layers: {shown}."

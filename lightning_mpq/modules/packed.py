@@ -1,0 +1,197 @@
+"""What every packed layer shares: the stored buffers, and a weight that is computed from them when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import LAYER_KINDS, rows_and_columns
+from ..policy import WeightScheme
+from ..quantizers import QuantizedRows
+from ..quantizers.grid import dequantize
+from ..quantizers.packing import unpack_codes
+
+Memory = Literal["packed", "fast"]
+STORED = ("packed_codes", "scale", "zero_point")
+"""The buffers that hold the weight. Their types never change: they are the stored format."""
+OWN_NAMES = {*STORED, "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape", "group", "memory"}
+"""Names that a float layer must not use itself if it is to be packed."""
+
+PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
+"""Float layer type to the type that replaces it."""
+
+
+class PackedLayer(nn.Module):
+    """Mixin that turns a float layer type into one that stores 2..8-bit codes instead of its weight.
+
+    A packed type inherits from this class and from the float type, in this order, and says no more than its
+    name: ``weight`` becomes a read-only property, and the inherited forward reads it. So the layer computes
+    what the float layer with the dequantized weight computes, to the last bit, and everything else that reads
+    ``weight`` or asks ``isinstance(layer, nn.Linear)`` goes on working.
+
+    ``half()``, ``bfloat16()`` and ``to(dtype)`` change ``weight_dtype``, the type that ``weight`` is computed to.
+    The buffers keep their types: ``scale * (code - offset)`` is computed in float32 or wider from the scales
+    as stored (exactly, with 16-bit scales), so that no number of casts ever changes the model.
+
+    Attributes:
+        packed_codes: uint8 [ceil(n / 8) * bits], the codes of all rows as one bit stream (see `pack_codes`).
+        scale: [1, 1], [rows, 1] or [rows, blocks] in the scheme's scale type.
+        zero_point: uint8, shaped like ``scale``; None unless the grid is asymmetric.
+        dense_weight: The weight in ``weight_dtype`` if it is kept (``memory="fast"``), else None; never saved.
+        scheme: How the weight is quantized.
+        weight_shape: Shape of the float layer's weight.
+        weight_dtype: Type of the dequantized weight.
+        row_shape: (rows, columns) of the weight seen as output channels by fan-in.
+        group: Group of the policy that decided the scheme; None if the layer was packed alone.
+    """
+
+    float_type: ClassVar[type[nn.Module]]
+    packed_codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    dense_weight: Tensor | None
+    scheme: WeightScheme
+    weight_shape: torch.Size
+    weight_dtype: torch.dtype
+    row_shape: tuple[int, int]
+    group: str | None
+
+    @classmethod
+    def from_float(
+        cls,
+        layer: nn.Module,
+        scheme: WeightScheme,
+        packed_codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+    ) -> Self:
+        """Build the packed twin of a float layer, which is left as it is.
+
+        Bias, other parameters, plain attributes, mode and hooks are the same objects as the float layer's.
+        """
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        packed = cls.__new__(cls)
+        packed.__dict__.update(layer.__dict__)
+        buffers = {"packed_codes": packed_codes, "scale": scale, "zero_point": zero_point, "dense_weight": None}
+        packed.__dict__.update(
+            _parameters={name: value for name, value in layer._parameters.items() if name != "weight"},
+            _buffers={**layer._buffers, **buffers},
+            _modules=dict(layer._modules),
+            _non_persistent_buffers_set={*layer._non_persistent_buffers_set, "dense_weight"},
+            _compiled_call_impl=None,  # a compiled call is bound to the float layer
+            scheme=scheme,
+            weight_shape=weight.shape,
+            weight_dtype=weight.dtype,
+            row_shape=rows_and_columns(layer),
+            group=None,
+        )
+        return packed
+
+    def _weight(self) -> Tensor:
+        """Return the dequantized weight, in the float layer's shape and ``weight_dtype``."""
+        return self.dequantize() if self.dense_weight is None else self.dense_weight
+
+    weight: Tensor = property(_weight)  # type: ignore[assignment]  # read-only where the float type has a parameter
+
+    def dequantize(self) -> Tensor:
+        """Compute the weight from the stored buffers."""
+        matrix = dequantize(self.codes(), self.scale, self.zero_point, self.scheme, self.weight_dtype)
+        groups = int(getattr(self, "groups", 1))
+        return LAYER_KINDS[self.float_type].from_rows(matrix, self.weight_shape, groups)
+
+    def codes(self) -> Tensor:
+        """Return the codes, uint8 [rows, columns]."""
+        rows, columns = self.row_shape
+        return unpack_codes(self.packed_codes, self.scheme.bits, rows * columns).view(rows, columns)
+
+    def quantized_rows(self) -> QuantizedRows:
+        """Return codes, scales and scheme as `quantize_rows` made them."""
+        return QuantizedRows(self.codes(), self.scale, self.zero_point, self.scheme)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Return the buffers that hold the weight, by name."""
+        return {name: value for name in STORED if (value := self._buffers[name]) is not None}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return sum(value.numel() * value.element_size() for value in self.stored_tensors().values())
+
+    @property
+    def memory(self) -> Memory:
+        """``"packed"``: dequantize at each call. ``"fast"``: keep the dequantized weight beside the codes."""
+        return "packed" if self.dense_weight is None else "fast"
+
+    @memory.setter
+    def memory(self, choice: Memory) -> None:
+        if choice not in ("packed", "fast"):
+            raise ValueError(f"memory must be 'packed' or 'fast', got {choice!r}.")
+        self.dense_weight = self.dequantize() if choice == "fast" else None
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes that ``memory="fast"`` costs on top of the stored ones; 0 with ``"packed"``."""
+        return 0 if self.dense_weight is None else self.dense_weight.numel() * self.dense_weight.element_size()
+
+    def extra_repr(self) -> str:
+        """Say what the float layer says, then bits, grid, granularity and bytes."""
+        cached = f", {self.cached_bytes} bytes cached" if self.cached_bytes else ""
+        own = f"{self.scheme}, {self.stored_bytes} bytes{cached}"
+        inherited = super().extra_repr()
+        return f"{inherited}, {own}" if inherited else own
+
+    def reset_parameters(self) -> None:
+        """Refuse: there is no float weight to initialise."""
+        raise TypeError(f"{type(self).__name__} holds a quantized weight, which cannot be initialised anew.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the stored buffers but never cast them; casts change ``weight_dtype`` instead.
+
+        Buffers keep their identity as parameters do, so that layers which share them still share them after.
+        """
+        before = self.stored_tensors()
+        memory, self.dense_weight = self.memory, None
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=self.packed_codes.device)).dtype
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            assert new is not None
+            kept = new if new.dtype == old.dtype else old.to(new.device)
+            if torch._has_compatible_shallow_copy_type(old, kept):
+                old.data = kept
+                kept = old
+            self._buffers[name] = kept
+        self.memory = memory
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load the buffers; refuse other types (they would be cast in silence), then renew the cache."""
+        error_messages: list[str] = args[-1]
+        for name, own in self.stored_tensors().items():
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype != own.dtype:
+                error_messages.append(f"{prefix}{name} must be {own.dtype}, got {value.dtype}.")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.memory = self.memory
+
+
+def register_packed(float_type: type[nn.Module]) -> Callable[[type[PackedLayer]], type[PackedLayer]]:
+    """Declare the type that replaces a float layer type; ``LAYER_KINDS`` must know the float type's layout.
+
+    Example::
+
+        @register_packed(nn.Linear)
+        class PackedLinear(PackedLayer, nn.Linear): ...
+    """
+
+    def register(packed_type: type[PackedLayer]) -> type[PackedLayer]:
+        packed_type.float_type = float_type
+        PACKED_TYPES[float_type] = packed_type
+        return packed_type
+
+    return register
