@@ -79,7 +79,8 @@ def pack_model(
     Args:
         model: The model to change.
         policy: Which layers are packed, and how.
-        rounded: Layer name to its rounded weight; layers that it misses are rounded to nearest.
+        rounded: Layer name to its rounded weight, for a shared weight under any of its names; layers that it
+            misses are rounded to nearest.
 
     Returns:
         Layer name to float layer, for `restore_layers`.
@@ -93,9 +94,11 @@ def pack_model(
     schemes = policy.by_layer()
     if unknown := sorted(set(rounded) - set(schemes)):
         raise ValueError(f"Rounded weights were given for {unknown[0]!r}, which the policy does not name.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    given = {id(getattr(modules.get(name), "weight", None)): rows for name, rows in rounded.items()}
 
     def pack(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
-        quantized = rounded.get(name)
+        quantized = given.get(id(module.weight))
         if quantized is None:
             quantized = _round(name, module, scheme)
         elif quantized.scheme != scheme:
