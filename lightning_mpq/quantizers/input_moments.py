@@ -1,0 +1,194 @@
+r"""Second moment of what a layer's weight is multiplied with: M = mean of x x^T, the curvature of its output error.
+
+An error E of a weight, seen as rows by columns, changes the layer's output by E x at each position, so that the
+mean squared change is tr(E M E^T). Rounding by that form instead of by the size of E is what clip search and error
+feedback have in common (M. Nagel et al., "Up or Down?", ICML 2020, arXiv:2004.10568, eq. 11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..layers import float_class, rows_and_columns
+
+_CHUNK_ELEMENTS = 2**22
+"""Unfolded input values that are made at once (16 MiB of float32)."""
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass
+class InputMoment:
+    """Sums of x and x x^T over samples and positions, for each convolution group on its own.
+
+    They are kept in float64: float32 loses what distinguishes inputs with a large mean after some 10^5 positions.
+
+    Attributes:
+        first: [groups, columns], the sum of x.
+        second: [groups, columns, columns], the sum of x x^T; [groups, columns] if it is a diagonal.
+        count: Samples times positions.
+        row_counts: [rows], how often each row of an embedding was looked up; None for other layers. Its rows,
+            not its columns, are what the input selects: the squared error of row v counts ``row_counts[v]`` times.
+    """
+
+    first: Tensor
+    second: Tensor
+    count: int = 0
+    row_counts: Tensor | None = None
+
+    @classmethod
+    def of_layer(cls, module: nn.Module) -> InputMoment:
+        """Return empty sums for a layer, on the device of its weight.
+
+        They take 8 bytes times columns squared times convolution groups.
+        """
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        rows, columns = rows_and_columns(module)
+        groups = int(getattr(module, "groups", 1))
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
+        first = torch.zeros(groups, columns, dtype=wide, device=weight.device)
+        if float_class(module) is nn.Embedding:
+            return cls(first, first.clone(), 0, torch.zeros(rows, dtype=wide, device=weight.device))
+        return cls(first, torch.zeros(groups, columns, columns, dtype=wide, device=weight.device))
+
+    def update(self, module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> None:
+        """Add one call of the layer.
+
+        Args:
+            module: The layer.
+            inputs: What it was called on.
+            output_shape: Shape of what it returned.
+        """
+        inputs = inputs.detach()
+        if self.row_counts is not None:
+            self.row_counts += torch.bincount(inputs.reshape(-1), minlength=len(self.row_counts))
+            self.count += inputs.numel()
+            self.second += inputs.numel()
+            return
+        batched, output_shape = _with_batch(module, inputs, output_shape)
+        positions = prod(batched.shape[1:-1]) if float_class(module) is nn.Linear else prod(output_shape[2:])
+        per_sample = max(positions * self.first.numel(), 1)
+        for chunk in batched.split(max(1, _CHUNK_ELEMENTS // per_sample)):
+            values = unfold_inputs(module, chunk, output_shape[2:])
+            # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
+            values = values / unit
+            self.second += (values.transpose(1, 2) @ values).to(self.second.dtype) * unit.to(self.second.dtype) ** 2
+            self.first += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
+            self.count += values.shape[1]
+
+    def merge(self, other: InputMoment) -> InputMoment:
+        """Return the moment of a weight that two layers share.
+
+        Where an embedding shares its weight with a linear layer, its look-ups count for every row alike.
+        """
+        if self.row_counts is not None and other.row_counts is not None:
+            first, second, counts = self.first + other.first, self.second + other.second, self.row_counts
+            return InputMoment(first, second, self.count + other.count, counts + other.row_counts)
+        if self.row_counts is not None:
+            return other.merge(self)
+        second = other.second
+        if other.row_counts is not None:  # each row is looked up count / rows times on average
+            second = torch.diag_embed(other.second / len(other.row_counts))
+        return InputMoment(self.first + other.first, self.second + second, self.count + other.count)
+
+    def matrix(self, centred: bool = False) -> Tensor:
+        """Return M as [groups, columns, columns], the mean of x x^T; zero if the layer was never called.
+
+        Args:
+            centred: Subtract the mean of x first. That is the moment that is left when a bias or BatchNorm
+                statistics are corrected afterwards, since these absorb every change of the mean output.
+        """
+        count = max(self.count, 1)
+        if self.second.dim() == 2:
+            return torch.diag_embed(self.second / count)
+        mean = self.first / count
+        moment = self.second / count
+        return moment - mean[:, :, None] * mean[:, None, :] if centred else moment
+
+
+def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    """Return the vectors that a layer's weight rows are multiplied with.
+
+    With ``rows = weight_rows(module)`` cut into convolution groups, [groups, rows / groups, columns], the layer's
+    output without bias is ``rows @ vectors^T``, one column for each position.
+
+    Args:
+        module: Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d.
+        inputs: [N, ..., columns] for Linear, [N, channels, *spatial] for convolutions.
+        output_size: Spatial shape of the output; only transposed convolutions need it.
+
+    Returns:
+        [groups, N * positions, columns].
+
+    Raises:
+        TypeError: If the layer is of another type.
+
+    Example:
+        >>> conv = nn.Conv1d(2, 4, kernel_size=3, bias=False)
+        >>> vectors = unfold_inputs(conv, images := torch.randn(5, 2, 8))
+        >>> torch.allclose(vectors @ conv.weight.flatten(1).T, conv(images).mT.reshape(1, 30, 4), atol=1e-5)
+        True
+    """
+    kind = float_class(module)
+    if kind is nn.Linear:
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    if kind in _TRANSPOSED:
+        return _windows(module, _stretched(module, inputs, output_size), transposed=True)
+    if kind not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        raise TypeError(
+            f"The inputs of a {type(module).__name__} cannot be unfolded; expected Linear or a convolution."
+        )
+    amounts = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = pad(inputs, amounts, mode=mode) if any(amounts) else inputs  # type: ignore[arg-type]
+    return _windows(module, padded, transposed=False)
+
+
+def _with_batch(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> tuple[Tensor, torch.Size]:
+    """Give single samples a batch dimension."""
+    spatial = len(getattr(module, "kernel_size", ()))
+    single = inputs.dim() == (spatial + 1 if spatial else 1)
+    return (inputs[None], torch.Size([1, *output_shape])) if single else (inputs, output_shape)
+
+
+def _stretched(module: nn.Module, inputs: Tensor, output_size: torch.Size | tuple[int, ...]) -> Tensor:
+    """Return what an ordinary convolution of stride 1 with the mirrored kernel would read.
+
+    A transposed convolution of stride s is that convolution of the input with s - 1 zeros after each value
+    (V. Dumoulin, F. Visin, "A guide to convolution arithmetic", arXiv:1603.07285, section 4).
+    """
+    strides = [int(s) for s in module.stride]  # type: ignore[union-attr]
+    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], strides, strict=True)]
+    stretched = inputs.new_zeros(*inputs.shape[:2], *sizes)
+    every = tuple(slice(None, None, stride) for stride in strides)
+    stretched[(slice(None), slice(None), *every)] = inputs
+    amounts: list[int] = []
+    for size, out, kernel, dilation, cut in reversed(
+        list(zip(sizes, output_size, module.kernel_size, module.dilation, module.padding, strict=True))  # type: ignore[arg-type]
+    ):
+        reach = dilation * (kernel - 1)
+        before = reach - cut
+        amounts += [before, out + reach - size - before]  # negative amounts crop
+    return pad(stretched, amounts)
+
+
+def _windows(module: nn.Module, padded: Tensor, transposed: bool) -> Tensor:
+    """Return all windows under the kernel, [groups, N * positions, channels / groups * kernel]."""
+    kernel: tuple[int, ...] = tuple(module.kernel_size)  # type: ignore[arg-type]
+    strides = [1] * len(kernel) if transposed else list(module.stride)  # type: ignore[arg-type]
+    windows = padded.unflatten(1, (int(module.groups), -1))  # type: ignore[arg-type]
+    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, module.dilation, strict=True)):  # type: ignore[arg-type]
+        windows = windows.unfold(axis + 3, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    axes = range(3, 3 + len(kernel))
+    order = [1, 0, *axes, 2, *(axis + len(kernel) for axis in axes)]
+    windows = windows.permute(order)  # groups, N, *positions, channels, *kernel
+    if transposed:
+        windows = windows.flip(list(range(-len(kernel), 0)))
+    return windows.reshape(windows.shape[0], -1, prod(windows.shape[-1 - len(kernel) :]))
