@@ -1,1 +1,7 @@
 """Candidates and calibration batches in, a Taylor model of the loss out."""
+
+from .likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from .model import Prediction, TaylorModel
+from .profile import profile
+
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Prediction", "TaylorModel", "profile"]

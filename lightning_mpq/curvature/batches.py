@@ -1,0 +1,184 @@
+"""Calibration batches: into chunks and through the model, with errors that say what to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import forward_batch
+from ..errors import NonFiniteError
+from .isolation import shadowed
+
+ForwardFunction = Callable[[nn.Module, Any], Tensor]
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """Apply a function to every tensor in nested tuples, lists and mappings; anything else stays."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, item) for item in batch))
+    if type(batch) in (tuple, list):
+        return type(batch)(map_tensors(function, item) for item in batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(function, value) for key, value in batch.items()}
+    return batch
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Return every tensor of a batch in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return found
+
+
+def sample_count(batch: Any) -> int | None:
+    """Return the common length of a batch's tensors along dimension 0; None if they have none in common."""
+    lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in tensors_of(batch)}
+    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
+
+
+def batch_weight(batch: Any) -> int:
+    """Return the number of samples in a batch as its first tensor shows it, 1 if there is none to see."""
+    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.dim()), 1)
+
+
+def slice_batch(batch: Any, start: int, stop: int) -> Any:
+    """Return samples start..stop of a batch for which `sample_count` is not None."""
+    return map_tensors(lambda tensor: tensor[start:stop], batch)
+
+
+def split_batch(batch: Any, chunk_size: int | None) -> Iterator[Any]:
+    """Yield a batch in chunks of at most ``chunk_size`` samples, whole if it is None or cannot be cut."""
+    count = sample_count(batch)
+    if chunk_size is None or count is None or count <= chunk_size:
+        yield batch
+        return
+    for start in range(0, count, chunk_size):
+        yield slice_batch(batch, start, start + chunk_size)
+
+
+def describe_batch(batch: Any) -> str:
+    """Return what a batch is, for messages.
+
+    Example:
+        >>> describe_batch({"ids": torch.zeros(2, 3), "name": "x"})
+        "a dict with 'ids': a float32 tensor [2, 3], 'name': a str"
+    """
+    if isinstance(batch, Tensor):
+        return f"a {str(batch.dtype).removeprefix('torch.')} tensor {list(batch.shape)}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {', '.join(map(describe_batch, batch[:4])) or 'nothing'}"
+    if isinstance(batch, Mapping):
+        return "a dict with " + ", ".join(f"{key!r}: {describe_batch(batch[key])}" for key in list(batch)[:4])
+    return f"a {type(batch).__name__}"
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of the model's ``training_step``, whose logging calls go nowhere for that time.
+
+    Raises:
+        TypeError: If the model has no training_step, or it returns no loss.
+    """
+    step = getattr(model, "training_step", None)
+    if not callable(step):
+        raise TypeError(
+            f"loss='task' needs a loss, and {type(model).__name__} has no training_step. Pass "
+            "loss_fn=lambda model, batch: ... that returns the mean loss over the batch as a scalar tensor."
+        )
+    with ExitStack() as stack:
+        stack.enter_context(shadowed(model, log=_ignore, log_dict=_ignore))
+        result = step(batch, 0) if len(signature(step).parameters) > 1 else step(batch)
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"{type(model).__name__}.training_step must return the loss as a tensor or a dict with 'loss', got "
+            f"{describe_batch(result)}. Pass loss_fn=lambda model, batch: ... that returns a scalar tensor."
+        )
+    return loss
+
+
+def _ignore(*args: object, **kwargs: object) -> None:
+    """Stand in for ``log`` and ``log_dict``, which work only inside of a Trainer's loops."""
+
+
+class Evaluator:
+    """Runs the model and its loss on batches, and refuses what cannot be measured with a sentence.
+
+    Attributes:
+        model: The model.
+        batch_number: Which batch is being measured, for messages; from 1.
+    """
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None, loss_fn: LossFunction | None) -> None:
+        """Keep the two functions, or the defaults for None."""
+        self.model = model
+        self.batch_number = 1
+        self._forward_fn = forward_fn
+        self._loss = loss_fn or default_loss
+
+    def outputs(self, batch: Any) -> Tensor:
+        """Return the model's outputs, [N, ...], finite.
+
+        Raises:
+            TypeError: If the outputs are not one floating-point tensor with a sample in each row.
+            NonFiniteError: If they are not finite; names the first module whose output is not.
+        """
+        outputs = forward_batch(self.model, batch, self._forward_fn, self.batch_number)
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
+            raise TypeError(
+                "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
+                f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
+                "model(batch)['logits']."
+            )
+        if not torch.isfinite(outputs).all():
+            again = partial(forward_batch, self.model, batch, self._forward_fn)
+            raise self._non_finite("outputs of the model are", batch, again)
+        return outputs
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of a batch, a finite scalar.
+
+        Raises:
+            TypeError: If it is not a scalar tensor.
+            NonFiniteError: If it is not finite; names the first module whose output is not.
+        """
+        loss = self._loss(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise TypeError(
+                f"Expected the loss as a scalar floating-point tensor, got {describe_batch(loss)}. Return the mean "
+                "over the samples from loss_fn."
+            )
+        if not torch.isfinite(loss).all():
+            raise self._non_finite("loss is", batch, partial(self._loss, self.model, batch))
+        return loss.reshape(())
+
+    def _non_finite(self, what: str, batch: Any, run: Callable[[], object]) -> NonFiniteError:
+        """Find the first module whose output is not finite by one more forward pass, and name it."""
+        culprits: list[str] = []
+        handles = []
+        for name, module in self.model.named_modules():
+
+            def check(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
+                bad = [t for t in tensors_of(output) if t.is_floating_point() and not torch.isfinite(t).all()]
+                if bad and not culprits:
+                    culprits.append(name or type(module).__name__)
+
+            handles.append(module.register_forward_hook(check))
+        try:
+            with torch.no_grad():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        bad_input = any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors_of(batch))
+        where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
+        cause = " The batch itself holds NaN or infinite values." if bad_input else ""
+        return NonFiniteError(f"The {what} NaN or infinite in batch {self.batch_number}, {where}.{cause}")

@@ -1,0 +1,223 @@
+r"""The Fisher information of all candidates from one backward pass for each draw.
+
+For sample n and a random output gradient v_n with covariance H_n (the score of a label drawn from the model's
+own prediction, or ``L z`` with random signs), the derivative of ``<v_n, outputs_n>`` along candidate i is
+
+    s_ni = sum over uses of layer l and positions of <dv_n / d out_l, D_i * in_l>,
+
+so that ``E[s_n s_n^T] = J^T H_n J`` along the candidates: the Fisher information, equal to the Gauss-Newton matrix
+(J. Martens, New Insights and Perspectives on the Natural Gradient Method, JMLR 2020, sections 5 and 9). One backward
+pass yields the output gradients of all layers at once, whatever their number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .batches import Evaluator, sample_count, slice_batch
+from .forward_mode import output_change
+from .layer_scores import layer_scores
+from .likelihood import Likelihood
+from .moments import WeightedMoments
+from .perturbation import Perturbations
+from .weights import substituted, weight_variables
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One call of a layer in the forward pass; ``version`` tells whether its input was overwritten since."""
+
+    layer: str
+    inputs: Tensor
+    version: int
+    extra: tuple[object, ...]
+
+
+class Fisher:
+    """Estimates the curvature of the divergence; its gradient is zero.
+
+    Groups whose weights are used in ways that layer calls do not show (outside of their layer's forward, or where
+    samples cannot be told apart) are found on the first batch by comparison with ordinary automatic
+    differentiation and measured by forward mode: ``s_ni = <v_n, J D_i>``, one more pass for each such candidate.
+
+    Attributes:
+        curvature: Moments of the per-sample products s_ni s_nj, [K, K].
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
+    ) -> None:
+        """Prepare; ``draws`` output gradients are drawn for each sample."""
+        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
+        self._evaluator = evaluator
+        self._perturbations = perturbations
+        self._likelihood = likelihood
+        self._draws = draws
+        self._by_forward_mode: dict[tuple[int, int], str] = {}
+        self._verified = False
+        self._recording = False
+        self._scores: Tensor | None = None
+
+    def update(self, batch: Any, generator: Generator) -> int:
+        """Add the samples of a batch and return their number."""
+        scores = self.scores(batch, generator)
+        draws, samples, count = scores.shape
+        flat = scores.flatten(0, 1)
+        second = scores.new_zeros(count, count)
+        for one in range(draws):
+            for other in range(one, draws):
+                product = scores[one] * scores[other]
+                second += (1 if one == other else 2) * (product.T @ product)
+        self.curvature.update(flat.T @ flat / draws, second / draws**2, samples)
+        return samples
+
+    def scores(self, batch: Any, generator: Generator) -> Tensor:
+        """Return s for each draw, sample and candidate, [draws, N, K], float64.
+
+        Raises:
+            ValueError: If the outputs carry no gradient.
+        """
+        with self._taps():
+            self._recording = True
+            outputs = self._evaluator.outputs(batch)
+            self._recording = False
+            if not outputs.requires_grad and len(self._by_forward_mode) < len(self._groups()):
+                raise ValueError(
+                    "The outputs do not depend on any quantized layer in a way that can be differentiated. forward_fn "
+                    "must not detach, nor run under torch.no_grad()."
+                )
+            width = torch.float32 if outputs.device.type == "mps" else torch.float64
+            scores = torch.zeros(
+                self._draws, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device
+            )
+            gradients = []
+            for draw in range(self._draws):
+                gradients.append(self._likelihood.score(outputs.detach(), batch, generator))
+                self._scores = scores[draw]
+                if outputs.requires_grad:
+                    torch.autograd.backward(outputs, gradients[-1], retain_graph=draw + 1 < self._draws)
+        self._scores = None
+        if not self._verified:
+            self._verify(batch, scores[0], gradients[0])
+        for start, stop in self._by_forward_mode:
+            for index in range(start, stop):
+                change = output_change(self._evaluator, self._perturbations, index, batch)
+                for draw, gradient in enumerate(gradients):
+                    scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
+        return scores
+
+    @contextmanager
+    def _taps(self) -> Iterator[None]:
+        """Watch every call of a quantized layer, and its output's gradient in each backward pass."""
+        handles = [
+            module.register_forward_hook(self._hook(layer), with_kwargs=True)
+            for layer, module in self._perturbations.modules.items()
+        ]
+        try:
+            yield
+        finally:
+            self._recording = False
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: str) -> Any:
+        columns = self._perturbations.columns[layer]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
+                output = output.detach().requires_grad_().clone()
+            if self._recording and (columns.start, columns.stop) not in self._by_forward_mode:
+                inputs = args[0] if args else kwargs["input"]
+                size = kwargs.get("output_size")
+                use = _Use(layer, inputs.detach(), inputs._version, (*args[1:], *(() if size is None else (size,))))
+                output.register_hook(lambda gradient: self._add(use, gradient))
+            return output
+
+        return hook
+
+    def _add(self, use: _Use, gradient: Tensor) -> None:
+        """Add the scores of one use of a layer, once the gradient of its output is known."""
+        assert self._scores is not None
+        if use.inputs._version != use.version:
+            raise RuntimeError(
+                f"The input of the layer {use.layer!r} was overwritten in place after the layer had read it, so that "
+                "its weight could not be trained either. Use the operation that is not in place."
+            )
+        columns = self._perturbations.columns[use.layer]
+        module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
+        inputs = use.inputs
+        if inputs.dim() == 0 or inputs.shape[0] % samples:
+            if inputs.dim() < 2 or inputs.shape[1] != samples:
+                self._by_forward_mode[columns.start, columns.stop] = use.layer
+                return
+            inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
+        rows = layer_scores(module, inputs, gradient, self._perturbations.of_layer(use.layer), use.extra)
+        self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
+
+    def _groups(self) -> set[tuple[int, int]]:
+        return {(columns.start, columns.stop) for columns in self._perturbations.columns.values()}
+
+    def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:
+        """Compare the scores of one sample with ordinary weight gradients; groups that differ go to forward mode.
+
+        Args:
+            batch: The batch behind the scores.
+            scores: [N, K].
+            gradient: The drawn output gradient, shaped like the outputs.
+        """
+        self._verified = True
+        samples = gradient.shape[0]
+        reference: Tensor | None = None
+        for size in (1, samples) if sample_count(batch) == samples else (samples,):
+            part = slice_batch(batch, 0, size) if size < samples else batch
+            try:
+                reference = self._reference(part, gradient[:size])
+            except (RuntimeError, TypeError):  # some models do not take a single sample
+                if size == samples:
+                    raise
+                continue
+            break
+        assert reference is not None
+        error = (scores[:size].sum(0) - reference).abs()
+        largest = float(reference.abs().max())
+        tolerance = min(0.5, 30 * sqrt(torch.finfo(gradient.dtype).eps))
+        for layer, columns in self._perturbations.columns.items():
+            scale = max(float(reference[columns].norm()), 1e-3 * largest)
+            key = (columns.start, columns.stop)
+            if float(error[columns].norm()) > tolerance * scale:
+                self._by_forward_mode.setdefault(key, layer)
+        if self._by_forward_mode:
+            names = ", ".join(sorted(self._by_forward_mode.values()))
+            extra = sum(stop - start for start, stop in self._by_forward_mode)
+            warnings.warn(
+                f"The calls of these layers do not show how each sample uses their weights: {names}. (A weight read "
+                f"outside of its layer, or inputs without one row for each sample?) Forward mode measures them "
+                f"exactly, at {extra} more passes over each batch.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _reference(self, batch: Any, gradient: Tensor) -> Tensor:
+        """Return the summed scores of a batch by differentiating with respect to the weights themselves, [K]."""
+        variables = weight_variables(self._perturbations)
+        with substituted(self._perturbations, variables):
+            outputs = self._evaluator.outputs(batch)
+            if outputs.shape != gradient.shape:
+                raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
+            slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)
+        total = torch.zeros(self._perturbations.count, dtype=torch.float64, device=gradient.device)
+        for layer, slope in zip(variables, slopes, strict=True):
+            if slope is not None:
+                deltas = self._perturbations.of_layer(layer).flatten(1)
+                total[self._perturbations.columns[layer]] += (deltas.double() @ slope.flatten().double()).to(total)
+        return total

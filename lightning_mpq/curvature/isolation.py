@@ -1,0 +1,128 @@
+"""Measuring a model without leaving a trace: modes, flags, buffers, metrics and random states come back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchmetrics import Metric
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Measure ``model`` in eval mode as if nothing had happened before or afterwards.
+
+    Inside, no parameter requires a gradient, autocast is off and everything runs eagerly with kernels that can
+    be differentiated twice and in forward mode: the mathematical attention (fused kernels have no such
+    derivatives) and no fast path of MultiheadAttention and TransformerEncoderLayer. On leaving, by an error
+    too: training modes, ``requires_grad`` flags, buffers, the states of torchmetrics, and the random states of
+    Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what they were, so that
+    training goes on bit-identical.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_random_states(model))
+        stack.enter_context(_module_states(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in {"cpu"} | {parameter.device.type for parameter in model.parameters()}:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_no_attention_fast_path())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _random_states(model: nn.Module) -> Iterator[None]:
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _module_states(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode without gradients; afterwards restore modes, flags, buffers, metrics."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    metrics = {module: _metric_state(module) for module in model.modules() if isinstance(module, Metric)}
+    try:
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        for metric, state in metrics.items():
+            metric.__dict__.update(state)
+
+
+def _metric_state(metric: Metric) -> dict[str, object]:
+    """Return the attributes of a metric that an update changes, tensors and lists copied."""
+    state: dict[str, object] = {
+        name: metric.__dict__[name]
+        for name in ("_update_count", "_computed", "_forward_cache", "_should_unsync", "_is_synced", "_cache")
+        if name in metric.__dict__
+    }
+    for name in metric._defaults:
+        value = getattr(metric, name)
+        state[name] = value.clone() if isinstance(value, Tensor) else list(value)
+    return state
+
+
+@contextmanager
+def _no_attention_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def shadowed(module: object, **attributes: object) -> Iterator[None]:
+    """Let attributes of a module, methods and parameters too, stand in its ``__dict__`` for a while.
+
+    ``nn.Module`` finds parameters only when ordinary lookup fails, so that the parameter itself, its name in
+    the state dict and every optimizer that holds it stay untouched.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> with shadowed(layer, weight=torch.full((1, 1), 3.0)):
+        ...     float(layer(torch.ones(1)))
+        3.0
+        >>> "weight" in layer.__dict__, len(list(layer.parameters()))
+        (False, 1)
+    """
+    names = module.__dict__
+    missing = object()
+    before = {name: names.get(name, missing) for name in attributes}
+    try:
+        names.update(attributes)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is missing:
+                with suppress(KeyError):
+                    del names[name]
+            else:
+                names[name] = value

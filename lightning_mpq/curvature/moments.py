@@ -1,0 +1,70 @@
+"""Sums over units of data from which means and their standard errors follow; they add up over processes and files."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class WeightedMoments(Metric):
+    r"""Mean of values x_u over units u (samples or batches) of weight w_u, with its standard error.
+
+    mean = sum w x / sum w and, with U units,
+    error^2 = U / (U - 1) * sum w^2 (x - mean)^2 / (sum w)^2,
+    the estimator for a ratio of sums (W. G. Cochran, Sampling Techniques, 3rd ed., 1977, chapter 6); for equal
+    weights it is the usual standard error of a mean.
+
+    Example:
+        >>> moments = WeightedMoments(())
+        >>> for value in (1.0, 2.0, 6.0):
+        ...     moments.update(torch.tensor(value))
+        >>> [round(float(result), 4) for result in moments.compute()]
+        [3.0, 1.5275]
+    """
+
+    full_state_update = False
+    weight: Tensor
+    weight_squared: Tensor
+    units: Tensor
+    first: Tensor
+    cross: Tensor
+    second: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Start sums of zero.
+
+        Args:
+            shape: Shape of one value.
+        """
+        super().__init__()
+        for name in ("weight", "weight_squared", "units"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("first", "cross", "second"):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, first: Tensor, second: Tensor | None = None, units: int = 1, weight: float = 1.0) -> None:
+        """Add one unit, or several of equal weight at once.
+
+        Args:
+            first: The value of the unit, or the sum of values.
+            second: The sum of squared values; None for one unit.
+            units: How many units are added.
+            weight: Weight of each.
+        """
+        first = first.to(self.first)
+        second = first.square() if second is None else second.to(self.second)
+        self.units += units
+        self.weight += weight * units
+        self.weight_squared += weight**2 * units
+        self.first += weight * first
+        self.cross += weight**2 * first
+        self.second += weight**2 * second
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard error; the error of a single unit is infinite."""
+        mean = self.first / self.weight
+        spread = self.second - 2 * mean * self.cross + mean.square() * self.weight_squared
+        variance = spread.clamp(min=0) / self.weight.square() * (self.units / (self.units - 1))
+        unknown = torch.full_like(mean, torch.inf)
+        return mean, variance.sqrt() if self.units > 1 else unknown

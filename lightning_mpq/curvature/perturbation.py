@@ -1,0 +1,122 @@
+"""The perturbations D = Q(w) - w of all candidates, made one layer at a time and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..candidates import Candidate
+from ..errors import NonFiniteError
+from ..groups import LayerGroup
+from ..layers import rows_to_weight, weight_rows
+from ..quantizers import QuantizedRows, quantize_rows
+
+
+class Perturbations:
+    """What each candidate adds to each weight; only integer codes are kept, and those within a limit.
+
+    Attributes:
+        modules: Name to layer, for all layers of all groups.
+        columns: Layer name to the slice of candidates (columns of the Taylor model) of its group.
+        leaders: One layer name for each distinct weight tensor: of tied layers, only the first stands here.
+        count: Number of candidates K.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[LayerGroup],
+        candidates: Sequence[Candidate],
+        kept_bytes: int = 2**28,
+    ) -> None:
+        """Look up the layers and check that candidates, groups and model fit together.
+
+        Args:
+            model: The model that the groups were found in.
+            groups: The groups, in order.
+            candidates: In the order of groups, at least one for each.
+            kept_bytes: Up to how many bytes of codes to keep; what lies beyond is quantized anew each time.
+
+        Raises:
+            ValueError: If a layer is not in the model, or candidates and groups do not fit.
+            NonFiniteError: If a weight is NaN or infinite.
+        """
+        named = dict(model.named_modules())
+        self.count = len(candidates)
+        self.modules: dict[str, nn.Module] = {}
+        self.columns: dict[str, slice] = {}
+        self._schemes = [candidate.scheme for candidate in candidates]
+        self._kept: dict[tuple[str, int], QuantizedRows] = {}
+        self._bytes_left = kept_bytes
+        start = 0
+        for group in groups:
+            stop = start
+            while stop < len(candidates) and candidates[stop].group == group.name:
+                stop += 1
+            if stop == start:
+                raise ValueError(
+                    f"Expected the candidates of the group {group.name!r} at position {start}, in the order of groups; "
+                    f"got {candidates[start].group if start < len(candidates) else 'no candidate'!r}."
+                )
+            for layer in group.layers:
+                if layer not in named:
+                    raise ValueError(
+                        f"The model has no layer {layer!r}; pass the groups that were found in this model."
+                    )
+                self.modules[layer] = named[layer]
+                self.columns[layer] = slice(start, stop)
+            start = stop
+        if start != len(candidates):
+            raise ValueError(
+                f"Candidate {start} is of the group {candidates[start].group!r}, out of the order of groups."
+            )
+        first: dict[int, str] = {}
+        for layer, module in self.modules.items():
+            first.setdefault(id(module.weight), layer)
+        self._leader = {layer: first[id(module.weight)] for layer, module in self.modules.items()}
+        self.leaders = tuple(first.values())
+        for layer in self.leaders:
+            if not torch.isfinite(self.weight(layer)).all():
+                raise NonFiniteError(f"The weight of the layer {layer!r} holds NaN or infinite values.")
+
+    def weight(self, layer: str) -> Tensor:
+        """Return the float weight of a layer, detached."""
+        weight = self.modules[layer]._parameters["weight"]
+        assert weight is not None
+        return weight.detach()
+
+    def tied(self, layer: str) -> list[str]:
+        """Return all layers that use the weight of ``layer``, itself included."""
+        leader = self._leader[layer]
+        return [other for other, its_leader in self._leader.items() if its_leader == leader]
+
+    def of_layer(self, layer: str) -> Tensor:
+        """Return D of all B candidates of a layer's group as [B, *weight shape], in the weight's type."""
+        columns = self.columns[layer]
+        return torch.stack([self._perturbation(layer, index) for index in range(columns.start, columns.stop)])
+
+    def of_candidate(self, index: int) -> dict[str, Tensor]:
+        """Return D of one candidate for each distinct weight it touches, by leading layer."""
+        touched = [layer for layer in self.leaders if self.columns[layer].start <= index < self.columns[layer].stop]
+        return {layer: self._perturbation(layer, index) for layer in touched}
+
+    def _perturbation(self, layer: str, index: int) -> Tensor:
+        """Return D of one candidate in one layer.
+
+        The difference is taken in float64, since a rounding error is small beside the weight, and cast last.
+        """
+        leader = self._leader[layer]
+        module, weight = self.modules[leader], self.weight(leader)
+        rows = weight_rows(module, weight)
+        key = (leader, index)
+        quantized = self._kept.get(key)
+        if quantized is None:
+            quantized = quantize_rows(rows, self._schemes[index])
+            size = sum(t.numel() * t.element_size() for t in (quantized.codes, quantized.scale))
+            if size <= self._bytes_left:
+                self._kept[key] = quantized
+                self._bytes_left -= size
+        wide = torch.float32 if rows.device.type == "mps" else torch.float64
+        return rows_to_weight(module, quantized.dequantize(wide) - rows.to(wide), weight.shape).to(weight.dtype)

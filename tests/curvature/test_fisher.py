@@ -1,0 +1,201 @@
+"""The Fisher estimator against a dense Jacobian in float64."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from curvature_oracles import (
+    MODELS,
+    Convolutions,
+    Enumerated,
+    HiddenUses,
+    TiedLanguageModel,
+    categorical_information,
+    dense_jacobian,
+    make,
+    measured,
+)
+from torch import nn
+from torch.testing import assert_close
+
+from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
+
+
+def dense_fisher(model, inputs, deltas, information):
+    along = dense_jacobian(model, inputs) @ deltas  # [N, outputs, K]
+    return torch.einsum("noi,nop,npj->ij", along, information, along) / len(inputs)
+
+
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+@pytest.mark.filterwarnings("ignore:The calls of these layers")
+def test_all_labels_enumerated_give_the_exact_fisher_matrix(kind):
+    model, (inputs, labels) = make(kind)
+    groups, candidates, deltas = measured(model)
+    classes = model(inputs).shape[1]
+    taylor = profile(
+        model, [(inputs, labels)], groups=groups, candidates=candidates, likelihood=Enumerated(), draws=classes
+    )
+    exact = dense_fisher(model, inputs, deltas, categorical_information(model.eval()(inputs).detach()))
+    assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-12 * float(exact.max()))
+    assert float(exact.abs().min()) > 0  # every pair of candidates is really tested
+    assert taylor.gradient.abs().max() == 0
+    assert taylor.samples == len(inputs)
+
+
+def test_groups_of_several_layers_perturb_all_of_them_together():
+    model, (inputs, labels) = make(Convolutions)
+    groups, candidates, deltas = measured(model, groups={"convs": ["first", "second", "third"]})
+    taylor = profile(model, [(inputs, labels)], groups=groups, candidates=candidates, likelihood=Enumerated(), draws=3)
+    exact = dense_fisher(model, inputs, deltas, categorical_information(model.eval()(inputs).detach()))
+    assert [group.name for group in taylor.groups] == ["convs", "last"]
+    assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-12 * float(exact.max()))
+
+
+class PerPosition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3, 5)
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        mixed = self.hidden(x).tanh().cumsum(1)
+        return self.out(mixed)
+
+
+@pytest.mark.parametrize("class_dim", [1, -1])
+def test_scores_sum_over_the_positions_of_a_sequence(class_dim):
+    torch.manual_seed(0)
+    model, inputs = PerPosition().double(), torch.randn(4, 3, 3, dtype=torch.float64)
+    groups, candidates, deltas = measured(model)
+
+    def forward_fn(net, batch):
+        return net(batch).movedim(-1, class_dim)
+
+    taylor = profile(
+        model,
+        [inputs],
+        groups=groups,
+        candidates=candidates,
+        likelihood=Enumerated(class_dim),
+        draws=8,
+        forward_fn=forward_fn,
+    )
+    along = (dense_jacobian(model, inputs) @ deltas).unflatten(1, (3, 2)).flatten(0, 1)
+    information = categorical_information(model(inputs).detach().flatten(0, 1))
+    exact = torch.einsum("noi,nop,npj->ij", along, information, along) / 4
+    assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [Categorical(sampling="label"), Categorical(sampling="sign"), Gaussian(variance=0.5), Bernoulli()],
+    ids=str,
+)
+def test_drawn_scores_agree_within_their_standard_errors(likelihood):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    inputs = torch.randn(8, 4, dtype=torch.float64)
+    groups, candidates, deltas = measured(model, (2, 4))
+    taylor = profile(
+        model, [inputs.repeat(250, 1)], groups=groups, candidates=candidates, likelihood=likelihood, draws=2
+    )
+    outputs = model(inputs).detach()
+    if isinstance(likelihood, Categorical):
+        information = categorical_information(outputs)
+    elif isinstance(likelihood, Gaussian):
+        information = torch.eye(3, dtype=torch.float64).expand(8, 3, 3) / 0.5
+    else:
+        information = torch.diag_embed(outputs.sigmoid() * (1 - outputs.sigmoid()))
+    exact = dense_fisher(model, inputs, deltas, information)
+    deviation = (taylor.curvature - exact) / taylor.curvature_error
+    assert deviation.abs().max() < 4.5
+    # errors that are neither too small nor too large: over 10 draws of the whole profile their squares average to 1
+    rows = [
+        profile(model, [inputs.repeat(50, 1)], groups=groups, candidates=candidates, likelihood=likelihood, seed=seed)
+        for seed in range(10)
+    ]
+    squares = torch.stack([((t.curvature - exact) / t.curvature_error).square() for t in rows])
+    assert 0.4 < squares.mean() < 2.0
+
+
+def test_every_use_that_layer_calls_hide_is_named_and_measured_by_forward_mode():
+    model, (inputs, labels) = make(HiddenUses)
+    with pytest.warns(UserWarning, match="embed, position") as caught:
+        profile(model, [(inputs, labels)], bits=[2], likelihood=Categorical())
+    assert "plain" not in str(caught[0].message)
+
+
+def test_ordinary_uses_never_fall_back_to_forward_mode():
+    for kind in (Convolutions, TiedLanguageModel):
+        model, batch = make(kind)
+        for net in (model, model.float()):
+            inputs = batch[0].float() if batch[0].is_floating_point() and net is not model else batch[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                profile(net, [(inputs.to(next(net.parameters()).dtype) if inputs.is_floating_point() else inputs,)],
+                        bits=[2, 4], likelihood=Categorical())  # fmt: skip
+
+
+def test_in_place_activations_and_checkpointing_do_not_disturb_the_taps():
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self, in_place: bool, checkpointed: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.relu, self.checkpointed = nn.ReLU(in_place), checkpointed
+
+        def forward(self, x):
+            x = self.relu(self.first(x))
+            if self.checkpointed:
+                block = lambda y: self.relu(self.second(y))  # noqa: E731
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = self.relu(self.second(x))
+            return self.third(x)
+
+    plain, inputs = Net(False, False).double(), torch.randn(16, 4, dtype=torch.float64)
+    expected = profile(plain, [inputs], likelihood=Categorical(), bits=[2, 3])
+    for variant in (Net(True, False), Net(False, True)):
+        variant.double().load_state_dict(plain.state_dict())
+        got = profile(variant, [inputs], likelihood=Categorical(), bits=[2, 3])
+        assert_close(got.curvature, expected.curvature, rtol=1e-12, atol=0)
+
+
+def test_chunks_divide_the_batch_without_changing_what_is_measured():
+    model, batch = make(TiedLanguageModel)
+    options = {"bits": [2, 3], "likelihood": Enumerated(), "draws": 4}
+    whole, chunked = (profile(model, [batch], chunk_size=size, **options) for size in (None, 4))
+    assert_close(chunked.curvature, whole.curvature, rtol=1e-9, atol=1e-14)
+    assert chunked.samples == 6
+
+
+def test_ignored_positions_do_not_count():
+    torch.manual_seed(0)
+    model, inputs = PerPosition().double(), torch.randn(4, 3, 3, dtype=torch.float64)
+    labels = torch.tensor([[0, -100, -100], [1, 0, -100], [-100, -100, -100], [0, 1, 1]])
+    groups, candidates, deltas = measured(model)
+    along = (dense_jacobian(model, inputs) @ deltas).unflatten(1, (3, 2)).flatten(0, 1)
+    information = categorical_information(model(inputs).detach().flatten(0, 1))
+    counts = (labels != -100).flatten().double()
+    exact = torch.einsum("n,noi,nop,npj->ij", counts, along, information, along) / 4
+    divergence = profile(
+        model,
+        [(inputs, labels)],
+        groups=groups,
+        candidates=candidates,
+        likelihood=Categorical(class_dim=-1),
+        curvature="hessian",
+        loss="divergence",
+    )
+    assert_close(divergence.curvature, exact, rtol=1e-9, atol=1e-14)
+    drawn = profile(
+        model,
+        [(inputs.repeat(500, 1, 1), labels.repeat(500, 1))],
+        groups=groups,
+        candidates=candidates,
+        likelihood=Categorical(class_dim=-1, sampling="label"),
+    )
+    assert ((drawn.curvature - exact) / drawn.curvature_error).abs().max() < 4.5

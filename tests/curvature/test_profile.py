@@ -1,0 +1,295 @@
+"""What `profile` promises around the estimators: nothing left behind, and clear words for what it cannot take."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
+from lightning_mpq.errors import NonFiniteError
+from lightning_mpq.groups import find_groups
+
+QUICK = {"bits": [2, 4], "likelihood": Categorical()}
+
+
+class Module(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(8, 3)
+        )
+        self.accuracy = MulticlassAccuracy(3)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        outputs = self(batch[0])
+        loss = cross_entropy(outputs, batch[1])
+        self.accuracy(outputs, batch[1])
+        self.log("accuracy", self.accuracy)
+        self.log_dict({"loss": loss})
+        return {"loss": loss}
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batches(count=3, size=8):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, 4, generator=generator), torch.randint(0, 3, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def train(profiled: bool):
+    """Train a network with dropout and momentum, profiling in the middle or not."""
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    model = Module()
+    model.net[0].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    noise = []
+    for step in range(6):
+        if step == 3 and profiled:
+            loader = torch.utils.data.DataLoader(
+                torch.utils.data.TensorDataset(*batches(1, 24)[0]), batch_size=8, shuffle=True
+            )
+            for curvature in ("fisher", "hessian"):
+                profile(model, loader, curvature=curvature, loss="task", **QUICK)
+        optimizer.zero_grad()
+        inputs, labels = batches()[step % 3]
+        outputs = model(inputs)
+        model.accuracy.update(outputs, labels)
+        cross_entropy(outputs, labels).backward()
+        optimizer.step()
+        noise += [random.random(), np.random.rand(), float(torch.rand(()))]
+    return model, noise
+
+
+def test_training_goes_on_bit_identical():
+    (plain, plain_noise), (profiled, noise) = train(False), train(True)
+    assert noise == plain_noise
+    for (name, expected), value in zip(plain.state_dict().items(), profiled.state_dict().values(), strict=True):
+        assert torch.equal(expected, value), name
+    assert float(plain.accuracy.compute()) == float(profiled.accuracy.compute())
+    assert [m.training for m in profiled.modules()] == [m.training for m in plain.modules()]
+    assert [p.requires_grad for p in profiled.parameters()] == [p.requires_grad for p in plain.parameters()]
+    assert profiled.log.__func__ is L.LightningModule.log
+    assert not {"log", "log_dict", "weight"} & set(profiled.__dict__)
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
+def test_an_error_in_the_middle_leaves_the_model_as_it_was(curvature):
+    model = Module()
+    model.net[0].bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    rng = torch.get_rng_state()
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+
+    def failing():
+        yield from batches(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, failing(), curvature=curvature, loss="task", **QUICK)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [True, False] + [True] * 4
+    assert hooks == [len(m._forward_hooks) for m in model.modules()]
+    assert all(p.grad is None for p in model.parameters())
+    assert "weight" not in model.net[0].__dict__
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_same_call_gives_the_same_bits_and_the_order_of_batches_does_not_matter():
+    model, data = small(), batches()
+    first = profile(model, data, **QUICK)
+    again = profile(model, iter(data), **QUICK)
+    assert torch.equal(first.curvature, again.curvature)
+    assert first.fingerprint == again.fingerprint
+    reversed_ = profile(model, data[::-1], **QUICK)
+    torch.testing.assert_close(reversed_.curvature, first.curvature, rtol=1e-12, atol=0)
+    assert reversed_.fingerprint == first.fingerprint
+    other = profile(model, data, seed=1, **QUICK)
+    assert not torch.equal(other.curvature, first.curvature)
+
+
+def test_the_fingerprint_tells_apart_what_differs():
+    model, data = small(), batches()
+    groups = find_groups(model)
+    seen = {profile(model, data, **QUICK).fingerprint}
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed[0].bias[0] += 1e-3
+    other_data = [(x + 1e-3, y) for x, y in data]
+    for net, batch, options in [
+        (changed, data, {}),
+        (model, other_data, {}),
+        (model, data[:2], {}),
+        (model, data, {"bits": [2, 3]}),
+        (model, data, {"seed": 1}),
+        (model, data, {"draws": 2}),
+        (model, data, {"likelihood": Gaussian()}),
+        (model, data, {"curvature": "hessian", "loss": "divergence"}),
+        (model, data, {"candidates": make_candidates(groups, [2, 4])[:3]}),
+    ]:
+        seen.add(profile(net, batch, **{**QUICK, **options}).fingerprint)
+    assert len(seen) == 10
+
+
+def test_every_form_of_batch_and_forward():
+    model, data = small(), batches(1)
+    expected = profile(model, data, **QUICK).curvature
+    inputs = data[0][0]
+    as_dict = [{"x": inputs, "name": ["a"] * 8}]
+    for batch, forward in [
+        ([inputs], None),
+        ([[inputs]], None),
+        (as_dict, lambda net, b: net(b["x"])),
+    ]:
+        got = profile(model, batch, forward_fn=forward, **QUICK)
+        assert got.samples == 8
+        # other content, hence other draws: the same scale
+        assert (got.curvature.diagonal() / expected.diagonal()).log().abs().max() < 3
+
+
+def test_progress_rises_to_one():
+    calls = []
+    profile(small(), batches(), progress=lambda fraction, message: calls.append((fraction, message)), **QUICK)
+    assert [round(fraction, 3) for fraction, _ in calls] == [0.333, 0.667, 1.0]
+    assert "24 samples" in calls[-1][1]
+
+
+class TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        return self.layer(x) * mask
+
+
+class Dictionary(TakesTwo):
+    def forward(self, x):
+        return {"logits": self.layer(x)}
+
+
+class Batchless(TakesTwo):
+    def forward(self, x):
+        return self.layer(x).sum()
+
+
+class Probabilities(TakesTwo):
+    def forward(self, x):
+        return self.layer(x).softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "error", "words"),
+    [
+        (small(), [], {}, ValueError, "batches is empty"),
+        (small(), [{"x": torch.zeros(2, 4)}], {}, TypeError, "Pass forward_fn"),
+        (small(), ["text"], {}, TypeError, "Pass forward_fn"),
+        (TakesTwo(), [torch.zeros(2, 4)], {}, TypeError, "TakesTwo.*Pass forward_fn"),
+        (Dictionary(), [torch.zeros(2, 4)], {}, TypeError, "one floating-point tensor.*'logits'.*Pass forward_fn"),
+        (Batchless(), [torch.zeros(2, 4)], {}, TypeError, "samples along dimension 0"),
+        (Probabilities(), [torch.zeros(2, 4)], {"likelihood": "auto"}, ValueError, "look like probabilities"),
+        (small(), [torch.zeros(2, 4)], {"loss": "task"}, TypeError, "Sequential has no training_step.*loss_fn"),
+        (small(), [torch.zeros(2, 4)], {"curvature": "exact"}, ValueError, "'fisher'.*'hessian'.*got 'exact'"),
+        (small(), [torch.zeros(2, 4)], {"loss": "mse"}, ValueError, "'divergence', 'task', got 'mse'"),
+        (small(), [torch.zeros(2, 4)], {"draws": 0}, ValueError, "positive, got 0"),
+        (nn.ReLU(), [torch.zeros(2, 4)], {}, ValueError, "no layer to quantize"),
+        (small(), [torch.zeros(2, 4)], {"groups": find_groups(nn.Sequential(*small(), nn.Linear(3, 3)))}, ValueError,
+         "no layer '3'"),
+        (small(), [torch.zeros(2, 4)], {"forward_fn": lambda net, x: net(x).detach()}, ValueError, "not detach"),
+        (small(), [torch.zeros(2, 4)],
+         {"curvature": "hessian", "loss_fn": lambda net, x: net(x)}, TypeError, "scalar.*tensor"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_with_a_sentence(model, data, options, error, words):
+    with pytest.raises(error, match=words):
+        profile(model, data, **{**QUICK, **options})
+
+
+def test_non_finite_values_are_named_with_module_and_batch():
+    model = small()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="1 of 24 values of 'weight' in the module '2'"):
+        profile(model, batches(), **QUICK)
+    data = batches()
+    data[1][0][3] = torch.inf
+    with pytest.raises(NonFiniteError, match="outputs of the model are .* in batch 2.*module '0'.*batch itself"):
+        profile(small(), data, **QUICK)
+    model = small()
+    with torch.no_grad():
+        model[2].weight[:] = 3e38
+    with pytest.raises(NonFiniteError, match="in batch 1.*module '2'"):
+        profile(model, batches(), **QUICK)
+    with pytest.raises(NonFiniteError, match="loss is NaN .* in batch 1, though every module"):
+        profile(small(), batches(), curvature="hessian", loss_fn=lambda net, b: net(b[0]).mean() / 0, **QUICK)
+
+
+def test_training_steps_of_other_forms():
+    class TensorStep(Module):
+        def training_step(self, batch):
+            return cross_entropy(self(batch[0]), batch[1])
+
+    class NoLoss(Module):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    torch.manual_seed(0)
+    model = Module()
+    other = TensorStep()
+    other.load_state_dict(model.state_dict())
+    expected = profile(model, batches(), curvature="hessian", bits=[2])
+    assert torch.equal(profile(other, batches(), curvature="hessian", bits=[2]).gradient, expected.gradient)
+    with pytest.raises(TypeError, match="NoLoss.training_step must return the loss"):
+        profile(NoLoss(), batches(), curvature="hessian", bits=[2])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "expected"),
+    [
+        (torch.zeros(2, 3), torch.tensor([0, 2]), "Categorical\\(class_dim=1"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, 5, dtype=torch.long), "Categorical\\(class_dim=1"),
+        (torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=torch.long), "Categorical\\(class_dim=-1"),
+        (torch.zeros(2, 3), None, "Categorical\\(class_dim=1"),
+        (torch.zeros(2, 1), None, "Gaussian"),
+        (torch.zeros(2, 3), torch.rand(2, 3), "Gaussian"),
+        (torch.zeros(2, 1), torch.tensor([0.0, 1.0]), "Bernoulli"),
+    ],
+)
+def test_auto_says_what_it_took(outputs, targets, expected):
+    model = nn.Sequential(nn.Linear(2, 2))
+    batch = (torch.randn(2, 2), targets) if targets is not None else torch.randn(2, 2)
+
+    def forward_fn(net, batch):
+        inputs = batch[0] if isinstance(batch, tuple) else batch
+        return net(inputs).sum() + outputs
+
+    with pytest.warns(UserWarning, match=f"auto' took {expected}"):
+        profile(model, [batch], forward_fn=forward_fn, bits=[2], likelihood="auto")
+
+
+def test_auto_refuses_what_it_cannot_tell():
+    model = nn.Linear(2, 6)
+    with pytest.raises(ValueError, match="cannot tell what outputs"):
+        profile(model, [torch.zeros(2, 2)], forward_fn=lambda net, x: net(x).unflatten(1, (2, 3)), bits=[2])
+    assert Bernoulli() == Bernoulli()
