@@ -94,7 +94,7 @@ def test_huge_and_tiny_inputs_neither_overflow_nor_vanish():
 
 
 def test_large_inputs_are_unfolded_in_chunks(monkeypatch):
-    layer, data = nn.Conv2d(3, 2, 3, padding=1), torch.randn(9, 3, 5, 5)
+    layer, data = nn.Conv2d(3, 2, 3, padding=1).double(), torch.randn(9, 3, 5, 5).double()
     whole, cut = InputMoment.of_layer(layer), InputMoment.of_layer(layer)
     whole.update(layer, data, layer(data).shape)
     monkeypatch.setattr("lightning_mpq.quantizers.input_moments._CHUNK_ELEMENTS", 2 * 25 * 27)
@@ -109,7 +109,7 @@ def test_large_inputs_are_unfolded_in_chunks(monkeypatch):
 
 
 def test_single_samples_count_like_batches_of_one():
-    layer, data = nn.Conv2d(3, 2, 3), torch.randn(3, 5, 5)
+    layer, data = nn.Conv2d(3, 2, 3).double(), torch.randn(3, 5, 5).double()
     single, batch = InputMoment.of_layer(layer), InputMoment.of_layer(layer)
     single.update(layer, data, layer(data).shape)
     batch.update(layer, data[None], layer(data[None]).shape)
@@ -127,7 +127,7 @@ def test_an_embedding_counts_its_rows():
 
 def test_a_shared_weight_sees_the_inputs_of_both_layers():
     embedding, head = nn.Embedding(5, 3), nn.Linear(3, 5)
-    tokens, hidden = torch.tensor([0, 1, 1]), torch.randn(4, 3)
+    tokens, hidden = torch.tensor([0, 1, 1]), torch.randn(4, 3).double()
     by_token, by_product = InputMoment.of_layer(embedding), InputMoment.of_layer(head)
     by_token.update(embedding, tokens, torch.Size([3, 3]))
     by_product.update(head, hidden, torch.Size([4, 5]))
@@ -136,7 +136,7 @@ def test_a_shared_weight_sees_the_inputs_of_both_layers():
     )  # the same in every row, so that the average over rows is exact
     for merged in (by_token.merge(by_product), by_product.merge(by_token)):
         total = ((error @ merged.matrix()[0]) * error).sum() * merged.count
-        expected = (hidden.double() @ error.T).square().sum() + error[tokens].square().sum()
+        expected = (hidden @ error.T).square().sum() + error[tokens].square().sum()
         torch.testing.assert_close(total, expected)
 
 
