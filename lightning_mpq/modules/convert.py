@@ -110,7 +110,7 @@ def pack_model(
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
 
-    return _replace(model, build_layers(model, policy, pack))
+    return replace_layers(model, build_layers(model, policy, pack))
 
 
 def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Module]:
@@ -126,12 +126,12 @@ def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Modu
         TypeError: If a layer cannot be packed.
         ValueError: If the policy does not fit the model.
     """
-    return _replace(model, build_layers(model, policy, _empty_layer))
+    return replace_layers(model, build_layers(model, policy, empty_layer))
 
 
 def restore_layers(model: nn.Module, floats: Mapping[str, nn.Module]) -> None:
     """Put float layers back where `pack_model` or `empty_packed_model` took them from."""
-    _replace(model, floats)
+    replace_layers(model, floats)
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
@@ -220,7 +220,7 @@ def build_layers(
     return built
 
 
-def _empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
+def empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
     """Build a packed layer with zero codes and scales on the device of its weight."""
     rows, columns = rows_and_columns(module)
     device = module.weight.device
@@ -246,7 +246,7 @@ def _round(name: str, module: nn.Module, scheme: WeightScheme) -> QuantizedRows:
         raise ValueError(f"Layer {name!r}: {error}") from error
 
 
-def _replace(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Put layers in the places of those now at their names, under every name these have; return the old ones."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if missing := [name for name in layers if name not in modules]:

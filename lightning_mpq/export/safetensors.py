@@ -1,0 +1,186 @@
+"""Save a packed model as safetensors plus JSON, and load it into a float model of the same architecture.
+
+A saved model is a folder with two files: ``lightning_mpq.json`` (the policy, and shape, type and hash of every
+tensor) and the tensor file that it names. The name of the tensor file is derived from its content, and the JSON is
+put in place last, in one step: whoever looks finds the old model or the new one, also if two processes save to
+one folder or a process dies midway. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from torch import nn
+
+from ..errors import CorruptModelError
+from ..files import write_text_atomically
+from ..modules import PackedLayer, packed_layers, policy_of
+from ..modules.convert import build_layers, empty_layer, replace_layers
+from .manifest import MANIFEST_NAME, REMEDY, Manifest, TensorRecord, dtype_name, read_manifest
+from .slots import Slot, fill_slots, find_slots
+from .tensor_file import header_sha256, read_tensors, remove_leftovers, write_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write a packed model to a folder: every parameter and persistent buffer, packed or not, and the policy.
+
+    The folder is created if need be. A model saved there before is replaced in one step, or kept if anything
+    fails.
+
+    Args:
+        model: A model with packed layers, on any device.
+        folder: Where to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If no layer is packed, or the model holds something that cannot be saved.
+    """
+    layers = packed_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no packed layer to save; quantize it first.")
+    slots = find_slots(model)
+    tensors = {slot.name: slot.portable() for slot in slots}
+    records = {name: TensorRecord.of(tensor) for name, tensor in tensors.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder) as alone:
+        weights = write_tensors(folder, tensors, records)
+        manifest = Manifest(
+            model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+            policy=policy_of(model),
+            compute_dtypes={name: dtype_name(layer.weight_dtype) for name, layer in layers.items()},
+            weights_file=weights.name,
+            weights_bytes=weights.stat().st_size,
+            header_sha256=str(header_sha256(weights)),
+            tensors=records,
+            aliases={alias: slot.name for slot in slots for alias in slot.places if alias != slot.name},
+        )
+        write_text_atomically(folder / MANIFEST_NAME, manifest.to_json())
+        if alone:
+            remove_leftovers(folder, keep=weights.name)
+    return folder
+
+
+def load(folder: str | os.PathLike[str], model: Model) -> Model:
+    """Turn a float model into the packed one that was saved, in place and without rounding anything.
+
+    Names, shapes, types and hashes of all tensors are checked before the model is touched. It may be on the
+    meta device, and what is loaded is then on the CPU. What is not packed keeps its identity, modules their mode.
+
+    Args:
+        folder: What `save` wrote.
+        model: A float model of the architecture that was quantized, in the type that it was saved in.
+
+    Returns:
+        The same model.
+
+    Raises:
+        CorruptModelError: If a file is missing, damaged or foreign, or the model is of another architecture.
+        TypeError: If the model has packed layers already.
+    """
+    if packed := packed_layers(model):
+        raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    while True:
+        layers, slots = _packed_view(model, manifest)
+        source = _match(slots, manifest, model)
+        try:
+            tensors = read_tensors(folder / manifest.weights_file, manifest)
+            break
+        except FileNotFoundError as error:
+            previous, manifest = manifest, read_manifest(folder)
+            path = folder / manifest.weights_file
+            if manifest == previous and not path.exists():  # if not, another process has just saved: read again
+                raise CorruptModelError(f"{path} is missing, though {MANIFEST_NAME} names it. {REMEDY}") from error
+    uses = Counter(source.values())  # what was one tensor may be two in this model, each in memory of its own
+    found = ((slot, tensors[source[slot.name]], uses[source[slot.name]] > 1) for slot in slots)
+    fill_slots((slot, value.clone() if shared else value) for slot, value, shared in found)
+    replace_layers(model, layers)
+    return model
+
+
+def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot]]:
+    """Build empty packed layers for a float model and find the slots it will have, without touching it.
+
+    Raises:
+        CorruptModelError: If the saved policy does not fit the model.
+    """
+    own_name = type(model).__name__
+    try:
+        layers = build_layers(model, manifest.policy, empty_layer)
+    except (TypeError, ValueError) as error:
+        raise CorruptModelError(
+            f"The model saved from {manifest.model_class} does not fit {own_name}: {error}"
+        ) from error
+    for name, layer in layers.items():
+        saved, own = manifest.compute_dtypes.get(name), dtype_name(layer.weight_dtype)
+        if saved != own:
+            raise CorruptModelError(
+                f"The layer {name!r} was saved to compute in {saved}, but that of {own_name} is {own}. "
+                f"Convert the model before loading, e.g. with model.to(torch.{saved})."
+            )
+    slots = find_slots(model, {id(model.get_submodule(name)): layer for name, layer in layers.items()})
+    stored = {name for slot in slots for name in slot.places}
+    if lost := [name for name, value in model.named_buffers() if value.is_meta and name not in stored]:
+        raise CorruptModelError(
+            f"{own_name} holds the buffer {lost[0]!r} on the meta device, and it is not part of a saved model "
+            "(persistent=False). Build the model on a real device."
+        )
+    return layers, slots
+
+
+def _match(slots: list[Slot], manifest: Manifest, model: nn.Module) -> dict[str, str]:
+    """Return the saved tensor for each slot, by their names, after checking names, shapes, types and ties.
+
+    Raises:
+        CorruptModelError: If a tensor is missing, left over or different; the message names it.
+    """
+    own_name = type(model).__name__
+    origin = f"the model saved from {manifest.model_class}"
+    advice = f"Give {own_name} the architecture and the types that were saved."
+    saved = {**{name: name for name in manifest.tensors}, **manifest.aliases}
+    wanted = {name: slot for slot in slots for name in slot.places}
+    if missing := [name for name in wanted if name not in saved]:
+        raise CorruptModelError(f"{own_name} needs the tensor {missing[0]!r}, which {origin} does not hold. {advice}")
+    if extra := [name for name in saved if name not in wanted]:
+        raise CorruptModelError(f"{own_name} does not have the tensor {extra[0]!r}, which {origin} holds. {advice}")
+    for name, slot in wanted.items():
+        record = manifest.tensors[saved[name]]
+        own_type, own_shape = dtype_name(slot.value.dtype), tuple(slot.value.shape)
+        if (record.dtype, record.shape) != (own_type, own_shape):
+            raise CorruptModelError(
+                f"{own_name} needs the tensor {name!r} as {own_type} {list(own_shape)}, but {origin} holds it as "
+                f"{record.dtype} {list(record.shape)}. {advice}"
+            )
+        if record != manifest.tensors[saved[slot.name]]:
+            raise CorruptModelError(
+                f"{own_name} has one tensor under the names {slot.name!r} and {name!r}, but {origin} holds two "
+                f"different ones. {advice}"
+            )
+    return {slot.name: saved[slot.name] for slot in slots}
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; False where the file system has none, so that nothing may be removed."""
+    lock = FileLock(folder / ".lightning_mpq.lock")
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

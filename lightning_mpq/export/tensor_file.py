@@ -1,0 +1,87 @@
+"""The safetensors file of a saved model: written whole, read back only if every byte is the one that was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CorruptModelError
+from .manifest import MANIFEST_NAME, REMEDY, WEIGHTS_NAME, Manifest, TensorRecord
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], records: Mapping[str, TensorRecord]) -> Path:
+    """Write tensors to a file whose name its content decides, so that two writers never meet in one file.
+
+    Args:
+        folder: Where to write; it exists.
+        tensors: Name to tensor: dense, contiguous, on the CPU, no two in one memory.
+        records: Name to the record of each.
+
+    Returns:
+        The path of the file.
+    """
+    temporary = folder / f".weights-{uuid4().hex}.tmp"
+    try:
+        save_file(dict(tensors), temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        parts = [str(header_sha256(temporary)), *(record.sha256 for record in records.values())]
+        content = sha256("".join(parts).encode()).hexdigest()
+        return temporary.replace(folder / f"weights-{content[:16]}.safetensors")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Read all tensors to memory and check them against the manifest.
+
+    Size and hash of the header come first, so that an altered header never reaches a parser.
+
+    Raises:
+        CorruptModelError: If the file is not the one that was saved; the message names the tensor.
+        FileNotFoundError: If there is no such file.
+    """
+    size = path.stat().st_size
+    if size != manifest.weights_bytes:
+        raise CorruptModelError(
+            f"{path} has {size} bytes instead of {manifest.weights_bytes}: it is cut off or another file. {REMEDY}"
+        )
+    if header_sha256(path) != manifest.header_sha256:
+        raise CorruptModelError(f"The header of {path} was altered after it was saved: its hash differs. {REMEDY}")
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            if stray := set(file.keys()) ^ set(manifest.tensors):
+                raise CorruptModelError(f"{path} and {MANIFEST_NAME} disagree on the tensor {min(stray)!r}. {REMEDY}")
+            for name, record in manifest.tensors.items():
+                tensors[name] = file.get_tensor(name).clone()  # a copy: what is checked is what will be used
+                if TensorRecord.of(tensors[name]) != record:
+                    raise CorruptModelError(f"The tensor {name!r} in {path} is damaged: its hash differs. {REMEDY}")
+    except (SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise CorruptModelError(f"{path} cannot be read: {error}. {REMEDY}") from error
+    return tensors
+
+
+def header_sha256(path: Path) -> str | None:
+    """Return the hash of a safetensors file's header with its length, None if the file is too short for it."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > os.fstat(file.fileno()).st_size - 8:
+            return None
+        return sha256(prefix + file.read(length)).hexdigest()
+
+
+def remove_leftovers(folder: Path, keep: str) -> None:
+    """Remove tensor files that no manifest names any more, and what a process that died left behind."""
+    for path in folder.iterdir():
+        superseded = WEIGHTS_NAME.fullmatch(path.name) and path.name != keep
+        if superseded or (path.name.startswith(".weights-") and path.suffix == ".tmp"):
+            path.unlink(missing_ok=True)
