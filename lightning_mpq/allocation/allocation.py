@@ -1,0 +1,115 @@
+"""The chosen policy with its certificate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..curvature.model import Prediction
+from ..policy import BitPolicy
+from .status import SolveStatus
+
+Objective = Literal["quadratic", "additive"]
+OBJECTIVES: tuple[Objective, ...] = ("quadratic", "additive")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A plan, what it is predicted to cost, and the proof of how good it is.
+
+    Attributes:
+        policy: Scheme of each group.
+        prediction: Predicted change of the loss with its parts: value, gradient, within and between groups.
+        objective: What was minimised: ``"quadratic"`` (the whole model) or ``"additive"`` (groups alone).
+        value: The minimised objective at this plan: the predicted loss, unless additive, robust, or bytes.
+        lower_bound: Proved: no plan within budget and rules has a smaller objective.
+        reference: Magnitude that the gap is measured against if it exceeds ``|value|``: the objective of
+            the widest feasible uniform plan (the optimum itself may be near zero or negative).
+        costs: Every cost of the plan: average_bits, bytes, ...
+        limits: The budget's bounds, by the same names.
+        prices: What one more unit of each bounded cost would save, in loss per unit, at the relaxed solution.
+        status: How the solve ended; ``status.advice`` says what to do.
+        seconds: Wall time of each step.
+        nodes: Nodes of the branch and bound.
+        additive_policy: The plan that the additive objective would have chosen under the same budget.
+        additive_loss: What that plan is predicted to cost by the whole model.
+        prediction_error: Standard error of the prediction as far as the model knows it.
+    """
+
+    policy: BitPolicy
+    prediction: Prediction
+    objective: Objective
+    value: float
+    lower_bound: float
+    reference: float
+    costs: Mapping[str, float]
+    limits: Mapping[str, float]
+    prices: Mapping[str, float]
+    status: SolveStatus
+    seconds: Mapping[str, float]
+    nodes: int = 0
+    additive_policy: BitPolicy | None = None
+    additive_loss: float | None = None
+    prediction_error: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def predicted_loss(self) -> float:
+        """Predicted loss after quantization minus float loss."""
+        return self.prediction.value
+
+    @property
+    def absolute_gap(self) -> float:
+        """Objective minus lower bound: how much a better plan could save at most."""
+        return max(self.value - self.lower_bound, 0.0)
+
+    @property
+    def gap(self) -> float:
+        """The absolute gap relative to ``max(|value|, reference)``."""
+        scale = max(abs(self.value), self.reference)
+        return self.absolute_gap / scale if scale > 0 else 0.0
+
+    @property
+    def additive_excess(self) -> float | None:
+        """How much worse the additive plan is predicted to be, relative to this plan's loss."""
+        if self.additive_loss is None or self.predicted_loss == 0:
+            return None
+        return (self.additive_loss - self.predicted_loss) / abs(self.predicted_loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "policy": json.loads(self.policy.to_json()),
+            "bits": self.policy.bits(),
+            "predicted_loss": self.predicted_loss,
+            "parts": {
+                "gradient": self.prediction.gradient,
+                "within": self.prediction.within,
+                "between": self.prediction.between,
+            },
+            "prediction_error": self.prediction_error,
+            "objective": self.objective,
+            "value": self.value,
+            "lower_bound": self.lower_bound,
+            "gap": self.gap,
+            "absolute_gap": self.absolute_gap,
+            "status": self.status.name,
+            "advice": self.status.advice,
+            "costs": dict(self.costs),
+            "limits": dict(self.limits),
+            "prices": dict(self.prices),
+            "seconds": dict(self.seconds),
+            "nodes": self.nodes,
+            "additive_bits": None if self.additive_policy is None else self.additive_policy.bits(),
+            "additive_loss": self.additive_loss,
+            "details": dict(self.details),
+        }
+
+    def __repr__(self) -> str:
+        """Say the bits, the loss, and how far from the best it can be."""
+        return (
+            f"Allocation({self.costs.get('average_bits', float('nan')):.3f} average bits, predicted loss "
+            f"{self.predicted_loss:.4g}, gap {self.gap:.2%}, {self.status.name})"
+        )

@@ -1,0 +1,427 @@
+r"""The best block convexification: a lower bound for the integer program, indefinite curvature included.
+
+In one group at most one variable is 1, so on integer points :math:`t_a t_b = 0` (a, b in one block) and
+:math:`t_a^2 = t_a`. Hence for **any** symmetric block-diagonal P
+
+.. math:: f(t) = \tfrac12 t^T (Q - P) t + (c + \tfrac12 \operatorname{diag} P)^T t + \text{const},
+
+and with :math:`Q - P \succ 0`, multipliers :math:`\lambda \ge 0` of the budgets, the minimum over free t,
+
+.. math:: g(P, \lambda) = \text{const} - \lambda^T b - \tfrac12 q^T (Q - P)^{-1} q, \qquad
+          q = c + \tfrac12 \operatorname{diag} P + A^T \lambda,
+
+is a lower bound: nothing of an indefinite Q is thrown away. (Quadratic convex reformulation: Billionnet,
+Elloumi, Plateau, Discrete Applied Mathematics 157, 2009; here with full blocks and without the equations.)
+The best P and :math:`\lambda` solve the dual of a semidefinite program over
+:math:`Y = \begin{pmatrix} 1 & t^T \\ t & X \end{pmatrix} \succeq 0`:
+
+.. math:: \min \tfrac12 \langle Q, X \rangle + c^T t \quad\text{s.t.}\quad
+          X_{ll} = \operatorname{Diag}(t_l)\ \text{(each block)}, \quad A t + s = b,\ s \ge 0,
+
+which implies :math:`t \ge 0` and :math:`\sum t_l \le 1`. It is solved here by a primal-dual interior point
+method (Helmberg, Rendl, Vanderbei, Wolkowicz, SIAM J. Optim. 6, 1996, with Mehrotra's corrector).
+Every constraint matrix is ``w sym(u v')`` with u, v a unit vector or a difference of two, so that the
+Newton system is a sum of four elementwise products of gathered entries of Y and of the inverse of
+
+.. math:: Z = \begin{pmatrix} z_0 & \tfrac12 q^T \\ \tfrac12 q & \tfrac12 (Q - P) \end{pmatrix}.
+
+Any iterate gives a valid bound, whatever the primal residual; it may be stopped at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from .difference_form import DifferenceForm
+from .problem import Array
+
+_STRIP = 192
+
+
+@dataclass(frozen=True, eq=False)
+class Convexification:
+    """What a convexification proves.
+
+    Attributes:
+        bound: Lower bound for the form's integer program.
+        conditional: For each variable the lower bound if its candidate is chosen, shape [n].
+        reference_conditional: For each block the lower bound if its reference is chosen.
+        point: Relaxed solution t, shape [n].
+        upper: Value of the relaxation (no bound can exceed it) as far as it is known.
+        shift: P, shape [n, n], block diagonal.
+        multipliers: Price of each budget of the form, in loss per unit.
+    """
+
+    bound: float
+    conditional: Array
+    reference_conditional: Array
+    point: Array
+    upper: float
+    shift: Array
+    multipliers: Array
+
+
+def bound_at(form: DifferenceForm, shift: Array, multipliers: Array) -> float:
+    """Return g(P, lambda), computed afresh from the form; -inf if Q - P is not positive definite."""
+    try:
+        factor = np.linalg.cholesky(form.quadratic - shift)
+    except np.linalg.LinAlgError:
+        return -np.inf
+    q = form.linear + shift.diagonal() / 2 + form.rows.T @ multipliers
+    half = sla.solve_triangular(factor, q, lower=True)
+    return float(form.constant - multipliers @ form.limits - half @ half / 2)
+
+
+def interior_point(form: DifferenceForm) -> Array:
+    """Return masses t > 0 with sum < 1 in each block that leave the pooled budget room if that is possible.
+
+    They are the maximum-entropy masses of a given budget use: ``t_i ~ exp(-tilt * use_i)``.
+    """
+    count = len(form.group)
+    use = (form.rows / np.maximum(np.abs(form.rows).sum(axis=1), 1e-300)[:, None]).sum(axis=0)
+    use = use / max(float(np.abs(use).max(initial=0)), 1e-300)
+    point = np.zeros(form.size)
+    for tilt in (0.0, *np.geomspace(0.5, 60, 24)):
+        top = np.maximum(np.bincount(form.block, minlength=count), 0) * 0.0
+        np.maximum.at(top, form.block, -tilt * use)
+        mass = np.exp(-tilt * use - top[form.block])
+        total = np.exp(-top) + np.bincount(form.block, weights=mass, minlength=count)
+        point = mass / total[form.block]
+        if np.all(form.limits - form.rows @ point > 0.05 * np.abs(form.limits - form.rows.min(axis=1, initial=0))):
+            break
+    point = np.maximum(point, 1e-4)
+    mass = np.bincount(form.block, weights=point, minlength=count)
+    return point / np.maximum(1, mass / (1 - 1e-4))[form.block]
+
+
+class _Constraints:
+    """The matrices ``w sym(u v')`` of the program, and the three things a Newton step asks of them.
+
+    Index 0 of Y is the constant 1, variable a has index a + 1. In order: ``X_aa - t_a = 0`` and ``X_ab = 0``
+    for each block, ``Y_00 = 1``, and one budget row each. u is always a unit vector ``e_first``; v is
+    ``e_second``, minus ``e_0`` for a diagonal one, or a row of A.
+    """
+
+    def __init__(self, form: DifferenceForm) -> None:
+        first, second = np.nonzero(np.triu(form.block[:, None] == form.block[None, :]))
+        self.form = form
+        self.row_count = len(form.limits)
+        self.pair_count = len(first)
+        self.first = np.concatenate([first + 1, [0], np.zeros(self.row_count, dtype=int)])
+        self.second = np.concatenate([second + 1, [0]])
+        self.is_diagonal = np.append(first == second, False)
+        weight = np.where(first == second, 1.0, 2.0)
+        self.weight = np.concatenate([weight, [1.0], np.ones(self.row_count)])
+        self.right = np.concatenate([np.zeros(self.pair_count), [1.0], form.limits])
+
+    def _times_v(self, matrix: Array) -> Array:
+        """Return matrix @ V for the columns v of all constraints."""
+        product = np.empty((len(matrix), len(self.first)))
+        plain = len(self.second)
+        product[:, :plain] = matrix[:, self.second]
+        product[:, :plain] -= matrix[:, :1] * self.is_diagonal
+        product[:, plain:] = matrix[:, 1:] @ self.form.rows.T
+        return product
+
+    def _v_times(self, product: Array, part: slice) -> Array:
+        """Return V' @ product for some of the constraints."""
+        plain = len(self.second)
+        ends = range(*part.indices(len(self.first)))
+        inside, beyond = slice(part.start, min(ends.stop, plain)), range(max(ends.start, plain), ends.stop)
+        result = np.empty((len(ends), product.shape[1]))
+        count = max(0, min(ends.stop, plain) - ends.start)
+        if count:
+            result[:count] = product[self.second[inside]]
+            diagonal = np.flatnonzero(self.is_diagonal[inside])
+            result[diagonal] -= product[0]
+        for position in beyond:
+            result[position - ends.start] = self.form.rows[position - plain] @ product[1:]
+        return result
+
+    def inner(self, matrix: Array) -> Array:
+        """Return ``<A_i, matrix>`` for a symmetric matrix."""
+        plain = len(self.second)
+        values = np.empty(len(self.first))
+        values[:plain] = matrix[self.first[:plain], self.second]
+        values[:plain] -= self.is_diagonal * matrix[0, self.first[:plain]]
+        values[plain:] = self.form.rows @ matrix[0, 1:]
+        return values * self.weight
+
+    def newton_matrix(self, Y: Array, W: Array) -> Array:
+        """Return ``M_ij = <A_i, Y A_j W>`` for symmetric Y and W, its lower triangle at least."""
+        YV, WV = self._times_v(Y), self._times_v(W)
+        count = len(self.first)
+        M = np.empty((count, count))
+        for begin in range(0, count, _STRIP):
+            strip, upto = slice(begin, min(begin + _STRIP, count)), min(begin + _STRIP, count)
+            rows, columns = self.first[strip], self.first[:upto]
+            part = self._v_times(YV[:, :upto], strip) * W[np.ix_(rows, columns)]
+            part += self._v_times(WV[:, :upto], strip) * Y[np.ix_(rows, columns)]
+            part += YV[columns][:, strip].T * WV[rows, :upto]
+            part += YV[rows, :upto] * WV[columns][:, strip].T
+            M[strip, :upto] = part * (self.weight[strip, None] * self.weight[:upto] / 4)
+        return M
+
+    def dual_matrix(self, duals: Array) -> Array:
+        """Return ``sum_i duals_i A_i``, the matrix that Z lacks of the objective."""
+        n = self.form.size
+        result = np.zeros((n + 1, n + 1))
+        pairs = slice(0, self.pair_count)
+        a, b = self.first[pairs], self.second[pairs]
+        diagonal = self.is_diagonal[pairs]
+        result[a, b] = duals[pairs]
+        result[b, a] = duals[pairs]
+        result[0, a[diagonal]] = -duals[pairs][diagonal] / 2
+        result[0, 1:] += duals[self.pair_count + 1 :] @ self.form.rows / 2
+        result[1:, 0] = result[0, 1:]
+        result[0, 0] = duals[self.pair_count]
+        return result
+
+    def dual_of(self, shift: Array, multipliers: Array) -> Array:
+        """Return the duals that stand for P and lambda (with ``Y_00 = 1`` left at 0): ``A_i`` moves P/2 to Q/2."""
+        a, b = self.first[: self.pair_count] - 1, self.second[: self.pair_count] - 1
+        return np.concatenate([shift[a, b] / 2, [0.0], -multipliers])
+
+
+def convexify(
+    form: DifferenceForm,
+    *,
+    cutoff: float = np.inf,
+    tolerance: float = 0.0,
+    out_of_time: Callable[[], bool] = lambda: False,
+    max_steps: int = 60,
+) -> Convexification:
+    """Maximise the bound of the block convexification.
+
+    Args:
+        form: The program, with at least one variable.
+        cutoff: Stop as soon as the bound exceeds it: there is nothing better to be found here.
+        tolerance: Stop when the bound is known to be this close to the best, or closer to it than a
+            twentieth of its distance to the cutoff.
+        out_of_time: Asked once a step.
+        max_steps: Newton steps at most.
+
+    Returns:
+        The best bound of all steps; conditional bounds are the best of all steps, too.
+    """
+    return _InteriorPointMethod(form).run(cutoff, tolerance, out_of_time, max_steps)
+
+
+class _InteriorPointMethod:
+    """State of the primal-dual method: Y and s, duals y (P, z0 and lambda), and what the bounds have proved."""
+
+    def __init__(self, form: DifferenceForm) -> None:
+        self.form = form
+        self.constraints = _Constraints(form)
+        self.blocks = form.blocks()
+        n = form.size
+        self.objective = np.zeros((n + 1, n + 1))
+        self.objective[0, 1:] = self.objective[1:, 0] = form.linear / 2
+        self.objective[1:, 1:] = form.quadratic / 2
+        self._start()
+        self.best = -np.inf
+        self.upper = np.inf
+        self.conditional = np.full(n, -np.inf)
+        self.reference_conditional = np.full(len(form.group), -np.inf)
+
+    def _start(self) -> None:
+        """Start at a product measure t and at the P that centres it: ``(Q - P) / 2 = mu W^-1`` within blocks.
+
+        W_l is the covariance of one draw from t_l; mu is large enough that what Q has between blocks
+        cannot make Q - P indefinite.
+        """
+        form, n = self.form, self.form.size
+        t = interior_point(form)
+        covariance, inverse = np.zeros((n, n)), np.zeros((n, n))
+        same = form.block[:, None] == form.block[None, :]
+        rest = 1 - np.bincount(form.block, weights=t, minlength=len(form.group))
+        covariance[same] = -np.outer(t, t)[same]
+        covariance[np.arange(n), np.arange(n)] += t
+        inverse[same] = (1 / rest)[np.broadcast_to(form.block[:, None], (n, n))[same]]
+        inverse[np.arange(n), np.arange(n)] += 1 / t
+        between = np.where(same, 0, form.quadratic / 2)
+        root = np.linalg.cholesky(covariance)
+        lowest = float(np.linalg.eigvalsh(root.T @ between @ root)[0])
+        scale = float(np.abs(np.einsum("ij,ji->", np.where(same, form.quadratic, 0), covariance))) / max(n, 1)
+        self.mu = max(-lowest * 50, 1e-3 * scale, 1e-12 * float(np.abs(form.quadratic).max()), 1e-300)
+        shift = np.where(same, form.quadratic - 2 * self.mu * inverse, 0)
+        self.slack = form.limits - form.rows @ t
+        spread = np.abs(form.rows) @ t + 1e-300
+        self.slack = np.maximum(self.slack, 1e-2 * spread)
+        multipliers = self.mu / self.slack
+        self.duals = self.constraints.dual_of(shift, multipliers)
+        self.Y = np.empty((n + 1, n + 1))
+        self.Y[0, 0], self.Y[0, 1:], self.Y[1:, 0] = 1, t, t
+        self.Y[1:, 1:] = np.outer(t, t) + covariance
+
+    def _factor(self, duals: Array) -> tuple[Array, Array, Array, float] | None:
+        """Return ``S = (Q - P)/2`` inverted, t = -(Q - P)^-1 q, lambda and g; None outside of the dual cone."""
+        multipliers = -duals[self.constraints.pair_count + 1 :]
+        if np.any(multipliers <= 0):
+            return None
+        lacking = self.objective - self.constraints.dual_matrix(duals)
+        factor, failed = sla.lapack.dpotrf(lacking[1:, 1:], lower=1)
+        if failed:
+            return None
+        inverse, failed = sla.lapack.dpotri(factor, lower=1)
+        if failed:
+            return None
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        half_q = lacking[1:, 0]
+        point = -inverse @ half_q
+        bound = float(self.form.constant - multipliers @ self.form.limits + half_q @ point)
+        return inverse, point, multipliers, bound
+
+    def _record(self, inverse: Array, point: Array, multipliers: Array, bound: float) -> None:
+        r"""Keep the best bound, and the conditional bounds ``g + d' K_ll^-1 d / 2`` with d = e_b - t_l.
+
+        Fixing block l at e_b and minimising over the rest freely raises the minimum by that much;
+        K = (Q - P)^-1 = S^-1 / 2.
+        """
+        if bound > self.best:
+            self.best, self.point = bound, point
+            self.multipliers, self.best_duals = multipliers, self.duals.copy()
+        for variables in self.blocks:
+            corner = np.linalg.inv(inverse[variables[:, :, None], variables[:, None, :]])
+            here = point[variables]
+            away = np.eye(variables.shape[1])[None] - here[:, None, :]
+            rise = np.einsum("gbi,gij,gbj->gb", away, corner, away)
+            self.conditional[variables] = np.maximum(self.conditional[variables], bound + rise)
+            rise = np.einsum("gi,gij,gj->g", here, corner, here)
+            owner = self.form.block[variables[:, 0]]
+            self.reference_conditional[owner] = np.maximum(self.reference_conditional[owner], bound + rise)
+
+    def run(self, cutoff: float, tolerance: float, out_of_time: Callable[[], bool], max_steps: int) -> Convexification:
+        """Step until the bound is good enough; see `convexify`."""
+        factored = self._factor(self.duals)
+        for _ in range(max_steps):
+            if factored is None:
+                break
+            inverse, point, multipliers, bound = factored
+            self._record(*factored)
+            if self.best > cutoff or out_of_time():
+                break
+            primal = float((self.objective * self.Y).sum()) + self.form.constant
+            residual = self.constraints.right - self.constraints.inner(self.Y)
+            residual[self.constraints.pair_count + 1 :] -= self.slack
+            if np.abs(residual).max() < 1e-7 * (1 + np.abs(self.constraints.right).max()):
+                self.upper = min(self.upper, primal)
+            hopeless = (cutoff - self.upper) / 20 if np.isfinite(cutoff) else 0.0
+            if self.upper - self.best <= max(tolerance, hopeless):
+                break
+            factored = self._step(inverse, point, multipliers, bound)
+        return self._result()
+
+    def _step(
+        self, inverse: Array, point: Array, multipliers: Array, bound: float
+    ) -> tuple[Array, Array, Array, float] | None:
+        """Take one predictor-corrector step; None if no step can be taken any more."""
+        n, constraints = self.form.size, self.constraints
+        # The pivot of Z_00 is free: centre it at the present mu.
+        mu = self.mu
+        pivot = mu
+        W = np.empty((n + 1, n + 1))
+        W[0, 0], W[0, 1:], W[1:, 0] = 1 / pivot, point / pivot, point / pivot
+        W[1:, 1:] = inverse + np.outer(point, point) / pivot
+        budget = slice(constraints.pair_count + 1, None)
+        rows = np.arange(constraints.pair_count + 1, len(self.duals))
+        M = constraints.newton_matrix(self.Y, W)
+        M[rows, rows] += self.slack / multipliers
+        scale = 1 / np.sqrt(M.diagonal())
+        M *= scale[:, None]
+        M *= scale
+        M[np.arange(len(M)), np.arange(len(M))] += 1e-13
+        factor, failed = sla.lapack.dpotrf(M, lower=1, overwrite_a=1)
+        if failed or not np.isfinite(scale).all():
+            return None
+        W_inner = constraints.inner(W)
+
+        def direction(target: float, correction: Array, row_correction: Array) -> tuple[Array, Array, Array, Array]:
+            right = constraints.right - target * W_inner + constraints.inner(correction)
+            right[budget] += row_correction - target / multipliers
+            duals = sla.lapack.dpotrs(factor, right * scale, lower=1)[0] * scale
+            dZ = -constraints.dual_matrix(duals)
+            YZW = self.Y @ dZ @ W
+            dY = target * W - self.Y - (YZW + YZW.T) / 2 - correction
+            ds = target / multipliers - self.slack + self.slack / multipliers * duals[budget] - row_correction
+            return duals, dZ, dY, ds
+
+        zero = np.zeros_like(W)
+        gap = float(n + 1 + len(rows))
+        Z = self._pivoted_dual(inverse, point, pivot)
+        now = float((self.Y * Z).sum() + self.slack @ multipliers) / gap
+        duals, dZ, dY, ds = direction(0.0, zero, np.zeros(len(rows)))
+        primal, dual = self._step_lengths(dY, ds, duals, dZ, W, multipliers, 1.0)
+        after = float(((self.Y + primal * dY) * (Z + dual * dZ)).sum())
+        after += float((self.slack + primal * ds) @ (multipliers - dual * duals[budget]))
+        ratio = min(max(float(after) / gap / now, 0.0), 1.0)
+        target = now * max(ratio**2 if max(primal, dual) > 0.3 else ratio, 1e-4)
+        product = dY @ dZ @ W
+        row_correction = -ds * duals[budget] / multipliers
+        duals, dZ, dY, ds = direction(target, (product + product.T) / 2, row_correction)
+        primal, dual = self._step_lengths(dY, ds, duals, dZ, W, multipliers, 0.95)
+        if max(primal, dual) < 1e-6:
+            return None
+        self.Y += primal * dY
+        self.slack = self.slack + primal * ds
+        self.duals = self.duals + dual * duals
+        factored = self._factor(self.duals)
+        while factored is None and dual > 1e-8:
+            dual /= 2
+            self.duals = self.duals - dual * duals
+            factored = self._factor(self.duals)
+        if factored is None:
+            return None
+        n_mu = float((self.objective * self.Y).sum()) + self.form.constant - factored[3]
+        self.mu = max(n_mu, 1e-300) / gap
+        return factored
+
+    def _pivoted_dual(self, inverse: Array, point: Array, pivot: float) -> Array:
+        """Return Z with its corner set so that its last pivot is the given one."""
+        Z: Array = self.objective - self.constraints.dual_matrix(self.duals)
+        Z[0, 0] = pivot - Z[1:, 0] @ point
+        return Z
+
+    def _step_lengths(
+        self, dY: Array, ds: Array, duals: Array, dZ: Array, W: Array, multipliers: Array, damping: float
+    ) -> tuple[float, float]:
+        """Return how far Y, s and Z, lambda can go and stay inside of their cones, damped, at most 1."""
+        budget = slice(self.constraints.pair_count + 1, None)
+        primal = _length_to_boundary(np.linalg.cholesky(self.Y), dY)
+        dual = _length_to_boundary(None, dZ, np.linalg.cholesky(W))
+        shrinking = ds < 0
+        if shrinking.any():
+            primal = min(primal, float((-self.slack[shrinking] / ds[shrinking]).min()))
+        shrinking = duals[budget] > 0
+        if shrinking.any():
+            dual = min(dual, float((multipliers[shrinking] / duals[budget][shrinking]).min()))
+        return min(1.0, damping * primal), min(1.0, damping * dual)
+
+    def _result(self) -> Convexification:
+        shift = 2 * self.constraints.dual_matrix(self.best_duals)[1:, 1:]
+        return Convexification(
+            self.best, self.conditional, self.reference_conditional, self.point, self.upper, shift, self.multipliers
+        )
+
+
+def _length_to_boundary(factor: Any, change: Array, inverse_factor: Any = None) -> float:
+    """Return the largest step that keeps ``L L' + step * change`` positive definite.
+
+    Args:
+        factor: L, or None if its inverse transpose product is known better.
+        change: Symmetric.
+        inverse_factor: Factor R of the inverse ``R R'``, used instead of L.
+    """
+    if inverse_factor is not None:
+        relative = inverse_factor.T @ change @ inverse_factor
+    else:
+        assert factor is not None
+        half = sla.solve_triangular(factor, change, lower=True, check_finite=False)
+        relative = sla.solve_triangular(factor, half.T, lower=True, check_finite=False)
+    lowest = float(sla.eigh((relative + relative.T) / 2, eigvals_only=True, subset_by_index=[0, 0])[0])
+    return np.inf if lowest >= 0 else -1 / lowest

@@ -1,0 +1,105 @@
+"""What every candidate costs, one row a cost, and the limits of a budget on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor, isfinite
+
+import numpy as np
+
+from ..curvature.model import TaylorModel
+from .budget import Budget
+from .problem import Array, Indices
+
+
+@dataclass(frozen=True, eq=False)
+class CostRow:
+    """One cost that adds up over groups: ``(offset + sum of values) / divisor``, in ``unit``.
+
+    Attributes:
+        name: Its name in results and messages.
+        values: Cost of each candidate, shape [K]; whole numbers where the cost is counted.
+        limit: What it may be at most, in ``unit``; None only reports it.
+        offset: Part that no decision changes.
+        divisor: What turns the sum into ``unit``.
+        unit: Its unit, for messages.
+        per_group: Whether the limit holds for each group alone instead of their sum.
+    """
+
+    name: str
+    values: Array
+    limit: float | None = None
+    offset: float = 0.0
+    divisor: float = 1.0
+    unit: str = ""
+    per_group: bool = False
+
+    def of(self, selection: Indices) -> float:
+        """Return the cost of a selection in ``unit``."""
+        chosen = self.values[selection]
+        total = float(chosen.max() if self.per_group else chosen.sum())
+        return (self.offset + total) / self.divisor
+
+    @property
+    def row_limit(self) -> float:
+        """The limit on the plain sum of ``values``.
+
+        Counted costs are compared exactly: ``average_bits=3.1`` means 31/10, whatever its binary float is.
+        Measured ones are allowed the rounding of their own sum.
+        """
+        assert self.limit is not None
+        exact = Fraction(str(float(self.limit))) * Fraction(self.divisor) - Fraction(self.offset)
+        if np.all(self.values == np.floor(self.values)):
+            return float(floor(exact))
+        return float(exact) + 1e-12 * max(abs(float(exact)), float(np.abs(self.values).sum()) * 1e-3)
+
+
+def cost_rows(taylor: TaylorModel, budget: Budget | None = None) -> list[CostRow]:
+    """Return the rows of every cost that is known: bits and bytes always, others where the budget defines them.
+
+    Raises:
+        ValueError: If counts or times are missing or not finite.
+    """
+    stored = np.array([float(candidate.stored_bits) for candidate in taylor.candidates])
+    weights = float(sum(group.weight_count for group in taylor.groups))
+    rows = [
+        CostRow("average_bits", stored, divisor=max(weights, 1.0), unit="bits per weight"),
+        CostRow("bytes", stored, offset=8.0 * taylor.float_bytes, divisor=8.0, unit="bytes"),
+        CostRow("largest_group_bytes", stored, divisor=8.0, unit="bytes", per_group=True),
+    ]
+    if budget is not None:
+        if budget.macs is not None:
+            rows += _operation_rows(taylor, budget)
+        if budget.latency_table is not None:
+            milliseconds = np.array([budget.latency_table.milliseconds(c) for c in taylor.candidates])
+            rows.append(CostRow("latency", milliseconds, unit="ms"))
+        for custom in budget.custom:
+            by_name = {group.name: group for group in taylor.groups}
+            values = np.array([float(custom.function(by_name[c.group], c.scheme)) for c in taylor.candidates])
+            if not np.isfinite(values).all():
+                worst = taylor.describe(int(np.flatnonzero(~np.isfinite(values))[0]))
+                raise ValueError(f"The cost {custom.name!r} is not finite at {worst}.")
+            rows.append(CostRow(custom.name, values, limit=custom.limit))
+        limits = {row.name: getattr(budget, row.name, None) for row in rows if row.limit is None}
+        rows = [CostRow(**{**row.__dict__, "limit": limits.get(row.name, row.limit)}) for row in rows]
+    if len({row.name for row in rows}) != len(rows):
+        raise ValueError(f"Two costs share a name: {', '.join(row.name for row in rows)}. Rename the custom one.")
+    return rows
+
+
+def _operation_rows(taylor: TaylorModel, budget: Budget) -> list[CostRow]:
+    """Return BOPs and MAC-weighted bits from the multiply-accumulates of each group."""
+    macs: Mapping[str, float] = budget.macs or {}
+    for group in taylor.groups:
+        count = macs.get(group.name)
+        if count is None or not isfinite(count) or count < 0:
+            raise ValueError(f"macs must give group {group.name!r} a count of at least 0, got {count!r}.")
+    bits = np.array([float(c.scheme.bits) for c in taylor.candidates])
+    per_candidate = np.array([float(macs[c.group]) for c in taylor.candidates])
+    total = sum(float(macs[group.name]) for group in taylor.groups)
+    return [
+        CostRow("bit_operations", per_candidate * bits * budget.activation_bits, unit="BOPs"),
+        CostRow("mac_average_bits", per_candidate * bits, divisor=max(total, 1e-300), unit="bits per MAC"),
+    ]

@@ -1,0 +1,129 @@
+"""Rules on a plan beside its budget: what must be equal, within bounds, fixed, or of few widths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from ..curvature.model import TaylorModel
+from ..policy import WeightScheme
+from .problem import Mask
+
+
+@dataclass(frozen=True)
+class Rules:
+    r"""What a plan must look like.
+
+    A pattern is a group's name, a shell glob on names, or a regular expression behind ``re:``.
+
+    Attributes:
+        equal: Sets of patterns; all groups that a set matches get the same width (residual ties, fused QKV).
+        min_bits: Pattern to the least width.
+        max_bits: Pattern to the largest width.
+        fixed: Pattern to the one width, or the one scheme, that is used.
+        max_distinct_bits: A plan may use at most this many distinct widths.
+        block_depth: Groups whose names share their first so many dotted parts form a block, and a block has
+            one width: widths step only from block to block.
+
+    Example:
+        >>> rules = Rules(equal=[("*.q", "*.k", "*.v")], min_bits={"head": 4}, max_distinct_bits=2)
+    """
+
+    equal: Sequence[Sequence[str]] = ()
+    min_bits: Mapping[str, int] = field(default_factory=dict)
+    max_bits: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int | WeightScheme] = field(default_factory=dict)
+    max_distinct_bits: int | None = None
+    block_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are no counts."""
+        for name in ("max_distinct_bits", "block_depth"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if any(isinstance(patterns, str) for patterns in self.equal):
+            raise ValueError("equal must be a list of lists of patterns, got a single pattern in it.")
+
+
+def matching(pattern: str, names: Sequence[str], rule: str) -> list[str]:
+    """Return the names that a pattern matches.
+
+    Raises:
+        ValueError: If it matches none.
+    """
+    if pattern in names:
+        return [pattern]
+    if pattern.startswith("re:"):
+        found = [name for name in names if re.fullmatch(pattern[3:], name)]
+    else:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(f"{rule}: the pattern {pattern!r} matches no group. Groups are {', '.join(names[:8])} ...")
+    return found
+
+
+def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
+    """Return which candidates the rules on single groups allow, shape [K].
+
+    Raises:
+        ValueError: If two rules leave a group nothing; both are named.
+    """
+    names = [group.name for group in taylor.groups]
+    allowed = np.ones(len(taylor.candidates), dtype=bool)
+    last_rule: dict[str, str] = {}
+    owner = np.array([c.group for c in taylor.candidates])
+    for rule, patterns in (("fixed", rules.fixed), ("min_bits", rules.min_bits), ("max_bits", rules.max_bits)):
+        for pattern, value in patterns.items():
+            for name in matching(pattern, names, rule):
+                keeps = np.array([_keeps(rule, value, c.scheme) for c in taylor.candidates])
+                mine = owner == name
+                text = f"{rule}[{pattern!r}] = {value}"
+                if not (allowed & keeps & mine).any():
+                    offered = sorted({c.scheme.bits for c in taylor.candidates if c.group == name})
+                    before = f" after {last_rule[name]}" if name in last_rule else ""
+                    raise ValueError(
+                        f"{text} leaves group {name!r} no candidate{before}; it is offered {offered} bits."
+                    )
+                allowed &= keeps | ~mine
+                last_rule[name] = text
+    return allowed
+
+
+def _keeps(rule: str, value: int | WeightScheme, scheme: WeightScheme) -> bool:
+    """Return whether a rule allows a scheme."""
+    if rule == "fixed":
+        return scheme == value if isinstance(value, WeightScheme) else scheme.bits == value
+    assert isinstance(value, int)
+    return scheme.bits >= value if rule == "min_bits" else scheme.bits <= value
+
+
+def tied_groups(taylor: TaylorModel, rules: Rules) -> list[list[int]]:
+    """Return the sets of groups that take one width together, each group in one set, in order of first members."""
+    names = [group.name for group in taylor.groups]
+    parent = list(range(len(names)))
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for patterns in rules.equal:
+        members = [names.index(name) for pattern in patterns for name in matching(pattern, names, "equal")]
+        for member in members[1:]:
+            low, high = sorted((root(members[0]), root(member)))
+            parent[high] = low
+    if rules.block_depth is not None:
+        blocks: dict[tuple[str, ...], int] = {}
+        for position, name in enumerate(names):
+            first = blocks.setdefault(tuple(name.split(".")[: rules.block_depth]), position)
+            low, high = sorted((root(first), root(position)))
+            parent[high] = low
+    sets: dict[int, list[int]] = {}
+    for position in range(len(names)):
+        sets.setdefault(root(position), []).append(position)
+    return [sets[first] for first in sorted(sets)]
