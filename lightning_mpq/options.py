@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .curvature.likelihood import Likelihood
 from .policy import WeightScheme
 
 
@@ -40,12 +41,14 @@ class CurvatureOptions:
         estimator: "fisher" (one backward pass), "hessian" (exact, of the task loss), "gauss_newton", "secant".
         loss: "divergence" from the float model, "task", or None for the estimator's own default.
         draws: Labels drawn per sample by ``fisher``.
+        likelihood: What the outputs mean: "auto" guesses and says so, or e.g. ``Categorical(class_dim=1)``.
         seed: Seed of the drawn labels.
     """
 
     estimator: Literal["fisher", "hessian", "gauss_newton", "secant"] = "fisher"
     loss: Literal["divergence", "task"] | None = None
     draws: int = 1
+    likelihood: Likelihood | Literal["auto"] = "auto"
     seed: int = 0
 
 

@@ -1,0 +1,113 @@
+"""The numbers of a report, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..files import write_text_atomically
+
+REPORT_FORMAT = "lightning_mpq.report"
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model of the verdict.
+
+    Attributes:
+        name: "float", "uniform 3 bits", "additive plan" or "chosen plan".
+        average_bits: Bits stored per quantized weight, scales and zero points included.
+        stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
+        predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
+        measured_loss: Change measured on the calibration batches, as deployed (statistics re-estimated).
+        measured_frozen: The same before statistics were re-estimated; None where that makes no difference.
+        metrics: What the module logged in validation.
+    """
+
+    name: str
+    average_bits: float
+    stored_bytes: int
+    predicted_loss: float | None
+    measured_loss: float | None
+    measured_frozen: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of the chosen plan.
+
+    Attributes:
+        group: Name of the group.
+        layers: Names of its layers.
+        bits: Bits per weight.
+        scheme: Short name of its scheme.
+        weights: Number of weights.
+        stored_bytes: Bytes of its codes, scales and zero points.
+        predicted_share: Its part of the plan's predicted loss: its own terms and half of each pair's.
+        predicted_alone: Loss predicted if it alone were quantized.
+        measured_alone: Loss measured on the calibration batches when it alone is quantized.
+    """
+
+    group: str
+    layers: tuple[str, ...]
+    bits: int
+    scheme: str
+    weights: int
+    stored_bytes: int
+    predicted_share: float
+    predicted_alone: float
+    measured_alone: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a user needs to judge a quantized model.
+
+    Attributes:
+        loss: What the loss columns mean: "divergence" (KL from the float model, nats per sample) or "task".
+        models: Float, uniform, additive plan and chosen plan.
+        groups: The groups of the chosen plan.
+        left_in_float: Layer to the reason why it was not quantized.
+        solver: Status, predicted loss, lower bound, gap and costs of the allocation.
+        seconds: Wall time of each stage.
+        samples: Samples in the calibration batches.
+    """
+
+    loss: str
+    models: tuple[ModelRow, ...]
+    groups: tuple[GroupRow, ...]
+    left_in_float: Mapping[str, str]
+    solver: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    samples: int
+
+    def __getitem__(self, name: str) -> ModelRow:
+        """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
+        for row in self.models:
+            if name in (row.name, row.name.split()[0]):
+                return row
+        raise KeyError(f"No model {name!r} in the report; there are {[row.name for row in self.models]}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"format": REPORT_FORMAT, "version": REPORT_VERSION, **asdict(self)}
+
+    def scalars(self) -> dict[str, float]:
+        """Return ``model/number`` to value, for a logger."""
+        found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}
+        for row in self.models:
+            short = row.name.split()[0]
+            numbers = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes, **row.metrics}
+            optional = {"predicted_loss": row.predicted_loss, "measured_loss": row.measured_loss}
+            numbers |= {key: value for key, value in optional.items() if value is not None}
+            found |= {f"{short}/{key}": float(value) for key, value in numbers.items()}
+        return found | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, whole or not at all, and return where."""
+        return write_text_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")

@@ -1,0 +1,77 @@
+"""The report as rich tables."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from .records import Report
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the verdict, the groups of the plan, and what the proof and the stages cost."""
+    console = console or Console()
+    console.print(models_table(report))
+    console.print(groups_table(report))
+    for layer, reason in report.left_in_float.items():
+        console.print(f"left in float: {layer}: {reason}", markup=False, highlight=False)
+    console.print(_summary(report), markup=False, highlight=False)
+
+
+def models_table(report: Report) -> Table:
+    """Return one row a model: bits, bytes, predicted and measured loss, and the module's own metrics."""
+    table = Table(title=f"The verdict (loss: {_meaning(report.loss)})")
+    names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
+    table.add_column("model")
+    for title in ("bits/weight", "stored bytes", "x smaller", "predicted loss", "measured loss", *names):
+        table.add_column(title, justify="right")
+    largest = max(row.stored_bytes for row in report.models)
+    for row in report.models:
+        table.add_row(
+            row.name,
+            f"{row.average_bits:.3f}",
+            f"{row.stored_bytes:,}",
+            f"{largest / row.stored_bytes:.2f}",
+            _number(row.predicted_loss),
+            _number(row.measured_loss),
+            *(_number(row.metrics.get(name)) for name in names),
+        )
+    return table
+
+
+def groups_table(report: Report) -> Table:
+    """Return one row a group of the chosen plan."""
+    table = Table(title="The chosen plan")
+    table.add_column("group")
+    for title in ("bits", "scheme", "weights", "bytes", "predicted share", "predicted alone", "measured alone"):
+        table.add_column(title, justify="left" if title == "scheme" else "right")
+    for row in report.groups:
+        table.add_row(
+            row.group,
+            str(row.bits),
+            row.scheme,
+            f"{row.weights:,}",
+            f"{row.stored_bytes:,}",
+            _number(row.predicted_share),
+            _number(row.predicted_alone),
+            _number(row.measured_alone),
+        )
+    return table
+
+
+def _summary(report: Report) -> str:
+    solver = report.solver
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    return (
+        f"Solver: {solver['status']}, predicted loss {_number(solver['predicted_loss'])}, proven lower bound "
+        f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %\n"
+        f"Stages on {report.samples} samples: {stages}"
+    )
+
+
+def _meaning(loss: str) -> str:
+    return "KL divergence from the float model, nats per sample" if loss == "divergence" else "change of the task loss"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -1,0 +1,90 @@
+"""What the callback needs of a Trainer: a progress bar of its kind, and validation that leaves no trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def progress_bar(trainer: L.Trainer) -> Iterator[Callable[[float, str], None]]:
+    """Show one bar of the kind that the Trainer uses; none if the Trainer is silent.
+
+    Yields:
+        A function of the fraction done, from 0 to 1, and what is being done.
+    """
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.is_enabled:
+        # The Trainer's own live display, if it runs, must take our row: two displays cannot share a terminal.
+        alive = bar.progress is not None and bar.progress.live.is_started
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        display = bar.progress if alive else Progress(*columns)
+        assert display is not None
+        row = display.add_task("mpq", total=100, visible=True)
+        if not alive:
+            display.start()
+        try:
+            yield lambda fraction, message: display.update(row, completed=100 * fraction, description=f"mpq: {message}")
+        finally:
+            display.update(row, visible=False)
+            if not alive:
+                display.stop()
+    elif isinstance(bar, TQDMProgressBar) and bar.is_enabled:
+        position = 2 * bar.process_position
+        with Tqdm(desc="mpq", total=100, position=position, leave=False, dynamic_ncols=True, file=sys.stdout) as row:
+
+            def show(fraction: float, message: str) -> None:
+                row.set_description_str(f"mpq: {message}", refresh=False)
+                row.n = round(100 * fraction)
+                row.refresh()
+
+            yield show
+    else:
+        yield lambda fraction, message: None
+
+
+def validation_metrics(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+) -> dict[str, float]:
+    """Run the module's validation and return what it logged, without a trace in callbacks and loggers.
+
+    At the end of a fit the fit's own validation loop runs, on its own loaders (``trainer.validate`` would unwrap
+    the model of a fit that is not over yet); otherwise ``trainer.validate``. Other callbacks do not see it: the
+    models that are compared must not become anybody's best checkpoint, or stop a training early.
+
+    Returns:
+        Metric name to value; empty if the module does not validate.
+    """
+    in_fit = trainer.state.fn == TrainerFn.FITTING and trainer.state.stage is not None
+    with _unseen(trainer):
+        if not in_fit:
+            results = trainer.validate(module, datamodule=datamodule, verbose=False)
+        else:
+            stage = trainer.state.stage
+            trainer.state.stage = RunningStage.VALIDATING
+            try:
+                results = trainer.fit_loop.epoch_loop.val_loop.run()
+            finally:
+                trainer.state.stage = stage
+    return {name: float(value) for result in results for name, value in result.items()}
+
+
+@contextmanager
+def _unseen(trainer: L.Trainer) -> Iterator[None]:
+    """Hide callbacks and loggers from the Trainer for a while."""
+    names = ("callbacks", "loggers")
+    before = {name: getattr(trainer, name) for name in names}
+    try:
+        for name in names:
+            setattr(trainer, name, [])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
