@@ -34,9 +34,23 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], records: Mapping[
             os.fsync(file.fileno())
         parts = [str(header_sha256(temporary)), *(record.sha256 for record in records.values())]
         content = sha256("".join(parts).encode()).hexdigest()
-        return temporary.replace(folder / f"weights-{content[:16]}.safetensors")
+        temporary.chmod(0o644)
+        path = temporary.replace(folder / f"weights-{content[:16]}.safetensors")
+        _flush_folder(folder)  # the file must be found after a crash before anything may name it
+        return path
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write a folder's entries to disk, where the system can do that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_tensors(path: Path, manifest: Manifest) -> dict[str, Tensor]:

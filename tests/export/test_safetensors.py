@@ -144,6 +144,7 @@ def test_the_folder_holds_what_it_says(saved):
     header = int.from_bytes(weights_file(saved).read_bytes()[:8], "little") + 8
     assert manifest.weights_bytes - header == counted.total
     assert Manifest.from_json(manifest.to_json(), "memory") == manifest
+    assert weights_file(saved).stat().st_mode == (saved / MANIFEST_NAME).stat().st_mode
 
 
 def test_saving_again_replaces_the_model_and_leaves_nothing_behind(tmp_path):

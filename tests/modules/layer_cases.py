@@ -28,6 +28,6 @@ LAYER_CASES: dict[str, Case] = {
     ),
     "conv-transpose3d": (lambda: nn.ConvTranspose3d(2, 3, 2, bias=False), lambda: torch.randn(1, 2, 2, 2, 2)),
     "embedding": (lambda: nn.Embedding(11, 7, padding_idx=0), lambda: torch.randint(0, 11, (2, 5))),
-    "embedding-byte-rows": (lambda: nn.Embedding(9, 12), lambda: torch.randint(0, 9, (4,))),
+    "embedding-byte-rows": (lambda: nn.Embedding(9, 16), lambda: torch.randint(0, 9, (4,))),
     "embedding-max-norm": (lambda: nn.Embedding(6, 8, max_norm=0.5), lambda: torch.randint(0, 6, (3, 1))),
 }

@@ -273,3 +273,14 @@ def test_training_goes_on_around_packed_layers(net):
     optimizer.step()
     assert not torch.equal(net.mix.bias, bias)
     assert torch.equal(net.mix.packed_codes, codes)
+
+
+def test_a_compiled_model_notices_that_its_layers_were_replaced(net):
+    torch._dynamo.reset()
+    oracle = dequantized_copy(net)
+    compiled = torch.compile(net, backend="eager")
+    before = compiled(INDICES)
+    floats = pack_model(net, POLICY)
+    assert torch.equal(compiled(INDICES), oracle(INDICES))
+    restore_layers(net, floats)
+    assert torch.equal(compiled(INDICES), before)

@@ -7,6 +7,8 @@ from shutil import which
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layer_cases import LAYER_CASES
 from torch import nn
 
@@ -118,13 +120,41 @@ def test_exports_strict_and_not_and_traces_whole(kind, scheme):
     assert torch.equal(torch.compile(packed, fullgraph=True, backend="aot_eager")(inputs), expected)
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "embedding-byte-rows"])
+def test_exports_with_a_dynamic_batch(kind):
+    packed, oracle, inputs = make(kind, SCHEMES[1])
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = torch.export.export(packed, (inputs,), dynamic_shapes=(batch,), strict=True)
+    larger = torch.cat([inputs, inputs, inputs])
+    torch.testing.assert_close(program.module()(larger), oracle(larger))
+
+
 @pytest.mark.skipif(which("g++") is None, reason="the default backend compiles C++")
 def test_compiles_with_the_default_backend():
     table, _, inputs = make("embedding-byte-rows", SCHEMES[0])
-    linear = nn.Linear(12, 3)
+    linear = nn.Linear(16, 3)
     model = nn.Sequential(table, pack_layer(linear, quantize_rows(weight_rows(linear), SCHEMES[1])))
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "conv-transpose1d"])
+def test_autocast_treats_the_weight_as_any_other(kind):
+    packed, oracle, inputs = make(kind, SCHEMES[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = packed(inputs)
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, oracle(inputs))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(kind, scheme):
+    packed, oracle, inputs = (part.cuda() for part in make(kind, scheme))
+    assert torch.equal(packed.weight, oracle.weight)
+    torch.testing.assert_close(packed(inputs), oracle(inputs))
+    assert torch.equal(packed.cpu().weight, oracle.weight.cpu())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("embedding")])
@@ -164,13 +194,34 @@ def test_fast_memory_keeps_the_weight_and_states_its_bytes(kind):
 def test_a_lookup_touches_only_its_own_rows():
     packed, oracle, _ = make("embedding-byte-rows", WeightScheme(2, "channel", "half"))
     assert packed.gathers_rows
-    packed.packed_codes[3:] = 255  # rows of 12 columns at 2 bits are 3 bytes: everything but row 0
+    packed.packed_codes[4:] = 255  # rows of 16 columns at 2 bits are 4 bytes: everything but row 0
     assert torch.equal(packed(torch.tensor(0)), oracle(torch.tensor(0)))
     assert not torch.equal(packed(torch.tensor(1)), oracle(torch.tensor(1)))
     with pytest.raises(IndexError):
         packed(torch.tensor([9]))
     assert not make("embedding", WeightScheme(3))[0].gathers_rows
     assert not make("embedding-max-norm", WeightScheme(3))[0].gathers_rows
+
+
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 24),
+    bits=st.integers(2, 8),
+    granularity=st.sampled_from(["tensor", "channel", 1, 5, 8]),
+    grid=st.sampled_from(GRIDS),
+    shape=st.sampled_from([(), (0,), (1,), (3, 2)]),
+    index_type=st.sampled_from([torch.int32, torch.int64]),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_lookup_equals_the_table_for_any_size(rows, columns, bits, granularity, grid, shape, index_type):
+    torch.manual_seed(rows * columns)
+    scheme = WeightScheme(bits, granularity, grid)
+    table = nn.Embedding(rows, columns)
+    quantized = quantize_rows(table.weight.detach(), scheme)
+    packed = pack_layer(table, quantized)
+    assert packed.gathers_rows == (columns * bits % 8 == 0)
+    indices = torch.randint(0, rows, shape, dtype=index_type)
+    assert torch.equal(packed(indices), quantized.dequantize()[indices.long()])
 
 
 def test_keeps_mode_bias_attributes_and_hooks():
