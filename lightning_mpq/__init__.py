@@ -6,7 +6,7 @@ from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
 from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
-from .export import load, save
+from .export import load, load_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .policy import BitPolicy, WeightScheme
@@ -29,6 +29,7 @@ __all__ = [
     "reestimate_batchnorm",
     "save",
     "load",
+    "load_checkpoint",
     "print_report",
     # what the steps return and take
     "LayerGroup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing_extensions import override
 from .allocation import Allocation, Budget
 from .curvature import TaylorModel
 from .curvature.batches import ForwardFunction, LossFunction
-from .export.checkpoint import packed_policy_of_checkpoint
+from .export.checkpoint import policy_in_checkpoint
 from .modules import empty_packed_model, packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .pipeline import Outcome, Pipeline
@@ -103,7 +104,7 @@ class MixedPrecisionQuantization(Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot work before any time is spent; rebuild packed layers for a packed checkpoint."""
+        """Refuse what cannot work before any time is spent, and make ready for a packed checkpoint."""
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise ValueError(
                 f"MixedPrecisionQuantization works on one device, CPU or GPU, and got the strategy "
@@ -112,18 +113,15 @@ class MixedPrecisionQuantization(Callback):
             )
         if stage == "fit":
             self._refuse_averaging_behind_us(trainer)
-        if trainer.ckpt_path is None or packed_layers(pl_module):
-            return
-        policy = packed_policy_of_checkpoint(trainer.ckpt_path)
-        if policy is None:
-            return
-        if stage == "fit":
-            raise ValueError(
-                f"The checkpoint {trainer.ckpt_path} holds a packed model, which cannot be trained on. Fit from a "
-                "checkpoint of the float model, or validate, test and predict with this one."
-            )
-        empty_packed_model(pl_module, policy)
-        self.policy = policy
+        # A callback learns its state only after the weights are loaded; the module's own hook comes before.
+        pl_module.__dict__["on_load_checkpoint"] = partial(
+            self._pack_before_loading, pl_module, stage, pl_module.on_load_checkpoint
+        )
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the module its own hook back."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -171,6 +169,24 @@ class MixedPrecisionQuantization(Callback):
         """Take the policy from a checkpoint."""
         if "policy" in state_dict:
             self.policy = BitPolicy.from_json(state_dict["policy"])
+
+    def _pack_before_loading(
+        self,
+        pl_module: L.LightningModule,
+        stage: str,
+        own_hook: Callable[[dict[str, Any]], None],
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Replace layers by empty packed ones if the checkpoint about to be loaded holds such."""
+        policy = policy_in_checkpoint(checkpoint)
+        if policy is not None and stage == "fit":
+            raise ValueError(
+                "The checkpoint holds a packed model, which cannot be trained on. Fit from a checkpoint of the float "
+                "model, or validate, test and predict with this one."
+            )
+        if policy is not None and not packed_layers(pl_module):
+            empty_packed_model(pl_module, policy)
+        own_hook(checkpoint)
 
     def _run(
         self,

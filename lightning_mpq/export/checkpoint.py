@@ -14,19 +14,23 @@ from ..modules import empty_packed_model, restore_layers
 from ..policy import BitPolicy
 
 
-def packed_policy_of_checkpoint(path: str | Path) -> BitPolicy | None:
-    """Return the policy behind the packed layers of a Trainer checkpoint.
-
-    Returns:
-        None if the file is no checkpoint that opens with ``weights_only=True``, or holds a float model.
+def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
+    """Return the policy behind the packed layers in a Trainer checkpoint; None if its model is a float one.
 
     Raises:
         CorruptModelError: If it holds packed layers and no policy of ours.
     """
-    try:
-        return _policy_in(_open(path), path)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None  # whoever loads the weights will say what is wrong with the file
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        return None
+    if not any(key.endswith("packed_codes") for key in checkpoint["state_dict"]):
+        return None
+    for name, state in (checkpoint.get("callbacks") or {}).items():
+        if str(name).startswith("MixedPrecisionQuantization") and "policy" in state:
+            return BitPolicy.from_json(state["policy"])
+    raise CorruptModelError(
+        "The checkpoint holds packed layers, but no policy of MixedPrecisionQuantization, which says how to read "
+        "them. Save with the callback in Trainer(callbacks=...), or use lightning_mpq.save."
+    )
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
@@ -41,13 +45,13 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             or does not fit the model.
     """
     try:
-        checkpoint = _open(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptModelError(
             f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "
             "after quantization, or a folder written by lightning_mpq.save."
         ) from error
-    policy = _policy_in(checkpoint, path)
+    policy = policy_in_checkpoint(checkpoint)
     if policy is None:
         raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -59,21 +63,3 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         model.load_state_dict(before)
         raise CorruptModelError(f"{path} does not fit {type(model).__name__}: {error}") from error
     return model
-
-
-def _open(path: str | Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _policy_in(checkpoint: Any, path: str | Path) -> BitPolicy | None:
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        return None
-    if not any(key.endswith("packed_codes") for key in checkpoint["state_dict"]):
-        return None
-    for name, state in (checkpoint.get("callbacks") or {}).items():
-        if str(name).startswith("MixedPrecisionQuantization") and "policy" in state:
-            return BitPolicy.from_json(state["policy"])
-    raise CorruptModelError(
-        f"{path} holds packed layers, but no policy of MixedPrecisionQuantization, which says how to read them. Save "
-        "with the callback in Trainer(callbacks=...), or use lightning_mpq.save."
-    )

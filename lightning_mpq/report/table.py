@@ -7,10 +7,15 @@ from rich.table import Table
 
 from .records import Report
 
+_LOG_WIDTH = 160
+
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the verdict, the groups of the plan, and what the proof and the stages cost."""
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a log file has no width of its own; rich would cut columns at 80
+            console = Console(width=_LOG_WIDTH)
     console.print(models_table(report))
     console.print(groups_table(report))
     for layer, reason in report.left_in_float.items():
