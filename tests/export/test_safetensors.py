@@ -282,6 +282,19 @@ class TestRefusals:
         resign(tmp_path, version=2)
         self.refused(tmp_path, SavedNet(), "format version 2; this release reads version 1")
 
+    def test_a_cut_off_tensor_file(self, tmp_path):
+        save(packed_net(), tmp_path)
+        content = weights_file(tmp_path).read_bytes()
+        weights_file(tmp_path).write_bytes(content[:-1])
+        self.refused(tmp_path, SavedNet(), f"has {len(content) - 1} bytes instead of {len(content)}: it is cut off")
+
+    @pytest.mark.parametrize(("old", "new"), [("half", "symmetric"), ("saved_net.SavedNet", "saved_net.SavedMet")])
+    def test_an_altered_policy(self, tmp_path, old, new):
+        save(packed_net(), tmp_path)
+        path = tmp_path / MANIFEST_NAME
+        path.write_text(path.read_text().replace(f'"{old}"', f'"{new}"'))
+        self.refused(tmp_path, SavedNet(), "was altered after it was saved: its hash differs")
+
     def test_tensors_of_another_save(self, tmp_path):
         save(packed_net(0), tmp_path / "a")
         save(packed_net(1), tmp_path / "b")
