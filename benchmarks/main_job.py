@@ -1,0 +1,218 @@
+"""The main job, measured: train, then quantize at several budgets; four models each, on the test split.
+
+The plans are made from training images alone; validation and test images only report. Figures of the test split are
+the ones in README.
+
+    python -m benchmarks.main_job digits
+    python -m benchmarks.main_job fashion_mnist --root DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_mpq.allocation import Budget
+from lightning_mpq.callback import MixedPrecisionQuantization
+from lightning_mpq.cli import trained_state
+from lightning_mpq.report import Report
+
+from .common import Demand, write_results
+
+BUDGETS = (2.25, 2.5, 3.0, 4.0)
+MODELS = ("float", "uniform", "additive", "chosen")
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=("digits", "fashion_mnist"))
+    parser.add_argument("--root", help="folder of the four IDX files (fashion_mnist)")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="average bits")
+    parser.add_argument("--epochs", type=int, help="other than the experiment's own; the result is not the main job's")
+    parser.add_argument("--cache", default="outputs/cache", help="folder where trained weights are kept")
+    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/main_job-NAME.json")
+    arguments = parser.parse_args()
+    overrides = [f"experiment={arguments.experiment}", f"cache_dir={arguments.cache}", "output_dir=outputs/main_job"]
+    overrides += [f"data.root={arguments.root}"] if arguments.root else []
+    overrides += [f"trainer.max_epochs={arguments.epochs}"] if arguments.epochs else []
+    with initialize_config_module("lightning_mpq.conf", version_base="1.3"):
+        config = compose("config", overrides)
+    rows, cost, training = measure(config, arguments.budgets)
+    _print(rows, cost)
+    path = write_results(
+        f"main_job-{arguments.experiment}",
+        settings={
+            "budgets": list(arguments.budgets),
+            "seed": config.seed,
+            "epochs": config.trainer.max_epochs,
+            "training_seconds": training,
+            "calibration_batches": config.callbacks.mpq.calibration_batches,
+            "widths": list(config.candidates.bits),
+            "skipped": [],
+        },
+        results=rows,
+        demands=_demands(arguments.experiment, rows, cost),
+        output=arguments.output,
+    )
+    print(f"written to {path}")
+
+
+def measure(config: DictConfig, budgets: Sequence[float]) -> tuple[list[dict[str, Any]], dict[str, float], float]:
+    """Return one row a (budget, model), what profiling costs, and the seconds of training (0 if found)."""
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    datamodule: L.LightningDataModule = instantiate(config.data)
+    start = time.perf_counter()
+    state = trained_state(config, datamodule)
+    training = time.perf_counter() - start
+    rows: list[dict[str, Any]] = []
+    cost: dict[str, float] = {}
+    for bits in budgets:
+        report = quantized(config, datamodule, state, Budget(average_bits=bits))
+        cost = cost or profile_cost(config, datamodule, state, report)
+        for row, model in zip(report.models, MODELS, strict=True):
+            rows.append(
+                {
+                    "budget_bits": bits,
+                    "model": model,
+                    "name": row.name,
+                    "average_bits": row.average_bits,
+                    "stored_bytes": row.stored_bytes,
+                    "predicted_loss": row.predicted_loss,
+                    "measured_loss": row.measured_loss,
+                    **row.metrics,
+                }
+                | ({"seconds": dict(report.seconds), "gap": report.solver["gap"]} if model == "chosen" else {})
+            )
+    return rows, cost, training
+
+
+def quantized(
+    config: DictConfig, datamodule: L.LightningDataModule, state: Mapping[str, Tensor], budget: Budget
+) -> Report:
+    """Quantize trained weights under a budget; the verdict's metrics are those of validation and test."""
+    module: L.LightningModule = instantiate(config.model)
+    module.load_state_dict(state)
+    trainer = _trainer()
+    mixed = MixedPrecisionQuantization(
+        budget,
+        candidates=instantiate(config.candidates),
+        curvature=instantiate(config.curvature),
+        solver=instantiate(config.solver),
+    )
+
+    def evaluate() -> dict[str, float]:
+        found = (
+            trainer.validate(module, datamodule, verbose=False)[0] | trainer.test(module, datamodule, verbose=False)[0]
+        )
+        return {name: float(value) for name, value in found.items()}
+
+    report = mixed.pipeline.run(module, calibration(config, datamodule), evaluate).report
+    assert report is not None
+    return report
+
+
+def profile_cost(
+    config: DictConfig, datamodule: L.LightningDataModule, state: Mapping[str, Tensor], report: Report
+) -> dict[str, float]:
+    """Return seconds of profiling and of one plain forward pass over the same samples, measured in turn."""
+    module: L.LightningModule = instantiate(config.model)
+    module.load_state_dict(state)
+    module.eval()
+    mixed = MixedPrecisionQuantization(4.0, candidates=instantiate(config.candidates))
+    batches = calibration(config, datamodule)
+
+    def forward() -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                module(batch[0])
+        return time.perf_counter() - start
+
+    def profile() -> float:
+        start = time.perf_counter()
+        mixed.pipeline.measure(module, batches)
+        return time.perf_counter() - start
+
+    forward()
+    times = [(forward(), profile()) for _ in range(3)]
+    fastest_forward, fastest_profile = (min(column) for column in zip(*times, strict=True))
+    return {
+        "forward_seconds": fastest_forward,
+        "profile_seconds": fastest_profile,
+        "forward_passes": fastest_profile / fastest_forward,
+    }
+
+
+def calibration(config: DictConfig, datamodule: Any) -> list[Any]:
+    """Return the batches of training images that the callback would calibrate on."""
+    datamodule.setup("fit")
+    return list(islice(datamodule.calibration_dataloader(), config.callbacks.mpq.calibration_batches))
+
+
+def _trainer() -> L.Trainer:
+    return L.Trainer(
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+
+
+def _demands(experiment: str, rows: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> list[Demand]:
+    passes = cost["forward_passes"]
+    demands = [
+        Demand("profile cost at 7 widths, in forward passes over the same samples", "<= 12", passes, passes <= 12)
+    ]
+    if experiment == "fashion_mnist":
+        accuracy = {(row["budget_bits"], row["model"]): 100 * row["test_accuracy"] for row in rows}
+        best = max(value for (_, model), value in accuracy.items() if model == "float")
+        demands.append(Demand("float test accuracy, %", ">= 92.5", best, best >= 92.5))
+        if (3.0, "chosen") in accuracy:
+            lost = accuracy[3.0, "float"] - accuracy[3.0, "chosen"]
+            demands.append(Demand("points below float at 3 average bits", "<= 0.7", lost, lost <= 0.7))
+    for row in rows:
+        if row["model"] == "chosen":
+            limit = row["budget_bits"]
+            demands.append(
+                Demand(
+                    f"stored bits per weight at a budget of {limit}",
+                    f"<= {limit}",
+                    row["average_bits"],
+                    row["average_bits"] <= limit,
+                )
+            )
+    return demands
+
+
+def _print(rows: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> None:
+    table = Table(title="The main job, on the test split")
+    for title in ("budget", "model", "bits/weight", "stored bytes", "test accuracy", "predicted loss", "measured loss"):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for row in rows:
+        table.add_row(
+            f"{row['budget_bits']:g}",
+            row["name"],
+            f"{row['average_bits']:.3f}",
+            f"{row['stored_bytes']:,}",
+            f"{100 * row['test_accuracy']:.2f} %",
+            "-" if row["predicted_loss"] is None else f"{row['predicted_loss']:.4f}",
+            "-" if row["measured_loss"] is None else f"{row['measured_loss']:.4f}",
+        )
+    console = Console(width=120)
+    console.print(table)
+    console.print(f"Profiling costs {cost['forward_passes']:.1f} forward passes over the same samples.")
+
+
+if __name__ == "__main__":
+    main()

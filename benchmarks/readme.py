@@ -1,0 +1,110 @@
+"""Draw README's figure and table from the committed results, so that a number and its picture cannot disagree.
+
+python -m benchmarks.readme          rewrites the block in README.md and the figure
+python -m benchmarks.readme --check  fails if README.md is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURE = RESULTS / "main_job.svg"
+BEGIN, END = "<!-- main_job:begin -->", "<!-- main_job:end -->"
+
+
+def main() -> None:
+    """Rewrite or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    arguments = parser.parse_args()
+    text = README.read_text()
+    wanted = with_block(text, main_job_block(_read("fashion_mnist")))
+    if arguments.check:
+        if text != wanted:
+            sys.exit("README.md is not what benchmarks/results say: run python -m benchmarks.readme")
+        return
+    draw(_read("fashion_mnist"), FIGURE)
+    README.write_text(wanted)
+    print(f"written: {README}, {FIGURE}")
+
+
+def with_block(text: str, block: str) -> str:
+    """Return a text with what stands between the two markers replaced."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def main_job_block(content: Mapping[str, Any]) -> str:
+    """Return the figure and the table of one result file as Markdown."""
+    rows = content["results"]
+    by_key = {(row["budget_bits"], row["model"]): row for row in rows}
+    budgets = sorted({row["budget_bits"] for row in rows})
+    base = by_key[budgets[0], "float"]
+    lines = [
+        "![Test accuracy against stored bytes](benchmarks/results/main_job.svg)",
+        "",
+        f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
+        f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
+        "scales and float leftovers included.",
+        "",
+        "| budget, average bits | chosen plan | bytes | smaller | additive plan | uniform |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for budget in budgets:
+        chosen, additive, uniform = (by_key[budget, model] for model in ("chosen", "additive", "uniform"))
+        lines.append(
+            f"| {budget:g} | **{_percent(chosen)}** | {chosen['stored_bytes']:,} | "
+            f"{base['stored_bytes'] / chosen['stored_bytes']:.1f}x | {_percent(additive)} | "
+            f"{_percent(uniform)} ({uniform['average_bits']:.2f} bits) |"
+        )
+    return "\n".join(lines)
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Draw test accuracy against stored kilobytes for all models."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lightning_mpq"  # the same figure gives the same file
+    from matplotlib import pyplot as plt
+
+    rows: Sequence[Mapping[str, Any]] = content["results"]
+    figure, axes = plt.subplots(figsize=(7, 4))
+    styles = {"uniform": ("s", "#999999"), "additive": ("^", "#d08000"), "chosen": ("o", "#6206e0")}
+    for model, (marker, color) in styles.items():
+        points = sorted({(r["stored_bytes"] / 1000, 100 * r["test_accuracy"]) for r in rows if r["model"] == model})
+        label = {"uniform": "one width everywhere", "additive": "additive plan", "chosen": "chosen plan"}[model]
+        axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=label)
+    base = next(r for r in rows if r["model"] == "float")
+    label = f"float ({base['stored_bytes'] / 1000:,.0f} kB)"
+    axes.axhline(100 * base["test_accuracy"], color="black", linestyle="--", linewidth=1, label=label)
+    axes.set(
+        xlabel="stored bytes of the whole model, kB", ylabel="test accuracy, %", title="ResNet-20 on Fashion-MNIST"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['test_accuracy']:.2f} %"
+
+
+def _read(experiment: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"main_job-{experiment}.json").read_text())
+    return content
+
+
+if __name__ == "__main__":
+    main()

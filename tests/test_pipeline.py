@@ -1,0 +1,112 @@
+"""The whole job without a Trainer: the comparison plan, the sums of the report, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, log_softmax
+
+from lightning_mpq.allocation import Budget
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.curvature import Categorical, TaylorModel
+from lightning_mpq.groups import find_groups
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.options import CandidateOptions, CurvatureOptions
+from lightning_mpq.pipeline import Pipeline, uniform_policy
+from lightning_mpq.report.measure import LossChange
+
+pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16 + i, 6, generator=generator), torch.randint(3, (16 + i,), generator=generator))
+        for i in range(count)
+    ]
+
+
+def taylor_of(bits_per_group: dict[str, list[int]]) -> TaylorModel:
+    groups = find_groups(network())
+    candidates = tuple(
+        candidate for candidate in make_candidates(groups) if candidate.scheme.bits in bits_per_group[candidate.group]
+    )
+    count = len(candidates)
+    return TaylorModel(
+        tuple(groups), candidates, torch.zeros(count), torch.eye(count), "fisher", "divergence", samples=1
+    )
+
+
+@pytest.mark.parametrize(("average", "width"), [(2.0, 2), (2.49, 2), (2.5, 3), (3.02, 3), (7.9, 8), (9.0, 8)])
+def test_the_uniform_plan_has_the_nearest_whole_width(average, width):
+    everything = list(range(2, 9))
+    policy = uniform_policy(taylor_of({"0": everything, "2": everything, "4": everything}), average)
+    assert set(policy.bits().values()) == {width}
+
+
+def test_a_group_without_that_width_gets_the_nearest_of_its_own():
+    policy = uniform_policy(taylor_of({"0": [2, 8], "2": [3, 4, 5], "4": [2, 4]}), 3.0)
+    assert policy.bits() == {"0": 2, "2": 3, "4": 4}
+
+
+def test_divergence_and_task_loss_are_measured_as_defined():
+    model, data = network(), batches()
+    divergence = LossChange(model, data, "divergence", likelihood=Categorical())
+    task = LossChange(model, data, "task", loss_fn=lambda m, b: cross_entropy(m(b[0]), b[1]))
+    images, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    with torch.no_grad():
+        before = log_softmax(model(images), 1)
+        assert divergence.measure() == pytest.approx(0, abs=1e-6)
+        model[2].weight.mul_(0.7)
+        after = log_softmax(model(images), 1)
+    expected = (before.exp() * (before - after)).sum(1).mean()
+    assert divergence.measure() == pytest.approx(float(expected), rel=1e-4)
+    expected = (before - after).gather(1, labels[:, None]).mean()
+    assert task.measure() == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
+    model, told, validated = network(), [], []
+
+    def evaluate() -> dict[str, float]:
+        validated.append(len(packed_layers(model)))
+        return {"packed": float(validated[-1])}
+
+    pipeline = Pipeline(Budget(average_bits=6.0), progress=lambda fraction, message: told.append(fraction))
+    outcome = pipeline.run(model, batches(), evaluate if verdict else None)
+    assert len(packed_layers(model)) == 3
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert validated == ([0, 3, 3, 3] if verdict else [])
+    if verdict:
+        report = outcome.report
+        json.dumps(report.to_dict(), allow_nan=False)
+        assert sum(g.predicted_share for g in report.groups) == pytest.approx(outcome.allocation.predicted_loss)
+        assert sum(g.weights for g in report.groups) == 48 + 64 + 24
+        assert report.samples == 51
+        assert report["chosen"].measured_loss == pytest.approx(report["chosen"].measured_frozen)  # no BatchNorm here
+
+
+def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
+    loss = {"loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1]), "candidates": CandidateOptions(bits=(8,))}
+    budget = Budget(average_bits=12)
+    model = network()
+    change = LossChange(model, batches(), "task", loss_fn=loss["loss_fn"])
+    outcome = Pipeline(budget, curvature=CurvatureOptions(estimator="hessian"), **loss).run(model, batches())
+    assert change.measure() == pytest.approx(outcome.allocation.predicted_loss, rel=0.05, abs=1e-6)
+
+
+def test_no_data_and_quantized_models_are_refused():
+    model = network()
+    with pytest.raises(ValueError, match="at least one batch of training data, got none"):
+        Pipeline(Budget(average_bits=8)).run(model, [])
+    Pipeline(Budget(average_bits=8)).run(model, batches())
+    with pytest.raises(ValueError, match="quantized already.*'0'"):
+        Pipeline(Budget(average_bits=8)).run(model, batches())

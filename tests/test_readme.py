@@ -1,0 +1,75 @@
+"""Every command and every example in README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from idx_files import write_fashion_mnist
+from trainer_cases import SmallClassifier, SmallData
+
+import lightning_mpq as mpq
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def shortened(command: str, folder: Path) -> list[str]:
+    """Return a command as it stands in README but quick, on small data and away from the repository's own files."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        return ["make", "--dry-run", "--directory", str(ROOT), *words[1:]]
+    program, *rest = words
+    assert program.startswith(".venv/bin/")
+    if program.endswith("lightning-mpq"):
+        rest = [f"data.root={folder}" if word.startswith("data.root=") else word for word in rest]
+        quick = ["trainer.max_epochs=1", "callbacks.mpq.calibration_batches=1", "solver.time_limit=1"]
+        return [sys.executable, "-m", "lightning_mpq.cli", *rest, *quick, "++trainer.limit_train_batches=2"]
+    assert program.endswith("python")
+    if "benchmarks.main_job" in rest:
+        rest = [str(folder) if word.startswith("/usr/") else word for word in rest]
+        rest += ["--epochs", "1", "--budgets", "3", "--output", str(folder / "result.json"), "--cache", str(folder)]
+    if "benchmarks.readme" in rest:
+        rest.append("--check")
+    return [sys.executable, *rest]
+
+
+def test_readme_names_the_two_commands_that_do_everything():
+    assert {"make demo", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command, tmp_path):
+    write_fashion_mnist(tmp_path)
+    here = ROOT if "benchmarks" in command or command.startswith("make") else tmp_path
+    done = subprocess.run(shortened(command, tmp_path), cwd=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_python_examples_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, *rest = blocks("python")
+    names = {"MyLightningModule": SmallClassifier, "MyDataModule": SmallData}
+    first = first.replace("average_bits=3.0", "average_bits=4.5").replace("max_epochs=10", "max_epochs=1")
+    exec(first, names)
+    assert set(names["mixed"].policy.bits().values()) <= set(range(2, 9))
+    images = SmallData().images
+    assert torch.equal(names["model"].eval()(images), mpq.load("packed", model=SmallClassifier()).eval()(images))
+    for block in rest:
+        scope = {"mpq": mpq, "L": L, "model": SmallClassifier(), "batches": list(SmallData().val_dataloader())}
+        exec(block.replace("average_bits=3.0", "average_bits=4.5"), scope)
+        assert scope["allocation"].costs["average_bits"] <= 4.5
