@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .convexification import Convexification, convexify
+from .block_ascent import block_ascent
+from .convexification import Convexification, convexify, unknowns
 from .difference_form import DifferenceForm, difference_form
 from .enumeration import enumerate_selections
 from .lagrangian import gilmore_lawler_bound
@@ -16,6 +17,7 @@ from .local_search import LocalSearch
 from .problem import Array, Indices, Mask, Problem
 
 _ENUMERABLE = 4096
+_MOST_VARIABLES = 2500
 
 
 @dataclass(order=True)
@@ -38,9 +40,15 @@ class BranchAndBound:
         problem: What is solved.
         allowed: Candidates of the root.
         selection: A feasible selection to start from.
-        tolerance: Absolute gap that is good enough.
+        gap: Relative gap that is good enough, of ``max(|value|, reference)``.
+        reference: See ``gap``.
         random: Draws the roundings.
-        out_of_time: Asked between nodes and Newton steps.
+        out_of_time: Asked between nodes and moves of the local search.
+        late: Asked between steps of a bound, so that time is left to round what it found.
+        bound: A lower bound that is known.
+        known: Value of a plan found elsewhere: only better ones are looked for.
+        target: A selection of at most this value, or the proof that there is none, ends the search.
+        max_unknowns: Convexifications with more unknowns are left to block ascent.
     """
 
     def __init__(
@@ -49,22 +57,29 @@ class BranchAndBound:
         allowed: Mask,
         selection: Indices,
         *,
-        tolerance: float,
+        gap: float,
+        reference: float = 0.0,
         random: np.random.Generator,
         out_of_time: Callable[[], bool] = lambda: False,
+        late: Callable[[], bool] | None = None,
         bound: float = -np.inf,
+        max_unknowns: int = 6000,
+        known: float = np.inf,
+        target: float = -np.inf,
     ) -> None:
         """Put the root on the heap; `run` does the work."""
         self.problem = problem
-        self.tolerance = tolerance
+        self.gap, self.reference = gap, reference
+        self.max_unknowns = max_unknowns
+        self.known, self.target = known, target
         self.random = random
         self.out_of_time = out_of_time
+        self.late = late or out_of_time
         self.selection, self.value = selection, problem.value(selection)
         self.closed = np.inf
         self.nodes = 0
         self.root: Convexification | None = None
         self.root_form: DifferenceForm | None = None
-        self._search = LocalSearch(problem, out_of_time=out_of_time)
         self._heap = [_Node(bound, 0, allowed)]
         self._count = 1
 
@@ -75,9 +90,20 @@ class BranchAndBound:
         return min(open_nodes, self.closed, self.value)
 
     @property
+    def tolerance(self) -> float:
+        """Absolute gap that is good enough at the present incumbent."""
+        return self.gap * max(abs(self.value), self.reference)
+
+    @property
     def cutoff(self) -> float:
         """Selections that are no better than this need not be looked for."""
-        return self.value - 0.9 * self.tolerance
+        return min(self.value, self.known) - 0.9 * self.tolerance
+
+    def is_settled(self, bound: float = -np.inf) -> bool:
+        """Return whether nothing is left to be done, given another lower bound as well."""
+        bound = max(bound, self.bound)
+        decided = self.value <= self.target or bound > self.target > -np.inf
+        return decided or min(self.value, self.known) - bound <= self.tolerance
 
     def survivors(self) -> Mask:
         """Return the candidates that some open node still has."""
@@ -89,7 +115,7 @@ class BranchAndBound:
     def run(self, max_nodes: int | None = None) -> None:
         """Work until the gap is within tolerance, the time is up, or so many nodes are done."""
         done = 0
-        while self._heap and self.value - self.bound > self.tolerance:
+        while self._heap and not self.is_settled():
             if self.out_of_time() or (max_nodes is not None and done >= max_nodes):
                 break
             self._expand(heapq.heappop(self._heap))
@@ -121,7 +147,10 @@ class BranchAndBound:
         if self._enumerate(allowed):
             return
         form = difference_form(self.problem, allowed)
-        found = convexify(form, cutoff=self.cutoff, tolerance=self.tolerance / 4, out_of_time=self.out_of_time)
+        if form.size > _MOST_VARIABLES:
+            self._close(max(node.bound, gilmore_lawler_bound(self.problem, allowed)))
+            return
+        found = self._convexify(form)
         if self.root is None:
             self.root, self.root_form = found, form
         bound = max(node.bound, found.bound)
@@ -134,11 +163,21 @@ class BranchAndBound:
         survivors = self._screen(form, found, allowed)
         if survivors is None:
             return
+        if unknowns(form) > self.max_unknowns >= unknowns(difference_form(self.problem, survivors)):
+            self._push(bound, survivors)
+            return
         dropped = 1 - survivors.sum() / allowed.sum()
         if dropped > 0.2 or self._combinations(survivors) <= _ENUMERABLE:
             self._push(bound, survivors)
             return
         self._split(form, found, survivors, bound)
+
+    def _convexify(self, form: DifferenceForm) -> Convexification:
+        """Bound a node by the best convexification, or by a good one where that would take too long."""
+        if unknowns(form) <= self.max_unknowns:
+            return convexify(form, cutoff=self.cutoff, tolerance=self.tolerance / 4, out_of_time=self.late)
+        scale = max(abs(self.value), self.reference)
+        return block_ascent(form, scale=scale, cutoff=self.cutoff, out_of_time=self.late)
 
     def _combinations(self, allowed: Mask) -> float:
         counts = np.bincount(self.problem.group[allowed], minlength=self.problem.group_count)
@@ -168,11 +207,12 @@ class BranchAndBound:
     def _round(self, form: DifferenceForm, point: Array, allowed: Mask) -> None:
         """Look for a better selection around the relaxed solution: nearest and a few random roundings."""
         draws = 30 if self.nodes == 1 else 1
+        search = LocalSearch(self.problem, allowed, self.out_of_time)
         for draw in range(draws + 1):
-            self._search.move_to(form.selection(point) if draw == 0 else form.sample(point, self.random))
-            if self._search.repair():
-                self._search.descend()
-                self.offer(self._search.selection)
+            search.move_to(form.selection(point) if draw == 0 else form.sample(point, self.random))
+            if search.repair():
+                search.descend()
+                self.offer(search.selection)
             if self.out_of_time():
                 break
 

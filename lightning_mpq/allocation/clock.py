@@ -15,12 +15,12 @@ class Clock:
     def __init__(self, limit: float) -> None:
         """Start now."""
         self._begin = self._last = time.monotonic()
-        self._limit = limit
+        self.limit = limit
         self.seconds: dict[str, float] = {}
 
     def left(self) -> float:
         """Return the seconds that are left."""
-        return self._limit - (time.monotonic() - self._begin)
+        return self.limit - (time.monotonic() - self._begin)
 
     def out_of_time(self) -> bool:
         """Return whether the limit is reached."""

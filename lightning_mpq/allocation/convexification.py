@@ -77,6 +77,12 @@ def bound_at(form: DifferenceForm, shift: Array, multipliers: Array) -> float:
     return float(form.constant - multipliers @ form.limits - half @ half / 2)
 
 
+def unknowns(form: DifferenceForm) -> int:
+    """Return how many unknowns the Newton system of `convexify` has: it takes time with the cube of them."""
+    lengths = np.bincount(form.block)
+    return int((lengths * (lengths + 1) // 2).sum()) + len(form.limits) + 1
+
+
 def interior_point(form: DifferenceForm) -> Array:
     """Return masses t > 0 with sum < 1 in each block that leave the pooled budget room if that is possible.
 
@@ -162,8 +168,8 @@ class _Constraints:
             rows, columns = self.first[strip], self.first[:upto]
             part = self._v_times(YV[:, :upto], strip) * W[np.ix_(rows, columns)]
             part += self._v_times(WV[:, :upto], strip) * Y[np.ix_(rows, columns)]
-            part += YV[columns][:, strip].T * WV[rows, :upto]
-            part += YV[rows, :upto] * WV[columns][:, strip].T
+            part += YV[:, strip][columns].T * WV[rows, :upto]
+            part += YV[rows, :upto] * WV[:, strip][columns].T
             M[strip, :upto] = part * (self.weight[strip, None] * self.weight[:upto] / 4)
         return M
 
@@ -336,7 +342,8 @@ class _InteriorPointMethod:
         M *= scale[:, None]
         M *= scale
         M[np.arange(len(M)), np.arange(len(M))] += 1e-13
-        factor, failed = sla.lapack.dpotrf(M, lower=1, overwrite_a=1)
+        # The transpose lies in memory as LAPACK wants it, so nothing is copied.
+        factor, failed = sla.lapack.dpotrf(M.T, lower=0, overwrite_a=1)
         if failed or not np.isfinite(scale).all():
             return None
         W_inner = constraints.inner(W)
@@ -344,7 +351,7 @@ class _InteriorPointMethod:
         def direction(target: float, correction: Array, row_correction: Array) -> tuple[Array, Array, Array, Array]:
             right = constraints.right - target * W_inner + constraints.inner(correction)
             right[budget] += row_correction - target / multipliers
-            duals = sla.lapack.dpotrs(factor, right * scale, lower=1)[0] * scale
+            duals = sla.lapack.dpotrs(factor, right * scale, lower=0)[0] * scale
             dZ = -constraints.dual_matrix(duals)
             YZW = self.Y @ dZ @ W
             dY = target * W - self.Y - (YZW + YZW.T) / 2 - correction
@@ -392,8 +399,11 @@ class _InteriorPointMethod:
     ) -> tuple[float, float]:
         """Return how far Y, s and Z, lambda can go and stay inside of their cones, damped, at most 1."""
         budget = slice(self.constraints.pair_count + 1, None)
-        primal = _length_to_boundary(np.linalg.cholesky(self.Y), dY)
-        dual = _length_to_boundary(None, dZ, np.linalg.cholesky(W))
+        try:
+            primal = _length_to_boundary(np.linalg.cholesky(self.Y), dY)
+            dual = _length_to_boundary(None, dZ, np.linalg.cholesky(W))
+        except np.linalg.LinAlgError:  # at the boundary, to rounding: there is no way on
+            return 0.0, 0.0
         shrinking = ds < 0
         if shrinking.any():
             primal = min(primal, float((-self.slack[shrinking] / ds[shrinking]).min()))

@@ -20,6 +20,7 @@ from .status import SolveStatus
 Progress = Callable[[float, str], None]
 _MILP_VARIABLES = 20
 _OPTIMAL = 2e-6
+_SECONDS_PER_CUBE = 4e-11
 
 
 def silent(fraction: float, message: str) -> None:
@@ -59,6 +60,9 @@ def solve(
     seed: int = 0,
     start: Indices | None = None,
     additive: bool = False,
+    bound: float = -np.inf,
+    known: float = np.inf,
+    target: float = -np.inf,
     progress: Progress = silent,
 ) -> Solution:
     """Minimise the problem's objective and prove how good the result is.
@@ -73,6 +77,9 @@ def solve(
         seed: Decides every random choice.
         start: A feasible selection that is known already.
         additive: Leave the interactions between groups out of the objective.
+        bound: A lower bound that is known already.
+        known: Value of a plan outside of this problem: only better ones are looked for.
+        target: A plan of at most this value, or the proof that there is none, ends the search.
         progress: Called with a fraction in [0, 1] and a message.
 
     Raises:
@@ -87,7 +94,7 @@ def solve(
     if additive or problem.is_additive:
         cost = problem.additive_cost
         unit = _power_of_two(cost)
-        selection, bound = solve_additive_problem(
+        selection, proved = solve_additive_problem(
             problem, cost / unit, allowed, gap=gap, reference=reference / unit, clock=clock, solver=solver
         )
         clock.note("integer program")
@@ -95,15 +102,17 @@ def solve(
     else:
         unit = _power_of_two(problem.curvature, problem.additive_cost)
         scaled = replace(problem, gradient=problem.gradient / unit, curvature=problem.curvature / unit)
-        search = _QuadraticSearch(scaled, allowed, gap, reference / unit, clock, solver, seed, progress)
-        selection, bound, nodes = search.run(start)
+        search = _QuadraticSearch(
+            scaled, allowed, gap, reference / unit, clock, solver, seed, progress, known / unit, target / unit
+        )
+        selection, proved, nodes = search.run(start, bound / unit)
         prices = prices if search.prices is None else search.prices * unit
         value = problem.value(selection)
-    bound = min(bound * unit, value)
+    bound = min(max(proved * unit, bound), value)
     scale = max(abs(value), reference, 1e-300)
     if value - bound <= _OPTIMAL * scale:
         status = SolveStatus.OPTIMAL
-    elif value - bound <= gap * scale * (1 + 1e-9):
+    elif min(value, known) - bound <= gap * scale * (1 + 1e-9):
         status = SolveStatus.WITHIN_GAP
     else:
         status = SolveStatus.NO_TIME if time_limit <= 0 else SolveStatus.TIME_LIMIT
@@ -130,27 +139,34 @@ class _QuadraticSearch:
         solver: Solver,
         seed: int,
         progress: Progress,
+        known: float,
+        target: float,
     ) -> None:
         self.problem, self.allowed = problem, allowed
         self.gap, self.reference = gap, reference
         self.clock, self.solver, self.progress = clock, solver, progress
         self.random = np.random.default_rng(seed)
+        self.known, self.target = known, target
         self.prices: Array | None = None
 
-    def run(self, start: Indices | None) -> tuple[Indices, float, int]:
+    def run(self, start: Indices | None, bound: float) -> tuple[Indices, float, int]:
         """Return the best selection, the proved bound and the number of nodes."""
         problem, clock = self.problem, self.clock
         selection = self._incumbent(start)
-        bound = gilmore_lawler_bound(problem, self.allowed)
-        value = problem.value(selection)
+        bound = max(bound, gilmore_lawler_bound(problem, self.allowed))
         tree = BranchAndBound(
             problem,
             self.allowed,
             selection,
-            tolerance=self.gap * max(abs(value), self.reference),
+            gap=self.gap,
+            reference=self.reference,
             random=self.random,
             out_of_time=clock.out_of_time,
+            late=lambda: clock.left() < 0.15 * clock.limit,
             bound=bound,
+            max_unknowns=self._affordable_unknowns(),
+            known=self.known,
+            target=self.target,
         )
         bound = max(bound, self._root(tree))
         bound = max(bound, self._integer_program(tree, bound))
@@ -159,6 +175,11 @@ class _QuadraticSearch:
         clock.note("ties")
         return selection, bound, tree.nodes
 
+    def _affordable_unknowns(self) -> int:
+        """Return the size of Newton system whose some 45 steps fit in a part of the time limit."""
+        seconds = 0.27 * min(self.clock.limit, 1e6)
+        return int(min(6000.0, (seconds / (45 * _SECONDS_PER_CUBE)) ** (1 / 3)))
+
     def _incumbent(self, start: Indices | None) -> Indices:
         """Return a good feasible selection."""
         search = LocalSearch(self.problem, self.allowed, self.clock.out_of_time)
@@ -166,7 +187,7 @@ class _QuadraticSearch:
             start = first_selection(self.problem, self.allowed, search)
         if start is None:
             start = feasible_by_milp(self.problem, self.allowed, self.clock, self.solver)
-        selection, _ = iterated_local_search(search, start, self.random, kicks=20 + self.problem.group_count)
+        selection, _ = iterated_local_search(search, start, self.random, kicks=20 + self.problem.group_count // 4)
         self.clock.note("local search")
         return selection
 
@@ -186,7 +207,7 @@ class _QuadraticSearch:
         """Give what screening left to python-mip if it is small."""
         left = tree.survivors()
         count = int(left.sum()) - self.problem.group_count
-        if not 0 < count <= _MILP_VARIABLES or tree.value - bound <= tree.tolerance or self.clock.out_of_time():
+        if not 0 < count <= _MILP_VARIABLES or tree.is_settled(bound) or self.clock.out_of_time():
             return -np.inf
         self.progress(0.6, "integer program on what is left")
         outcome = solve_glover(
@@ -204,7 +225,7 @@ class _QuadraticSearch:
 
     def _branch(self, tree: BranchAndBound, bound: float) -> float:
         """Branch and bound until the gap is closed or time is up."""
-        while tree.value - max(tree.bound, bound) > tree.tolerance and not self.clock.out_of_time():
+        while not tree.is_settled(bound) and not self.clock.out_of_time():
             tree.run(max_nodes=1)
             self.progress(0.9, f"branch and bound, {tree.nodes} nodes")
         self.clock.note("branch and bound")

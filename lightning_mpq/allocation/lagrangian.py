@@ -19,8 +19,7 @@ def pooled_row(problem: Problem, allowed: Mask) -> tuple[Array, float]:
     row, limit = np.zeros(len(problem.group)), 0.0
     for values, bound in zip(problem.rows, problem.limits, strict=True):
         least = problem.least(values, allowed)
-        spare = max(float(bound - least.sum()), 1e-9 * max(abs(float(bound)), 1e-300))
-        row += (values - least[problem.group]) / spare
+        row += (values - least[problem.group]) / _spare(values, float(bound - least.sum()))
         limit += 1.0
     return row, limit
 
@@ -96,6 +95,12 @@ def gilmore_lawler_bound(problem: Problem, allowed: Mask) -> float:
 
 def row_prices(problem: Problem, allowed: Mask, multiplier: float) -> Array:
     """Return the price of each budget, in loss per unit, that a multiplier of the pooled row stands for."""
-    spare = problem.limits - problem.least(problem.rows, allowed).sum(axis=1)
-    prices: Array = multiplier / np.maximum(spare, 1e-9 * np.maximum(np.abs(problem.limits), 1e-300))
-    return prices
+    left = problem.limits - problem.least(problem.rows, allowed).sum(axis=1)
+    spare = [_spare(row, float(room)) for row, room in zip(problem.rows, left, strict=True)]
+    return multiplier / np.array(spare)
+
+
+def _spare(row: Array, room: float) -> float:
+    """Return what a budget leaves above its least use, or a small share of its costs where that is nothing."""
+    largest = float(np.abs(row).max(initial=0))
+    return max(room, 1e-9 * largest) if largest > 0 else 1.0

@@ -52,7 +52,7 @@ def _row_scale(row: Array, limit: float) -> float:
 def _optimize(model: mip.Model, seconds: float, tolerance: float) -> tuple[bool, float, bool]:
     """Run a scaled model; return whether it has a solution, its scaled bound, and whether it is infeasible."""
     model.max_mip_gap = 1e-9
-    model.max_mip_gap_abs = max(tolerance, 1e-7)
+    model.max_mip_gap_abs = min(max(tolerance, 1e-7), 1e9)
     status = model.optimize(max_seconds=max(seconds, 0.01))
     solved = status in _HAS_SOLUTION and model.num_solutions > 0
     bound = float(model.objective_bound) if solved and model.objective_bound is not None else -np.inf
