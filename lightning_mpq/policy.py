@@ -30,10 +30,13 @@ class WeightScheme:
             ``"asymmetric"``: as symmetric, shifted by a stored integer zero point. ``"half"``: levels
             +-1/2, +-3/2, ... with no zero, which spends all levels when there are few.
         clip: Range that a scale covers: ``"absmax"`` (everything), ``"mse"`` (least squared weight
-            error over a set of ratios), or a ratio of the absmax in (0, 1].
+            error over a set of ratios), ``"moment"`` (least squared error of the layer's output, found on
+            calibration data), or a ratio of the absmax in (0, 1].
         scale_dtype: Type that scales are stored in. bfloat16 has the range of float32, so that no
             layer can under- or overflow; its short mantissa costs nothing, since weights are rounded
             against the scale as stored.
+        rounding: ``"nearest"``, or ``"second_order"``: error feedback by the moment of the layer's inputs, found
+            on calibration data.
 
     Raises:
         ValueError: If a field is outside of what is listed above.
@@ -46,8 +49,9 @@ class WeightScheme:
     bits: int
     granularity: Literal["tensor", "channel"] | int = "channel"
     grid: Grid = "symmetric"
-    clip: Literal["absmax", "mse"] | float = "absmax"
+    clip: Literal["absmax", "mse", "moment"] | float = "absmax"
     scale_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    rounding: Literal["nearest", "second_order"] = "nearest"
 
     def __post_init__(self) -> None:
         """Refuse contradictions early, where the user wrote them."""
@@ -59,10 +63,17 @@ class WeightScheme:
         if self.grid not in GRIDS:
             raise ValueError(f"grid must be one of {', '.join(GRIDS)}, got {self.grid!r}.")
         clip_is_ratio = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
-        if self.clip not in ("absmax", "mse") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
-            raise ValueError(f"clip must be 'absmax', 'mse' or a ratio in (0, 1], got {self.clip!r}.")
+        if self.clip not in ("absmax", "mse", "moment") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
+            raise ValueError(f"clip must be 'absmax', 'mse', 'moment' or a ratio in (0, 1], got {self.clip!r}.")
         if self.scale_dtype not in SCALE_BITS:
             raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_BITS)}, got {self.scale_dtype!r}.")
+        if self.rounding not in ("nearest", "second_order"):
+            raise ValueError(f"rounding must be 'nearest' or 'second_order', got {self.rounding!r}.")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a weight can be rounded so only with calibration data at hand (see `round_candidates`)."""
+        return self.clip == "moment" or self.rounding == "second_order"
 
     def __str__(self) -> str:
         """Return a short name such as ``3-bit half/channel``."""

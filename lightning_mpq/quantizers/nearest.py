@@ -10,7 +10,7 @@ from ..errors import NonFiniteError
 from ..policy import WeightScheme
 from .grid import QuantizedRows, dequantize, encode
 
-_MSE_RATIOS = tuple(1 - 0.04 * step for step in range(18))  # 1.0 down to 0.32 of the absmax
+MSE_RATIOS = tuple(1 - 0.04 * step for step in range(18))  # 1.0 down to 0.32 of the absmax
 
 
 def quantize_rows(rows: Tensor, scheme: WeightScheme) -> QuantizedRows:
@@ -22,25 +22,43 @@ def quantize_rows(rows: Tensor, scheme: WeightScheme) -> QuantizedRows:
 
     Raises:
         NonFiniteError: If a weight is NaN or infinite.
-        ValueError: If ``rows`` is not a non-empty matrix, or a scale does not fit the scale type.
+        ValueError: If ``rows`` is not a non-empty matrix, a scale does not fit the scale type, or the scheme
+            needs to know the layer's inputs.
 
     Example:
         >>> weights = torch.tensor([[-1.0, -0.3, 0.4, 1.0]])
         >>> quantize_rows(weights, WeightScheme(bits=2, grid="half", scale_dtype="float32")).dequantize()
         tensor([[-1.0000, -0.3333,  0.3333,  1.0000]])
     """
-    if rows.dim() != 2 or rows.numel() == 0 or not rows.is_floating_point():
-        raise ValueError(f"Expected a non-empty floating-point matrix, got {rows.dtype} {list(rows.shape)}.")
-    wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-    if not torch.isfinite(wide).all():
-        raise NonFiniteError(f"{int((~torch.isfinite(wide)).sum())} of {wide.numel()} weights are NaN or infinite.")
-    low, high = _ranges(wide, scheme)
+    if scheme.needs_inputs:
+        raise ValueError(
+            f"A {scheme} scheme with rounding={scheme.rounding!r} and clip={scheme.clip!r} is rounded by the moment of "
+            "the layer's inputs, which a weight alone does not tell. Round it with round_candidates(model, batches) "
+            "and pass the result as rounded=."
+        )
+    wide = finite_rows(rows)
+    low, high = weight_ranges(wide, scheme)
     if scheme.clip != "mse":
         return _round(wide, low, high, 1.0 if scheme.clip == "absmax" else float(scheme.clip), scheme)
     return _least_squared_error(wide, low, high, scheme)
 
 
-def _ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+def finite_rows(rows: Tensor) -> Tensor:
+    """Return a weight in float32 or wider, detached.
+
+    Raises:
+        NonFiniteError: If a weight is NaN or infinite.
+        ValueError: If ``rows`` is not a non-empty floating-point matrix.
+    """
+    if rows.dim() != 2 or rows.numel() == 0 or not rows.is_floating_point():
+        raise ValueError(f"Expected a non-empty floating-point matrix, got {rows.dtype} {list(rows.shape)}.")
+    wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    if not torch.isfinite(wide).all():
+        raise NonFiniteError(f"{int((~torch.isfinite(wide)).sum())} of {wide.numel()} weights are NaN or infinite.")
+    return wide
+
+
+def weight_ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
     """Return least and largest weight under each scale, zero included, shaped like the scales."""
     if isinstance(scheme.granularity, int):
         block = scheme.granularity
@@ -54,7 +72,16 @@ def _ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
 
 def _round(rows: Tensor, low: Tensor, high: Tensor, ratio: float | Tensor, scheme: WeightScheme) -> QuantizedRows:
     """Quantize with ranges shrunk by ``ratio``, a number or one per scale."""
-    low, high = low * ratio, high * ratio
+    scale, zero_point = fit_scale(low * ratio, high * ratio, scheme)
+    return QuantizedRows(encode(rows, scale, zero_point, scheme), scale, zero_point, scheme)
+
+
+def fit_scale(low: Tensor, high: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor | None]:
+    """Return scale and zero point, as stored, whose levels span the ranges ``low <= 0 <= high`` of any shape.
+
+    Raises:
+        ValueError: If a scale does not fit the scale type.
+    """
     absmax = torch.maximum(-low, high)
     levels = 2**scheme.bits
     if scheme.grid == "asymmetric":
@@ -67,29 +94,28 @@ def _round(rows: Tensor, low: Tensor, high: Tensor, ratio: float | Tensor, schem
             f"A scale of {float(exact.max()):.3g} (or the smallest, {float(exact.min()):.3g}) does not fit "
             f"{scheme.scale_dtype}. Choose scale_dtype='bfloat16' or 'float32', or rescale the layer."
         )
-    zero_point = None
-    if scheme.grid == "asymmetric":
-        stored = scale.to(rows.dtype)
-        steps = -low / torch.where(stored == 0, torch.ones_like(stored), stored)
-        zero_point = steps.round().clamp(0, levels - 1).to(torch.uint8)
-    return QuantizedRows(encode(rows, scale, zero_point, scheme), scale, zero_point, scheme)
+    if scheme.grid != "asymmetric":
+        return scale, None
+    stored = scale.to(low.dtype)
+    steps = -low / torch.where(stored == 0, torch.ones_like(stored), stored)
+    return scale, steps.round().clamp(0, levels - 1).to(torch.uint8)
 
 
 def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, scheme: WeightScheme) -> QuantizedRows:
     """Choose, for each scale on its own, the ratio of its range with the least squared weight error."""
     best_ratio = torch.ones_like(low)
     best_error = torch.full_like(low, torch.inf)
-    for ratio in _MSE_RATIOS:
+    for ratio in MSE_RATIOS:
         trial = _round(rows, low, high, ratio, scheme)
         squared = (dequantize(trial.codes, trial.scale, trial.zero_point, scheme, rows.dtype) - rows).square()
-        error = _sum_per_scale(squared, scheme)
+        error = sum_per_scale(squared, scheme)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_ratio = torch.where(better, torch.full_like(best_ratio, ratio), best_ratio)
     return _round(rows, low, high, best_ratio, scheme)
 
 
-def _sum_per_scale(values: Tensor, scheme: WeightScheme) -> Tensor:
+def sum_per_scale(values: Tensor, scheme: WeightScheme) -> Tensor:
     """Sum [R, C] over what shares a scale; the result is shaped like the scales."""
     if isinstance(scheme.granularity, int):
         block = scheme.granularity

@@ -1,0 +1,99 @@
+"""Which part of a weight's range a scale should cover, judged by the error of the layer's output."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..policy import WeightScheme
+from .grid import encode, grid_offset, spread
+from .nearest import MSE_RATIOS, fit_scale, sum_per_scale, weight_ranges
+
+LEAST_RATIO = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.65, 6: 0.75, 7: 0.85, 8: 0.9}
+"""Bits to the smallest part of the absmax worth trying: the more levels, the less a finer step gains."""
+STEP = 0.05
+
+
+class Scales(NamedTuple):
+    """V trials of the scales of a weight.
+
+    Attributes:
+        scale: [V, S, blocks] in the scheme's scale type; S is 1 for one scale per tensor, else R.
+        zero_point: Same shape, uint8; None unless the grid is asymmetric.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def take(self, index: Tensor) -> Scales:
+        """Choose trials for each scale: an index [K, S, blocks] makes K new trials."""
+        zero_point = None if self.zero_point is None else self.zero_point.gather(0, index)
+        return Scales(self.scale.gather(0, index), zero_point)
+
+    def offset(self, scheme: WeightScheme, dtype: torch.dtype) -> Tensor:
+        """Return the codes that stand for zero, shaped like the scales."""
+        if self.zero_point is None:
+            return torch.full_like(self.scale, grid_offset(scheme), dtype=dtype)
+        return self.zero_point.to(dtype)
+
+
+def trial_ratios(scheme: WeightScheme) -> tuple[float, ...]:
+    """Return the parts of the absmax that a scheme's scales may cover.
+
+    Example:
+        >>> trial_ratios(WeightScheme(bits=7, clip="moment"))
+        (1.0, 0.95, 0.9, 0.85)
+    """
+    if scheme.clip == "moment":
+        count = round((1 - LEAST_RATIO[scheme.bits]) / STEP) + 1
+        return tuple(round(1 - STEP * step, 2) for step in range(count))
+    if scheme.clip == "mse":
+        return MSE_RATIOS
+    return (1.0,) if scheme.clip == "absmax" else (float(scheme.clip),)
+
+
+def trial_scales(rows: Tensor, scheme: WeightScheme) -> Scales:
+    """Return the scales for every ratio of `trial_ratios`, computed side by side.
+
+    Args:
+        rows: [R, C].
+        scheme: Granularity, grid, bits and clip.
+
+    Raises:
+        ValueError: If a scale does not fit the scale type.
+    """
+    low, high = weight_ranges(rows, scheme)
+    ratios = torch.tensor(trial_ratios(scheme), dtype=rows.dtype, device=rows.device)[:, None, None]
+    return Scales(*fit_scale(low * ratios, high * ratios, scheme))
+
+
+def rank_scales(rows: Tensor, weights: Tensor, scheme: WeightScheme, keep: int) -> Scales:
+    """Return the best trials of each scale, best first, by a weighted sum of squared rounding errors.
+
+    The sum falls apart into one for each scale, so that every block of columns finds its own ratio at the cost of
+    rounding alone.
+
+    Args:
+        rows: [R, C].
+        weights: [G, C]: what a squared error in a column costs, for each of G equal parts of the rows.
+        scheme: Granularity, grid, bits and clip.
+        keep: How many trials to return, at most; fewer if there are fewer ratios.
+    """
+    trials = trial_scales(rows, scheme)
+    count = len(trials.scale)
+    if count == 1:
+        return trials
+    costs = weights.repeat_interleave(len(rows) // len(weights), dim=0)
+    columns = rows.shape[1]
+    sums = []
+    for number in range(count):
+        scale = trials.scale[number]
+        zero_point = None if trials.zero_point is None else trials.zero_point[number]
+        offset = grid_offset(scheme) if zero_point is None else spread(zero_point.to(rows.dtype), scheme, columns)
+        codes = encode(rows, scale, zero_point, scheme).to(rows.dtype)
+        errors = spread(scale.to(rows.dtype), scheme, columns) * (codes - offset) - rows
+        sums.append(sum_per_scale(costs * errors.square(), scheme))
+    order = torch.stack(sums).argsort(dim=0, stable=True)
+    return trials.take(order[:keep])
