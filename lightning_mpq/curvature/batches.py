@@ -39,6 +39,13 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors, or the whole object if it has a ``to``, on a device, without gradients."""
+    if not isinstance(batch, (Tensor, tuple, list, Mapping)) and hasattr(batch, "to"):
+        return batch.to(device)
+    return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True), batch)
+
+
 def sample_count(batch: Any) -> int | None:
     """Return the common length of a batch's tensors along dimension 0; None if they have none in common."""
     lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in tensors_of(batch)}

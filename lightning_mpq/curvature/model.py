@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,9 @@ class TaylorModel:
         curvature_error: Standard errors of ``curvature``, shape [K, K].
         float_bytes: Bytes of everything in the model that no candidate touches.
         fingerprint: Hash of weights, candidates, data and settings; equal means the same model.
+        settings_hash: The part of the fingerprint that is not data.
+        batch_hashes: One hash for each batch.
+        sums: Sums over batches that all values follow from; they make models `merge`.
     """
 
     groups: tuple[LayerGroup, ...]
@@ -60,6 +64,9 @@ class TaylorModel:
     curvature_error: Tensor | None = None
     float_bytes: int = 0
     fingerprint: str = ""
+    settings_hash: str = ""
+    batch_hashes: tuple[str, ...] = ()
+    sums: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     _index: dict[tuple[str, WeightScheme], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -140,3 +147,30 @@ class TaylorModel:
         block = self.curvature_error[chosen][:, chosen]
         variance = float(self.gradient_error[chosen].square().sum()) + float(block.square().sum()) / 2
         return sqrt(variance)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to one safetensors file, whole or not at all; see `load`."""
+        from .serialization import save_taylor
+
+        return save_taylor(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaylorModel:
+        """Read a model written by `save`.
+
+        Raises:
+            CorruptModelError: If the file is truncated, damaged, or not a Taylor model.
+        """
+        from .serialization import load_taylor
+
+        return load_taylor(Path(path))
+
+    def merge(self, *others: TaylorModel) -> TaylorModel:
+        """Return the model of the data of this one and others: what one profile of all batches gives.
+
+        Raises:
+            ValueError: If they differ in more than their batches, or were not made by `profile`.
+        """
+        from .accumulation import merge
+
+        return merge([self, *others])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -68,3 +70,19 @@ class WeightedMoments(Metric):
         variance = spread.clamp(min=0) / self.weight.square() * (self.units / (self.units - 1))
         unknown = torch.full_like(mean, torch.inf)
         return mean, variance.sqrt() if self.units > 1 else unknown
+
+    def mean_and_error(self) -> tuple[Tensor, Tensor]:
+        """Return `compute` on the CPU in the shape of a value (torchmetrics makes single elements scalars)."""
+        mean, error = self.compute()
+        return mean.cpu().reshape(self.first.shape), error.cpu().reshape(self.first.shape)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return the sums by name, on the CPU; added up over disjoint data they are the sums over all of it."""
+        return {name: getattr(self, name).detach().cpu().clone() for name in self._defaults}
+
+    def load_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Replace the sums by earlier ones."""
+        for name, start in self._defaults.items():
+            assert isinstance(start, Tensor)
+            setattr(self, name, sums[name].to(start).reshape(start.shape).clone())
+        self._update_count = max(self._update_count, 1)

@@ -81,6 +81,11 @@ class Perturbations:
             if not torch.isfinite(self.weight(layer)).all():
                 raise NonFiniteError(f"The weight of the layer {layer!r} holds NaN or infinite values.")
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first quantized weight lies; batches go there."""
+        return self.weight(self.leaders[0]).device
+
     def weight(self, layer: str) -> Tensor:
         """Return the float weight of a layer, detached."""
         weight = self.modules[layer]._parameters["weight"]

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any, Literal, Protocol, get_args
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
-from ..calling import to_device
 from ..candidates import Candidate, make_candidates
 from ..errors import NonFiniteError
 from ..groups import LayerGroup, LayerGroups, find_groups
-from .batches import Evaluator, ForwardFunction, LossFunction, split_batch
-from .fingerprint import combine, hash_batch, hash_settings
-from .fisher import Fisher
-from .hessian import Hessian, TaskGradient, divergence_loss
+from .accumulation import CURVATURES, LOSSES, Accumulator, Curvature, Loss
+from .batches import Evaluator, ForwardFunction, LossFunction, split_batch, to_device
+from .cache import TaylorCache
+from .fingerprint import hash_batch, hash_settings
 from .isolation import isolated
-from .likelihood import Likelihood, guess_likelihood
+from .likelihood import Likelihood
 from .model import TaylorModel
-from .moments import WeightedMoments
 from .perturbation import Perturbations
 
-Curvature = Literal["fisher", "hessian"]
-Loss = Literal["divergence", "task"]
 Progress = Callable[[float, str], None]
-
-
-class _Estimator(Protocol):
-    def update(self, batch: Any, generator: Generator) -> int: ...
+_STORE_SECONDS = 30.0
+"""At most this much work is lost by an interruption when there is a cache."""
 
 
 def profile(
@@ -48,6 +44,7 @@ def profile(
     loss_fn: LossFunction | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    cache_dir: str | Path | None = None,
 ) -> TaylorModel:
     """Measure how the loss reacts to every way of quantizing every group, and every pair of groups.
 
@@ -60,8 +57,10 @@ def profile(
         groups: What shares a decision; default `find_groups` (model).
         bits: Widths to offer where ``candidates`` is None.
         candidates: What may be chosen, in the order of groups; default `make_candidates` (groups, bits).
-        curvature: Estimator. ``"fisher"``: one backward pass for each draw, whatever the number of layers.
-            ``"hessian"``: exact second derivatives, one double backward pass for each candidate.
+        curvature: Estimator. ``"fisher"``: sampled, one backward pass for each draw, whatever the number of
+            layers. ``"gauss_newton"``: its exact expectation, one forward-mode pass for each candidate.
+            ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
+            second derivatives of the loss, one double backward pass for each candidate.
         likelihood: What the outputs mean, for the divergence; ``"auto"`` guesses and warns what it took.
         draws: Random output gradients for each sample (fisher).
         chunk_size: Most samples to pass through the model at once; None for whole batches. Batches whose
@@ -74,6 +73,9 @@ def profile(
         seed: Seed of the draws; each batch has a generator of its own that depends on its content, so that
             the order of batches does not matter.
         progress: Called with the fraction done (0 while the number of batches is unknown) and a message.
+        cache_dir: Folder of Taylor models by content. An equal call reads its result there, an interrupted one
+            or one with more batches continues; batches are then held in memory. What a function passed here
+            reads from elsewhere (globals, files) is not part of the key.
 
     Returns:
         The Taylor model with standard errors (None if a single batch of the hessian leaves them unknown).
@@ -90,9 +92,9 @@ def profile(
         >>> taylor
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
-    _check_choice("curvature", curvature, get_args(Curvature))
+    _check_choice("curvature", curvature, CURVATURES)
     modelled: Loss = loss or ("task" if curvature == "hessian" else "divergence")
-    _check_choice("loss", modelled, get_args(Loss))
+    _check_choice("loss", modelled, LOSSES)
     if draws < 1 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(f"draws and chunk_size must be positive, got {draws} and {chunk_size}.")
     found = find_groups(model) if groups is None else groups
@@ -109,95 +111,53 @@ def profile(
     }
     with isolated(model):
         _check_finite(model)
-        key = hash_settings(model, tuple(found), offered, settings)
         perturbations = Perturbations(model, tuple(found), offered)
+        key = hash_settings(model, tuple(found), offered, settings)
+        sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
+        cache = None if cache_dir is None else TaylorCache(cache_dir, key)
+        if cache is not None:
+            batches = list(batches)
+            earlier = cache.find([hash_batch(batch) for batch in batches])
+            if earlier is not None and len(earlier.batch_hashes) == len(batches):
+                if progress is not None:
+                    progress(1.0, f"{curvature}: {earlier.samples} samples, found in {cache_dir}")
+                return earlier
+            if earlier is not None:
+                sums.continue_from(earlier)
         evaluator = Evaluator(model, forward_fn, loss_fn)
-        device = next(iter(perturbations.modules.values())).weight.device
-        assert isinstance(device, torch.device)
-        estimators: list[_Estimator] = []
-        hashes: list[bytes] = []
-        samples = 0
         clock = _Clock(batches, curvature, progress)
+        done = Counter(sums.hashes)
         for number, batch in enumerate(batches, start=1):
             evaluator.batch_number = number
-            hashes.append(hash_batch(batch))
-            batch = to_device(batch, model)
-            generator = _generator(device, seed, hashes[-1])
+            digest = hash_batch(batch)
+            batch = to_device(batch, perturbations.device)
+            if not sums.prepared:
+                chunk = next(split_batch(batch, chunk_size))
+                sums.prepare(evaluator, perturbations, likelihood, draws, chunk)
+            if done[digest] > 0:
+                done[digest] -= 1
+                clock.skip()
+                continue
+            generator = _generator(perturbations.device, seed, digest)
             for chunk in split_batch(batch, chunk_size):
-                if not estimators:
-                    estimators = _estimators(curvature, modelled, evaluator, perturbations, likelihood, draws, chunk)
-                samples += [estimator.update(chunk, generator) for estimator in estimators][0]
-            clock.tick(samples)
-        if not samples:
+                sums.add(chunk, generator)
+            sums.hashes.append(digest)
+            clock.tick(sums.samples)
+            if cache is not None and clock.seconds_since_store() > _STORE_SECONDS:
+                cache.store(sums.result())
+                clock.stored()
+        if not sums.samples:
             raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
-        return _assemble(estimators, tuple(found), offered, curvature, modelled, samples, found, combine(key, hashes))
+        result = sums.result()
+        if cache is not None:
+            cache.store(result)
+        return result
 
 
-def _estimators(
-    curvature: Curvature,
-    loss: Loss,
-    evaluator: Evaluator,
-    perturbations: Perturbations,
-    likelihood: Likelihood | Literal["auto"],
-    draws: int,
-    batch: Any,
-) -> list[_Estimator]:
-    """Return the estimators that together yield gradient and curvature; the first counts the samples."""
-    if curvature == "hessian" and loss == "task":
-        return [Hessian(evaluator.loss, perturbations)]
-    if likelihood == "auto":
-        with torch.no_grad():
-            likelihood = guess_likelihood(evaluator.outputs(batch), batch)
-    if curvature == "hessian":
-        return [Hessian(divergence_loss(evaluator, likelihood), perturbations)]
-    estimators: list[_Estimator] = [Fisher(evaluator, perturbations, likelihood, draws)]
-    if loss == "task":
-        estimators.append(TaskGradient(evaluator.loss, perturbations))
-    return estimators
-
-
-def _assemble(
-    estimators: Sequence[_Estimator],
-    groups: tuple[LayerGroup, ...],
-    candidates: tuple[Candidate, ...],
-    curvature: str,
-    loss: str,
-    samples: int,
-    found: object,
-    fingerprint: str,
-) -> TaylorModel:
-    count = len(candidates)
-    gradient, gradient_error = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-    for estimator in estimators:
-        if loss == "task" and isinstance(estimator, TaskGradient):
-            gradient, gradient_error = _mean_and_error(estimator.gradient)
-    moments = estimators[0].curvature  # type: ignore[attr-defined]
-    matrix, matrix_error = _mean_and_error(moments)
-    return TaylorModel(
-        groups=groups,
-        candidates=candidates,
-        gradient=gradient,
-        curvature=matrix,
-        estimator=curvature,
-        loss=loss,
-        samples=samples,
-        gradient_error=gradient_error if torch.isfinite(gradient_error).all() else None,
-        curvature_error=matrix_error if torch.isfinite(matrix_error).all() else None,
-        float_bytes=getattr(found, "float_bytes", 0),
-        fingerprint=fingerprint,
-    )
-
-
-def _mean_and_error(moments: WeightedMoments) -> tuple[Tensor, Tensor]:
-    mean, error = moments.compute()
-    shape = moments.first.shape  # torchmetrics returns single elements as scalars
-    return mean.cpu().reshape(shape), error.cpu().reshape(shape)
-
-
-def _generator(device: torch.device, seed: int, content: bytes) -> Generator:
+def _generator(device: torch.device, seed: int, content: str) -> Generator:
     """Return a generator for one batch, seeded by the caller's seed and the content of the batch."""
     generator = Generator(device=device)
-    generator.manual_seed((int.from_bytes(content[:7], "big") + seed) % 2**63)
+    generator.manual_seed((int(content[:14], 16) + seed) % 2**63)
     return generator
 
 
@@ -218,20 +178,35 @@ def _check_finite(model: nn.Module) -> None:
 
 
 class _Clock:
-    """Reports progress with samples done and the time left."""
+    """Reports progress with samples done and the time left, and knows when sums were stored last."""
 
     def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
         self._total = len(batches) if isinstance(batches, Sized) else None
         self._curvature = curvature
         self._progress = progress
-        self._start = time.monotonic()
-        self._done = 0
+        self._start = self._last_store = time.monotonic()
+        self._done = self._skipped = 0
+
+    def skip(self) -> None:
+        """Count a batch that was measured earlier."""
+        self._done += 1
+        self._skipped += 1
 
     def tick(self, samples: int) -> None:
+        """Count a batch that was measured now and report."""
         self._done += 1
         if self._progress is None:
             return
-        fraction = min(1.0, self._done / self._total) if self._total else 0.0
-        left = (time.monotonic() - self._start) * (1 / fraction - 1) if fraction else None
-        message = f"{self._curvature}: {samples} samples" + (f", {left:.0f} s left" if left is not None else "")
-        self._progress(fraction, message)
+        message = f"{self._curvature}: {samples} samples"
+        if not self._total:
+            self._progress(0.0, message)
+            return
+        seconds_each = (time.monotonic() - self._start) / (self._done - self._skipped)
+        left = seconds_each * max(0, self._total - self._done)
+        self._progress(min(1.0, self._done / self._total), f"{message}, {left:.0f} s left")
+
+    def seconds_since_store(self) -> float:
+        return time.monotonic() - self._last_store
+
+    def stored(self) -> None:
+        self._last_store = time.monotonic()

@@ -1,0 +1,27 @@
+r"""Curvature from real steps: ``G_ij = mean u_i^T H u_j`` with ``u_i = f(w + D_i) - f(w)``.
+
+A secant takes the place of the derivative J D_i of `gauss_newton`: no automatic differentiation, hence any operation
+at all, and the size of the step is seen where few bits make it large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .gauss_newton import GaussNewton
+from .weights import substituted
+
+
+class Secant(GaussNewton):
+    """Measures the output changes of all candidates by running each one; see `GaussNewton`."""
+
+    def _change(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
+        """Return ``f(w + D_i) - f(w)``, shaped like the outputs."""
+        moved = {
+            layer: self._perturbations.weight(layer) + delta
+            for layer, delta in self._perturbations.of_candidate(index).items()
+        }
+        with substituted(self._perturbations, moved):
+            return self._evaluator.outputs(batch) - outputs

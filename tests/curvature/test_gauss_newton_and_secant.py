@@ -1,0 +1,135 @@
+"""Gauss-Newton and secant curvature against dense float64 references, and all estimators against each other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from curvature_oracles import MODELS, TiedLanguageModel, categorical_information, dense_jacobian, make, measured
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
+from torch.testing import assert_close
+
+from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
+
+
+def in_metric(changes, information):
+    """Return mean over samples of u_i^T H u_j for changes [N, outputs, K]."""
+    return torch.einsum("noi,nop,npj->ij", changes, information, changes) / len(changes)
+
+
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+def test_gauss_newton_equals_the_dense_one(kind):
+    model, (inputs, labels) = make(kind)
+    groups, candidates, deltas = measured(model)
+    taylor = profile(
+        model,
+        [(inputs, labels)],
+        groups=groups,
+        candidates=candidates,
+        curvature="gauss_newton",
+        likelihood=Categorical(),
+    )
+    information = categorical_information(model.eval()(inputs).detach())
+    exact = in_metric(dense_jacobian(model, inputs) @ deltas, information)
+    assert_close(taylor.curvature, exact, rtol=1e-8, atol=1e-11 * float(exact.max()))
+    assert taylor.gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+def test_secant_equals_its_definition(kind):
+    model, (inputs, _) = make(kind)
+    groups, candidates, deltas = measured(model)
+    taylor = profile(
+        model, [inputs], groups=groups, candidates=candidates, curvature="secant", likelihood=Categorical()
+    )
+    outputs = model.eval()(inputs).detach()
+    changes = []
+    for column in deltas.T:
+        moved = copy.deepcopy(model)
+        vector = torch.nn.utils.parameters_to_vector(moved.parameters()).detach() + column
+        torch.nn.utils.vector_to_parameters(vector, moved.parameters())
+        changes.append(moved(inputs).detach() - outputs)
+    exact = in_metric(torch.stack(changes, 2), categorical_information(outputs))
+    assert_close(taylor.curvature, exact, rtol=1e-8, atol=1e-11 * float(exact.max()))
+
+
+LIKELIHOODS = {
+    "categorical": (Categorical(), lambda f, g: kl_div(g.log_softmax(-1), f.softmax(-1), reduction="sum")),
+    "gaussian": (Gaussian(variance=0.25), lambda f, g: (f - g).square().sum() / (2 * 0.25)),
+    "bernoulli": (
+        Bernoulli(),
+        lambda f, g: (
+            binary_cross_entropy_with_logits(g, f.sigmoid(), reduction="sum")
+            - binary_cross_entropy_with_logits(f, f.sigmoid(), reduction="sum")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_each_likelihood_is_the_hessian_of_its_divergence(name):
+    likelihood, reference = LIKELIHOODS[name]
+    torch.manual_seed(0)
+    outputs, others = 3 * torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    divergence = likelihood.divergence(outputs, others, None)
+    identity = torch.eye(3, dtype=torch.float64)
+    for n in range(4):
+        assert_close(divergence[n], reference(outputs[n], others[n]))
+        information = torch.func.hessian(lambda g, f=outputs[n]: reference(f, g))(outputs[n])
+        repeated = outputs[n].expand(3, 3)
+        root = likelihood.root_product(repeated, identity, None).T  # column c is L e_c
+        assert_close(root @ root.T, information)
+        assert_close(likelihood.root_transpose_product(repeated, identity, None).T, root.T)
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Gaussian(2.0), Bernoulli()], ids=["cat", "gauss", "bernoulli"])
+def test_the_estimators_agree(likelihood):
+    model, batch = make(TiedLanguageModel)
+    options = {"likelihood": likelihood, "bits": [3, 6], "loss": "divergence"}
+    exact = profile(model, [batch], curvature="gauss_newton", **options)
+    hessian = profile(model, [batch], curvature="hessian", **options)
+    assert_close(hessian.curvature, exact.curvature, rtol=1e-8, atol=1e-12)
+    drawn = profile(model, [batch], curvature="fisher", draws=2000, **options)
+    relative = (drawn.curvature - exact.curvature).norm() / exact.curvature.norm()
+    assert relative < 0.1
+    secant = profile(model, [batch], curvature="secant", bits=[8], likelihood=likelihood)
+    tangent = profile(model, [batch], curvature="gauss_newton", bits=[8], likelihood=likelihood)
+    assert (secant.curvature - tangent.curvature).norm() < 0.1 * tangent.curvature.norm()
+    for taylor in (exact, drawn, secant):
+        assert float(torch.linalg.eigvalsh(taylor.curvature)[0]) > -1e-12 * float(taylor.curvature.trace())
+
+
+def test_standard_errors_are_those_of_a_mean_over_samples():
+    model, (inputs, _) = make(TiedLanguageModel, samples=5)
+    options = {"curvature": "gauss_newton", "likelihood": Categorical(), "bits": [2, 3]}
+    together = profile(model, [inputs], **options)
+    alone = torch.stack([profile(model, [sample], **options).curvature for sample in inputs.split(1)])
+    assert_close(together.curvature, alone.mean(0))
+    assert_close(together.curvature_error, alone.std(0) / 5**0.5)
+
+
+def test_an_operation_without_forward_mode_is_named_with_the_way_out():
+    class NoTangent(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return NoTangent.apply(self.layer(x))
+
+    model, inputs = Net(), torch.randn(4, 3)
+    with pytest.raises(NotImplementedError, match="layer can only be measured by forward-mode.*'secant' or 'hessian'"):
+        profile(model, [inputs], curvature="gauss_newton", likelihood=Categorical())
+    for curvature in ("secant", "fisher"):
+        profile(model, [inputs], curvature=curvature, likelihood=Categorical())
