@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,15 @@ from torch import nn
 
 from .allocation import Allocation, Budget, allocate
 from .candidates import make_candidates
+from .correction import reestimate_batchnorm
 from .curvature import TaylorModel, profile
 from .curvature.batches import ForwardFunction, LossFunction, sample_count
 from .groups import LayerGroups, find_groups
-from .modules import packed_layers, stored_bytes
+from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
-from .policy import BitPolicy
-from .quantize import apply_policy, temporarily_quantized
-from .report import GroupRow, ModelRow, Report
-from .report.measure import LossChange
+from .quantize import apply_policy
+from .report import Report
+from .verdict import Verdict, compared_policies
 
 Progress = Callable[[float, str], None]
 
@@ -97,7 +95,7 @@ class Pipeline:
         report = None
         if evaluate is None:
             with self._stage("quantize"):
-                self._quantize(model, allocation.policy, batches)
+                apply_policy(model, allocation.policy, batches, forward_fn=self.forward_fn, reestimate=self.reestimate)
         else:
             report = self._quantize_with_verdict(model, batches, groups, taylor, allocation, evaluate)
         self._tell(1.0, "done")
@@ -119,13 +117,10 @@ class Pipeline:
                 **settings,
                 forward_fn=self.forward_fn,
                 loss_fn=self.loss_fn,
-                **({} if self.cache_dir is None else {"cache_dir": self.cache_dir}),
+                cache_dir=self.cache_dir,
                 progress=self._within(0.0, 0.35),
             )
         return groups, taylor
-
-    def _quantize(self, model: nn.Module, policy: BitPolicy, batches: Sequence[Any]) -> Callable[[], None]:
-        return apply_policy(model, policy, batches, forward_fn=self.forward_fn, reestimate=self.reestimate)
 
     def _quantize_with_verdict(
         self,
@@ -139,75 +134,37 @@ class Pipeline:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
         likelihood = None if self.curvature.likelihood == "auto" else self.curvature.likelihood
         with self._stage("verdict"):
-            change = LossChange(
-                model,
-                batches,
-                taylor.loss,
-                likelihood=likelihood,
-                forward_fn=self.forward_fn,
-                loss_fn=self.loss_fn,
+            verdict = Verdict(
+                model, batches, groups, taylor, evaluate, self.forward_fn, self.loss_fn, likelihood, self.reestimate
             )
-            rows = [_float_row(model, groups, evaluate())]
-        trial = partial(temporarily_quantized, model, batches=batches, forward_fn=self.forward_fn)
-        describe = partial(self._model_row, model, taylor, change)
-        uniform = uniform_policy(taylor, allocation.costs["average_bits"])
-        width = max(scheme.bits for scheme in uniform.values())
-        plans = {f"uniform {width} bits": uniform}
-        if allocation.additive_policy is not None:
-            plans["additive plan"] = allocation.additive_policy
-        for number, (name, policy) in enumerate(plans.items()):
-            self._tell(0.5 + 0.1 * number, f"measure the {name}")
-            with self._stage("verdict"), trial(policy, reestimate=self.reestimate):
-                rows.append(describe(name, policy, None, evaluate()))
-        self._tell(0.7, "measure each group alone")
-        with self._stage("verdict"):
-            alone = {}
-            for group in taylor.groups:
-                single = BitPolicy({group.name: allocation.policy[group.name]}, {group.name: group.layers})
-                with trial(single, reestimate=False):
-                    alone[group.name] = change.measure()
-            with trial(allocation.policy, reestimate=False):
-                frozen = change.measure()
+            rows = [verdict.float_row()]
+            for number, (name, policy) in enumerate(compared_policies(taylor, allocation).items()):
+                self._tell(0.5 + 0.1 * number, f"measure the {name}")
+                rows.append(verdict.trial(name, policy))
+            self._tell(0.7, "measure each group alone")
+            group_rows = verdict.groups_alone(allocation.policy)
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
-            undo = self._quantize(model, allocation.policy, batches)
+            undo = apply_policy(model, allocation.policy, reestimate=False)
         try:
             with self._stage("verdict"):
-                rows.append(describe("chosen plan", allocation.policy, frozen, evaluate()))
+                frozen = verdict.loss_change()
+            if self.reestimate:
+                with self._stage("quantize"):
+                    reestimate_batchnorm(model, batches, self.forward_fn)
+            with self._stage("verdict"):
+                rows.append(verdict.row("chosen plan", allocation.policy, frozen))
         except BaseException:
             undo()
             raise
         return Report(
             loss=taylor.loss,
             models=tuple(rows),
-            groups=tuple(_group_rows(taylor, allocation.policy, alone)),
+            groups=group_rows,
             left_in_float=groups.left_in_float,
             solver=allocation.to_dict(),
             seconds=dict(self.seconds),
             samples=sum(sample_count(batch) or 0 for batch in batches),
-        )
-
-    def _model_row(
-        self,
-        model: nn.Module,
-        taylor: TaylorModel,
-        change: LossChange,
-        name: str,
-        policy: BitPolicy,
-        frozen: float | None,
-        metrics: Mapping[str, float],
-    ) -> ModelRow:
-        """Describe the model as it is now; its bytes are counted from what is really packed."""
-        stored = stored_bytes(model)
-        weights = sum(group.weight_count for group in taylor.groups)
-        return ModelRow(
-            name=name,
-            average_bits=8 * stored.packed / weights,
-            stored_bytes=stored.total,
-            predicted_loss=taylor.predict(policy).value,
-            measured_loss=change.measure(),
-            measured_frozen=frozen,
-            metrics=dict(metrics),
         )
 
     @contextmanager
@@ -228,51 +185,10 @@ class Pipeline:
         return lambda fraction, message: self._tell(start + fraction * (stop - start), message)
 
 
-def uniform_policy(taylor: TaylorModel, average_bits: float) -> BitPolicy:
-    """Return the plan with one width everywhere: the whole number nearest to ``average_bits``, halves upwards.
-
-    A group that does not offer that width gets the nearest one that it offers; of several schemes of one
-    width, the first.
-    """
-    width = floor(average_bits + 0.5)
-    chosen: dict[str, tuple[tuple[int, int], int]] = {}
-    for index, candidate in enumerate(taylor.candidates):
-        distance = (abs(candidate.scheme.bits - width), -candidate.scheme.bits)
-        if candidate.group not in chosen or distance < chosen[candidate.group][0]:
-            chosen[candidate.group] = (distance, index)
-    return taylor.policy([index for _, index in chosen.values()])
-
-
 def _check(model: nn.Module, batches: Sequence[Any]) -> None:
     if not batches:
         raise ValueError("Calibration needs at least one batch of training data, got none.")
     if packed := packed_layers(model):
         raise ValueError(
             f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
-        )
-
-
-def _float_row(model: nn.Module, groups: LayerGroups, metrics: Mapping[str, float]) -> ModelRow:
-    total = stored_bytes(model).total
-    weights = sum(group.weight_count for group in groups)
-    return ModelRow("float", 8 * (total - groups.float_bytes) / weights, total, 0.0, 0.0, None, dict(metrics))
-
-
-def _group_rows(taylor: TaylorModel, policy: BitPolicy, alone: Mapping[str, float]) -> Iterator[GroupRow]:
-    chosen = taylor.indices(policy)
-    block = taylor.curvature[chosen][:, chosen]
-    gradient = taylor.gradient[chosen]
-    share, single = gradient + block.sum(1) / 2, gradient + block.diagonal() / 2
-    for position, (group, index) in enumerate(zip(taylor.groups, chosen, strict=True)):
-        candidate = taylor.candidates[index]
-        yield GroupRow(
-            group=group.name,
-            layers=group.layers,
-            bits=candidate.scheme.bits,
-            scheme=str(candidate.scheme),
-            weights=group.weight_count,
-            stored_bytes=-(-candidate.stored_bits // 8),
-            predicted_share=float(share[position]),
-            predicted_alone=float(single[position]),
-            measured_alone=alone[group.name],
         )

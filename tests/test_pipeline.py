@@ -13,8 +13,9 @@ from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import CandidateOptions, CurvatureOptions
-from lightning_mpq.pipeline import Pipeline, uniform_policy
+from lightning_mpq.pipeline import Pipeline
 from lightning_mpq.report.measure import LossChange
+from lightning_mpq.verdict import uniform_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
 

@@ -24,7 +24,7 @@ class ModelRow:
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
         measured_loss: Change measured on the calibration batches, as deployed (statistics re-estimated).
-        measured_frozen: The same before statistics were re-estimated; None where that makes no difference.
+        measured_frozen: The same before statistics were re-estimated.
         metrics: What the module logged in validation.
     """
 
@@ -50,7 +50,7 @@ class GroupRow:
         stored_bytes: Bytes of its codes, scales and zero points.
         predicted_share: Its part of the plan's predicted loss: its own terms and half of each pair's.
         predicted_alone: Loss predicted if it alone were quantized.
-        measured_alone: Loss measured on the calibration batches when it alone is quantized.
+        measured_alone: Loss measured on the first calibration batches when it alone is quantized.
     """
 
     group: str

@@ -28,7 +28,7 @@ def models_table(report: Report) -> Table:
     table = Table(title=f"The verdict (loss: {_meaning(report.loss)})")
     names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
     table.add_column("model")
-    for title in ("bits/weight", "stored bytes", "x smaller", "predicted loss", "measured loss", *names):
+    for title in ("bits/weight", "stored bytes", "x smaller", "predicted loss", "measured, frozen", "repaired", *names):
         table.add_column(title, justify="right")
     largest = max(row.stored_bytes for row in report.models)
     for row in report.models:
@@ -38,6 +38,7 @@ def models_table(report: Report) -> Table:
             f"{row.stored_bytes:,}",
             f"{largest / row.stored_bytes:.2f}",
             _number(row.predicted_loss),
+            _number(row.measured_frozen),
             _number(row.measured_loss),
             *(_number(row.metrics.get(name)) for name in names),
         )

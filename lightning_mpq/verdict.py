@@ -1,0 +1,154 @@
+"""The verdict: float, uniform, additive and chosen model measured side by side, and each group alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import floor
+from typing import Any
+
+from torch import nn
+
+from .allocation import Allocation
+from .correction import reestimate_batchnorm
+from .curvature import Likelihood, TaylorModel
+from .curvature.batches import ForwardFunction, LossFunction
+from .groups import LayerGroups
+from .modules import stored_bytes
+from .policy import BitPolicy
+from .quantize import temporarily_quantized
+from .report import GroupRow, ModelRow
+from .report.measure import LossChange
+
+_PASSES_FOR_GROUPS_ALONE = 8
+
+
+@dataclass
+class Verdict:
+    """Measures what becomes of a model under several policies; made while the model is still a float one.
+
+    Attributes:
+        model: The model; back as it was after every call.
+        batches: Calibration batches.
+        groups: Its groups.
+        taylor: Predicts what is measured.
+        evaluate: Measures the model as it is with the user's own metrics.
+        forward_fn: ``(model, batch) -> outputs``.
+        loss_fn: ``(model, batch) -> scalar``.
+        likelihood: What the outputs mean; None to guess.
+        reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
+    """
+
+    model: nn.Module
+    batches: Sequence[Any]
+    groups: LayerGroups
+    taylor: TaylorModel
+    evaluate: Callable[[], Mapping[str, float]]
+    forward_fn: ForwardFunction | None = None
+    loss_fn: LossFunction | None = None
+    likelihood: Likelihood | None = None
+    reestimate: bool = True
+
+    def __post_init__(self) -> None:
+        """Keep the float model's loss, which later measurements compare with."""
+        changes = partial(
+            LossChange,
+            self.model,
+            loss=self.taylor.loss,
+            likelihood=self.likelihood,
+            forward_fn=self.forward_fn,
+            loss_fn=self.loss_fn,
+        )
+        # Each group alone is one more pass: on so many batches that all groups cost about as much as the profile.
+        few = max(1, _PASSES_FOR_GROUPS_ALONE * len(self.batches) // len(self.groups))
+        self._change, self._change_of_group = changes(self.batches), changes(self.batches[:few])
+
+    def float_row(self) -> ModelRow:
+        """Measure the float model."""
+        total = stored_bytes(self.model).total
+        weights = sum(group.weight_count for group in self.groups)
+        bits = 8 * (total - self.groups.float_bytes) / weights
+        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.evaluate()))
+
+    def trial(self, name: str, policy: BitPolicy) -> ModelRow:
+        """Measure the model under a policy, before and after repair, and take the policy back."""
+        with temporarily_quantized(self.model, policy, reestimate=False):
+            frozen = self.loss_change()
+            if self.reestimate:
+                reestimate_batchnorm(self.model, self.batches, self.forward_fn)
+            return self.row(name, policy, frozen)
+
+    def loss_change(self) -> float:
+        """Return the change of the loss of the model as it is."""
+        return self._change.measure()
+
+    def row(self, name: str, policy: BitPolicy, frozen: float) -> ModelRow:
+        """Measure the packed model as it is; its bytes are counted from what is really packed.
+
+        Args:
+            name: Name of the row.
+            policy: The policy behind.
+            frozen: Change of the loss before repair.
+        """
+        stored = stored_bytes(self.model)
+        return ModelRow(
+            name=name,
+            average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
+            stored_bytes=stored.total,
+            predicted_loss=self.taylor.predict(policy).value,
+            measured_loss=self.loss_change(),
+            measured_frozen=frozen,
+            metrics=dict(self.evaluate()),
+        )
+
+    def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
+        """Measure each group quantized alone, statistics frozen, beside what is predicted for it."""
+        chosen = self.taylor.indices(policy)
+        block = self.taylor.curvature[chosen][:, chosen]
+        gradient = self.taylor.gradient[chosen]
+        share, alone = gradient + block.sum(1) / 2, gradient + block.diagonal() / 2
+        rows = []
+        for position, (group, index) in enumerate(zip(self.taylor.groups, chosen, strict=True)):
+            candidate = self.taylor.candidates[index]
+            single = BitPolicy({group.name: candidate.scheme}, {group.name: group.layers})
+            with temporarily_quantized(self.model, single, reestimate=False):
+                measured = self._change_of_group.measure()
+            rows.append(
+                GroupRow(
+                    group=group.name,
+                    layers=group.layers,
+                    bits=candidate.scheme.bits,
+                    scheme=str(candidate.scheme),
+                    weights=group.weight_count,
+                    stored_bytes=-(-candidate.stored_bits // 8),
+                    predicted_share=float(share[position]),
+                    predicted_alone=float(alone[position]),
+                    measured_alone=measured,
+                )
+            )
+        return tuple(rows)
+
+
+def compared_policies(taylor: TaylorModel, allocation: Allocation) -> dict[str, BitPolicy]:
+    """Return the plans that the chosen one is compared with, by name."""
+    uniform = uniform_policy(taylor, allocation.costs["average_bits"])
+    plans = {f"uniform {max(uniform.bits().values())} bits": uniform}
+    if allocation.additive_policy is not None:
+        plans["additive plan"] = allocation.additive_policy
+    return plans
+
+
+def uniform_policy(taylor: TaylorModel, average_bits: float) -> BitPolicy:
+    """Return the plan with one width everywhere: the whole number nearest to ``average_bits``, halves upwards.
+
+    A group that does not offer that width gets the nearest one that it offers; of several schemes of one
+    width, the first.
+    """
+    width = floor(average_bits + 0.5)
+    chosen: dict[str, tuple[tuple[int, int], int]] = {}
+    for index, candidate in enumerate(taylor.candidates):
+        distance = (abs(candidate.scheme.bits - width), -candidate.scheme.bits)
+        if candidate.group not in chosen or distance < chosen[candidate.group][0]:
+            chosen[candidate.group] = (distance, index)
+    return taylor.policy([index for _, index in chosen.values()])
