@@ -1,10 +1,25 @@
 """A Taylor model and a budget in, a plan with its certificate out."""
 
 from .allocation import Allocation
+from .alternatives import alternatives
 from .budget import Budget, CustomCost
+from .explanation import Explanation
+from .frontier import Frontier, frontier
 from .latency import LatencyTable
 from .rules import Rules
 from .solver import allocate
 from .status import SolveStatus
 
-__all__ = ["Allocation", "Budget", "CustomCost", "LatencyTable", "Rules", "SolveStatus", "allocate"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "CustomCost",
+    "Explanation",
+    "Frontier",
+    "LatencyTable",
+    "Rules",
+    "SolveStatus",
+    "allocate",
+    "alternatives",
+    "frontier",
+]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..curvature.model import Prediction
 from ..policy import BitPolicy
 from .status import SolveStatus
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
+    from .preparation import Preparation
 
 Objective = Literal["quadratic", "additive"]
 OBJECTIVES: tuple[Objective, ...] = ("quadratic", "additive")
@@ -36,6 +40,9 @@ class Allocation:
         additive_policy: The plan that the additive objective would have chosen under the same budget.
         additive_loss: What that plan is predicted to cost by the whole model.
         prediction_error: Standard error of the prediction as far as the model knows it.
+        minimised: ``"loss"``, or ``"bytes"`` if the budget bounds the loss; ``value`` and bound are of that.
+        details: What special options report.
+        preparation: The model, budget and rules that were solved; what `explain` looks at.
     """
 
     policy: BitPolicy
@@ -53,7 +60,9 @@ class Allocation:
     additive_policy: BitPolicy | None = None
     additive_loss: float | None = None
     prediction_error: float | None = None
+    minimised: Literal["loss", "bytes"] = "loss"
     details: Mapping[str, Any] = field(default_factory=dict)
+    preparation: Preparation | None = field(default=None, repr=False, compare=False)
 
     @property
     def predicted_loss(self) -> float:
@@ -91,6 +100,7 @@ class Allocation:
             },
             "prediction_error": self.prediction_error,
             "objective": self.objective,
+            "minimised": self.minimised,
             "value": self.value,
             "lower_bound": self.lower_bound,
             "gap": self.gap,
@@ -106,6 +116,16 @@ class Allocation:
             "additive_loss": self.additive_loss,
             "details": dict(self.details),
         }
+
+    def explain(self, pairs: int = 10) -> Explanation:
+        """Say why each group has its bits, and which pairs of groups interact most.
+
+        Args:
+            pairs: How many pairs to list.
+        """
+        from .explanation import explain
+
+        return explain(self, pairs)
 
     def __repr__(self) -> str:
         """Say the bits, the loss, and how far from the best it can be."""

@@ -1,0 +1,86 @@
+"""Several near-optimal plans that truly differ, for measuring the best few."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..curvature.model import TaylorModel
+from ..errors import InfeasibleBudgetError
+from .allocation import Allocation
+from .budget import Budget
+from .engine import Solution
+from .milp import Solver
+from .preparation import Preparation
+from .problem import Indices
+from .rules import Rules
+
+
+def alternatives(
+    taylor: TaylorModel,
+    budget: Budget,
+    k: int = 3,
+    *,
+    min_changes: int | None = None,
+    rules: Rules | None = None,
+    solver: Solver = "highs",
+    time_limit: float = 10.0,
+    gap: float = 1e-3,
+    seed: int = 0,
+) -> list[Allocation]:
+    """Return the best plan, then the best that differs from all before in at least so many decisions, and so on.
+
+    "Differs in at least d of L decisions from a plan" is one more linear budget: at most L - d of that plan's
+    choices. So each alternative carries a certificate like any other plan.
+
+    Args:
+        taylor: Predicts the loss of every plan.
+        budget: What every plan may cost.
+        k: How many plans.
+        min_changes: In how many decisions plans must differ; a tenth of them, at least 1, by default.
+        rules: What every plan must look like.
+        solver: python-mip backend.
+        time_limit: Seconds for each plan.
+        gap: Relative gap that ends each search.
+        seed: Decides every random choice.
+
+    Returns:
+        At most k plans, fewer if there are no more.
+
+    Raises:
+        ValueError: If k or min_changes is not positive.
+        InfeasibleBudgetError: If there is not even one.
+    """
+    prepared = Preparation.make(taylor, budget, rules)
+    groups = prepared.reduced.problem.group_count
+    changes = max(1, groups // 10) if min_changes is None else min_changes
+    if k < 1 or changes < 1:
+        raise ValueError(f"k and min_changes must be at least 1, got {k} and {changes}.")
+    found: list[Solution] = []
+    plans: list[Allocation] = []
+    while len(plans) < k:
+        problem = _apart(prepared, [solution.selection for solution in found], changes)
+        try:
+            solution = problem.solve(
+                gap=gap, reference=prepared.reference, time_limit=time_limit, solver=solver, seed=seed
+            )
+        except InfeasibleBudgetError:
+            if not plans:
+                raise
+            break
+        found.append(solution)
+        kept = replace(solution, prices=solution.prices[: len(prepared.reduced.bounded)])
+        plans.append(prepared.allocation(kept, None, "quadratic"))
+    return plans
+
+
+def _apart(prepared: Preparation, selections: list[Indices], changes: int) -> Preparation:
+    """Return the problem with one more budget a selection: at most L - changes of its choices."""
+    problem = prepared.reduced.problem
+    rows = np.zeros((len(selections), len(problem.group)))
+    for row, selection in zip(rows, selections, strict=True):
+        row[selection] = 1
+    limits = np.full(len(selections), float(problem.group_count - changes))
+    apart = replace(problem, rows=np.vstack([problem.rows, rows]), limits=np.append(problem.limits, limits))
+    return replace(prepared, reduced=replace(prepared.reduced, problem=apart))

@@ -1,0 +1,149 @@
+"""Why each group has its bits: what one step more or less would cost and save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .allocation import Allocation
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens if one group alone moves to its next smaller or larger candidate.
+
+    Attributes:
+        bits: Width it would have.
+        loss: Change of the predicted loss.
+        costs: Change of every cost that adds up.
+        priced: Change of the loss plus the budget's prices times the change of bounded costs: negative
+            would mean a bargain at the relaxed solution's prices.
+        fits: Whether the budgets would still hold.
+    """
+
+    bits: int
+    loss: float
+    costs: Mapping[str, float]
+    priced: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class GroupReason:
+    """One group's choice between its neighbours."""
+
+    groups: tuple[str, ...]
+    bits: int
+    alone: float
+    together: float
+    narrower: Step | None
+    wider: Step | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Reasons of a plan.
+
+    Attributes:
+        groups: One entry a decision (tied groups share one): its width, the loss it adds ``alone`` and
+            ``together`` with all others, and what the next ``narrower`` and ``wider`` candidate would change.
+        pairs: Strongest interactions of the plan: (group, group, loss added; negative if errors cancel).
+        prices: Loss that one more unit of each bounded cost would save.
+    """
+
+    groups: tuple[GroupReason, ...]
+    pairs: tuple[tuple[str, str, float], ...]
+    prices: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "groups": [asdict(reason) for reason in self.groups],
+            "pairs": [list(pair) for pair in self.pairs],
+            "prices": dict(self.prices),
+        }
+
+    def __str__(self) -> str:
+        """Return one sentence a group, then pairs and prices."""
+        lines = [_sentence(reason) for reason in self.groups]
+        lines += [f"{a} and {b} together: {loss:+.3g}" for a, b, loss in self.pairs]
+        lines += [f"One more unit of {name} would save about {price:.3g}." for name, price in self.prices.items()]
+        return "\n".join(lines)
+
+
+def _sentence(reason: GroupReason) -> str:
+    """Return why a group has its bits, in one line."""
+    parts = [f"{', '.join(reason.groups)}: {reason.bits} bits add {reason.together:+.3g} ({reason.alone:+.3g} alone)"]
+    for step in (reason.narrower, reason.wider):
+        if step is not None:
+            held = "" if step.fits else ", beyond the budget"
+            saved = -step.costs.get("bytes", 0.0)
+            bytes_text = f"saves {saved:.0f} bytes" if saved > 0 else f"takes {-saved:.0f} bytes"
+            parts.append(f"{step.bits} bits: {step.loss:+.3g}, {bytes_text}{held}")
+    return "; ".join(parts) + "."
+
+
+def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
+    """Explain an allocation; see `Allocation.explain`.
+
+    Raises:
+        ValueError: If the allocation does not carry the problem that it solves.
+    """
+    prepared = allocation.preparation
+    if prepared is None:
+        raise ValueError("This allocation was not made by `allocate`, so there is no problem to explain it by.")
+    reduced, problem = prepared.reduced, prepared.reduced.problem
+    selection = reduced.selection(prepared.taylor.indices(allocation.policy))
+    if selection is None:
+        raise ValueError("The allocation's policy is no plan of its problem.")
+    potential = problem.gradient + problem.curvature[:, selection].sum(axis=1)
+    current = selection[problem.group]
+    own = problem.curvature[np.arange(len(current)), current]
+    change = potential - potential[current] + (problem.diagonal + problem.diagonal[current]) / 2 - own
+    additive_rows = [row for row in prepared.rows if not row.per_group]
+    sums = {
+        row.name: np.array([row.values[list(choice)].sum() for choice in reduced.members]) / row.divisor
+        for row in additive_rows
+    }
+    room = problem.limits - problem.usage(selection)
+
+    def step(candidate: int, chosen: int) -> Step:
+        costs = {name: float(values[candidate] - values[chosen]) for name, values in sums.items()}
+        priced = float(change[candidate]) + sum(allocation.prices.get(name, 0.0) * d for name, d in costs.items())
+        fits = bool(np.all(problem.rows[:, candidate] - problem.rows[:, chosen] <= room))
+        return Step(int(reduced.bits[candidate]), float(change[candidate]), costs, priced, fits)
+
+    reasons = []
+    names = [_names(prepared, int(chosen)) for chosen in selection]
+    for group, chosen in enumerate(selection.tolist()):
+        members = np.flatnonzero(problem.group == group)
+        members = members[np.lexsort((members, problem.size[members]))]
+        place = int(np.flatnonzero(members == chosen)[0])
+        alone = float(problem.additive_cost[chosen])
+        between = float(problem.curvature[chosen, selection].sum() - problem.diagonal[chosen])
+        reasons.append(
+            GroupReason(
+                names[group],
+                int(reduced.bits[chosen]),
+                alone,
+                alone + between,
+                step(int(members[place - 1]), chosen) if place > 0 else None,
+                step(int(members[place + 1]), chosen) if place + 1 < len(members) else None,
+            )
+        )
+    block = problem.curvature[np.ix_(selection, selection)]
+    first, second = np.triu_indices(len(selection), 1)
+    order = np.argsort(-np.abs(block[first, second]), kind="stable")[:pairs]
+    strongest = tuple(
+        ("+".join(names[first[i]]), "+".join(names[second[i]]), float(block[first[i], second[i]])) for i in order
+    )
+    return Explanation(tuple(reasons), strongest, dict(allocation.prices))
+
+
+def _names(prepared: Any, candidate: int) -> tuple[str, ...]:
+    """Return the groups that a candidate of the reduced problem decides."""
+    return tuple(prepared.taylor.candidates[index].group for index in prepared.reduced.members[candidate])

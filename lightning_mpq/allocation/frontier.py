@@ -1,0 +1,206 @@
+"""The Pareto frontier: the best plan at each of many budgets, each with its certificate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ..curvature.model import TaylorModel
+from .allocation import Allocation
+from .budget import Budget
+from .engine import Progress, Solution, silent
+from .milp import Solver
+from .preparation import Preparation
+from .rules import Rules
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Plans from the most to the least expensive budget, none dominated by another.
+
+    Attributes:
+        cost: Name of the cost that was swept.
+        points: The plans, by ascending cost.
+        dominated: Plans that cost no less and lose no less than some point; they are left out.
+        seconds: Wall time of the whole sweep.
+    """
+
+    cost: str
+    points: tuple[Allocation, ...]
+    dominated: tuple[Allocation, ...] = ()
+    seconds: float = 0.0
+
+    def table(self) -> Table:
+        """Return a rich table with one row a plan."""
+        table = Table(title="Pareto frontier")
+        for column in (self.cost, "bytes", "predicted loss", "additive plan", "proved gap", "status"):
+            table.add_column(column, justify="right")
+        for plan in self.points:
+            excess = plan.additive_excess
+            table.add_row(
+                f"{plan.costs[self.cost]:.4g}",
+                f"{plan.costs['bytes']:,.0f}",
+                f"{plan.predicted_loss:.4g}",
+                "" if excess is None else f"{excess:+.1%}",
+                f"{plan.gap:.3%}",
+                plan.status.name.lower(),
+            )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "cost": self.cost,
+            "seconds": self.seconds,
+            "points": [plan.to_dict() for plan in self.points],
+            "dominated": [plan.to_dict() for plan in self.dominated],
+        }
+
+    def to_json(self) -> str:
+        """Return the frontier as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the frontier as a JSON file, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw predicted loss over cost, the proved lower bound, and what additive plans would lose.
+
+        Args:
+            ax: Axes to draw on; a new figure by default.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "plot needs matplotlib. Install it with: pip install 'lightning_mpq[plots]'."
+            ) from error
+        fig, ax = plt.subplots() if ax is None else (ax.get_figure(), ax)
+        cost = [plan.costs[self.cost] for plan in self.points]
+        ax.plot(cost, [plan.predicted_loss for plan in self.points], "o-", label="best plan")
+        ax.plot(cost, [plan.lower_bound for plan in self.points], "_", color="gray", label="proved lower bound")
+        additive = [(c, p.additive_loss) for c, p in zip(cost, self.points, strict=True) if p.additive_loss is not None]
+        if additive:
+            ax.plot(*zip(*additive, strict=True), "x:", label="additive plan")
+        if all(plan.lower_bound > 0 for plan in self.points):
+            ax.set_yscale("log")
+        ax.set_xlabel(self.cost.replace("_", " "))
+        ax.set_ylabel("predicted loss change")
+        ax.grid(True, alpha=0.3)
+        ax.legend()
+        return fig, ax
+
+
+def frontier(
+    taylor: TaylorModel,
+    *,
+    average_bits: Sequence[float] | None = None,
+    bytes: Sequence[float] | None = None,
+    budget: Budget | None = None,
+    rules: Rules | None = None,
+    solver: Solver = "highs",
+    time_limit: float = 10.0,
+    gap: float = 1e-3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Frontier:
+    """Allocate at many budgets, each proved, sharing bounds and plans between them.
+
+    Budgets are solved from the largest to the smallest. What a larger budget proves holds for every smaller
+    one: its bound, and its plan while that still fits, which is then as good as proved without any work.
+
+    Args:
+        taylor: Predicts the loss of every plan.
+        average_bits: Budgets to sweep; give these or ``bytes``.
+        bytes: Budgets to sweep.
+        budget: Further bounds, the same at every point.
+        rules: What every plan must look like.
+        solver: python-mip backend.
+        time_limit: Seconds for each point.
+        gap: Relative gap that ends each search.
+        seed: Decides every random choice.
+        progress: Called with a fraction in [0, 1] and a message.
+
+    Raises:
+        ValueError: If not exactly one of average_bits and bytes is given, or it is empty.
+        InfeasibleBudgetError: If the smallest budget cannot be met.
+    """
+    if (average_bits is None) == (bytes is None):
+        raise ValueError("Give the budgets to sweep as average_bits=[...] or as bytes=[...], one of the two.")
+    cost = "bytes" if average_bits is None else "average_bits"
+    values = bytes if average_bits is None else average_bits
+    assert values is not None
+    swept = sorted({float(value) for value in values}, reverse=True)
+    if not swept:
+        raise ValueError(f"The list of budgets in {cost} is empty; give at least one.")
+    if budget is not None and (getattr(budget, cost) is not None or budget.minimises_bytes):
+        raise ValueError(f"The further budget must not bound {cost}, which is swept, nor the loss.")
+    report = progress or silent
+    prepared = [Preparation.make(taylor, _with(budget, cost, value), rules) for value in swept]
+    options = {"gap": gap, "solver": solver, "seed": seed}
+    plans: list[Allocation] = []
+    earlier: list[tuple[Preparation, Solution]] = []
+    elapsed = 0.0
+    for number, point in enumerate(prepared):
+        report(number / len(prepared), f"{cost} {swept[number]:g}")
+        simple = point.solve(time_limit=time_limit, additive=True, **options)
+        bound, start = _inherited(point, earlier)
+        solution = point.solve(
+            time_limit=time_limit,
+            reference=point.reference,
+            bound=bound,
+            start=simple.selection if start is None else start,
+            **options,
+        )
+        earlier.append((point, solution))
+        plans.append(point.allocation(solution, simple.selection, "quadratic"))
+        elapsed += sum(simple.seconds.values()) + sum(solution.seconds.values())
+    report(1.0, "done")
+    points, dominated = _undominated(plans, cost)
+    return Frontier(cost, points, dominated, elapsed)
+
+
+def _with(budget: Budget | None, cost: str, value: float) -> Budget:
+    """Return a budget with one more bound."""
+    changes: dict[str, Any] = {cost: value}
+    return Budget(**changes) if budget is None else replace(budget, **changes)
+
+
+def _inherited(point: Preparation, earlier: Sequence[tuple[Preparation, Solution]]) -> tuple[float, Any]:
+    """Return the best bound that larger budgets prove for this one, and their cheapest plan that fits it."""
+    bound, start, best = -np.inf, None, np.inf
+    problem = point.reduced.problem
+    for _, solution in earlier:
+        bound = max(bound, solution.bound)
+        if solution.value < best and problem.is_feasible(solution.selection):
+            start, best = solution.selection, solution.value
+    return bound, start
+
+
+def _undominated(plans: Sequence[Allocation], cost: str) -> tuple[tuple[Allocation, ...], tuple[Allocation, ...]]:
+    """Split plans into those that no other one beats or equals in both cost and loss, and the rest."""
+    ordered = sorted(plans, key=lambda plan: (plan.costs[cost], plan.predicted_loss))
+    points: list[Allocation] = []
+    dominated: list[Allocation] = []
+    for plan in ordered:
+        (dominated if points and plan.predicted_loss >= points[-1].predicted_loss else points).append(plan)
+    return tuple(points), tuple(dominated)
