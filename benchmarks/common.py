@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning_mpq.files import write_text_atomically
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "mip", "highspy")
 
@@ -82,17 +84,6 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all: into a neighbour first, then renamed over the target."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_results(
     name: str,
     *,
@@ -122,5 +113,4 @@ def write_results(
         "results": [dict(row) for row in results],
         "demands": [demand.__dict__ for demand in demands],
     }
-    write_json(path, content)
-    return path
+    return write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -132,7 +132,7 @@ class Verdict:
 
 def compared_policies(taylor: TaylorModel, allocation: Allocation) -> dict[str, BitPolicy]:
     """Return the plans that the chosen one is compared with, by name."""
-    uniform = uniform_policy(taylor, allocation.costs["average_bits"])
+    uniform = uniform_policy(taylor, allocation.limits.get("average_bits", allocation.costs["average_bits"]))
     plans = {f"uniform {max(uniform.bits().values())} bits": uniform}
     if allocation.additive_policy is not None:
         plans["additive plan"] = allocation.additive_policy
