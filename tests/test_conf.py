@@ -1,0 +1,136 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import lightning_mpq
+from lightning_mpq.allocation import Budget
+from lightning_mpq.callback import MixedPrecisionQuantization
+from lightning_mpq.demo.classifier import Classifier
+from lightning_mpq.demo.digits import Digits
+from lightning_mpq.demo.fashion_mnist import FashionMNIST
+from lightning_mpq.groups import find_groups
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOptions
+
+CONF = Path(lightning_mpq.__file__).parent / "conf"
+FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
+TYPES: dict[str, type] = {
+    "model": Classifier,
+    "data": L.LightningDataModule,
+    "trainer": L.Trainer,
+    "curvature": CurvatureOptions,
+    "candidates": CandidateOptions,
+    "budget": Budget,
+    "solver": SolverOptions,
+    "callbacks": MixedPrecisionQuantization,
+}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("lightning_mpq.conf", version_base="1.3"):
+        return compose("config", [*overrides, "output_dir=some_folder"])
+
+
+def constructor_files() -> list[str]:
+    return [name for name in FILES if name.partition("/")[0] in TYPES]
+
+
+def test_there_is_a_file_for_each_group() -> None:
+    assert {name.partition("/")[0] for name in FILES} == {*TYPES, "experiment", "config.yaml"}
+
+
+@pytest.mark.parametrize("name", constructor_files())
+def test_each_file_instantiates(name: str) -> None:
+    group, _, option = name.removesuffix(".yaml").partition("/")
+    config = composed(f"{group}={option}", *(["data.root=some_folder"] if option == "fashion_mnist" else []))
+    found = instantiate(config[group].mpq if group == "callbacks" else config[group])
+    assert isinstance(found, TYPES[group])
+    config = config[group]
+    if group in ("curvature", "candidates", "budget", "solver"):  # every value arrives as a plain one
+        for key, value in vars(found).items():
+            assert not OmegaConf.is_config(value)
+            if key in config:
+                assert value == config[key]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_key_has_a_comment(name: str) -> None:
+    plain = re.compile(r"\s*(_target_|_convert_|defaults|- .*|# .*|[\w]+:$)")
+    lines = [line for line in (CONF / name).read_text().splitlines() if line.strip()]
+    silent = [line for line in lines if not plain.match(line) and " # " not in line and "${" not in line]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiment/")])
+def test_each_experiment_begins_with_its_command(name: str) -> None:
+    option = Path(name).stem
+    first, second, *_ = (CONF / name).read_text().splitlines()
+    assert first == "# @package _global_"
+    assert second.startswith(f"# lightning-mpq experiment={option}")
+
+
+def test_digits_is_the_default_experiment() -> None:
+    assert composed() == composed("experiment=digits")
+    assert isinstance(instantiate(composed().data), Digits)
+
+
+def test_fashion_mnist_trains_resnet20() -> None:
+    config = composed("experiment=fashion_mnist", "data.root=some_folder")
+    assert isinstance(instantiate(config.data), FashionMNIST)
+    assert len(find_groups(instantiate(config.model))) == 22
+    assert config.trainer.max_epochs == 6
+
+
+def test_the_groups_reach_the_callback() -> None:
+    config = composed(
+        "budget.average_bits=2.5",
+        "candidates.bits=[2,4]",
+        "+candidates.fixed_bits={*linear: 8, network.conv: 6}",
+        "curvature=hessian",
+        "solver=additive",
+        "cache_dir=some_cache",
+    )
+    pipeline = instantiate(config.callbacks.mpq).pipeline
+    assert pipeline.budget == Budget(average_bits=2.5)
+    assert pipeline.candidates.bits == [2, 4]
+    assert pipeline.candidates.fixed_bits == {"*linear": 8, "network.conv": 6}
+    assert pipeline.curvature.estimator == "hessian"
+    assert pipeline.solver.objective == "additive"
+    assert pipeline.cache_dir == "some_cache"
+
+
+def test_candidate_schemes_can_be_written_out() -> None:
+    scheme = "{_target_: lightning_mpq.policy.WeightScheme, bits: 3, granularity: 16}"
+    options = instantiate(composed(f"candidates.schemes=[{scheme}]").candidates)
+    assert [str(found) for found in options.schemes] == ["3-bit symmetric/16"]
+
+
+def foreign_app(folder: Path, callbacks: str) -> Path:
+    """Write the configuration of another Hydra application, with groups of its own under our names."""
+    (folder / "callbacks").mkdir()
+    (folder / "solver").mkdir()
+    (folder / "callbacks" / "early.yaml").write_text("early: {_target_: lightning.pytorch.callbacks.Timer}\n")
+    (folder / "solver" / "adam.yaml").write_text("lr: 0.1\n")
+    (folder / "config.yaml").write_text(
+        f"defaults: [{{solver: adam}}, {{callbacks: {callbacks}}}, _self_]\n"
+        "hydra: {searchpath: [pkg://lightning_mpq.conf]}\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("callbacks", ["mpq", "[early, mpq]"])
+def test_another_application_adds_the_callback(tmp_path: Path, callbacks: str) -> None:
+    with initialize_config_dir(str(foreign_app(tmp_path, callbacks)), version_base="1.3"):
+        config = compose("config", ["callbacks.mpq.budget.average_bits=2.5", "callbacks.mpq.reestimate=false"])
+    assert set(config) == {"solver", "callbacks"}
+    assert config.solver == {"lr": 0.1}
+    found: Any = instantiate(config.callbacks.mpq)
+    assert isinstance(found, MixedPrecisionQuantization)
+    assert found.pipeline.budget == Budget(average_bits=2.5)
+    assert not found.pipeline.reestimate
+    assert ("early" in config.callbacks) == ("early" in callbacks)
