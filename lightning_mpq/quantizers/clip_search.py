@@ -32,6 +32,15 @@ class Scales(NamedTuple):
         zero_point = None if self.zero_point is None else self.zero_point.gather(0, index)
         return Scales(self.scale.gather(0, index), zero_point)
 
+    def at(self, index: Tensor) -> Scales:
+        """Choose the same trials for all scales: an index [K]."""
+        return self.take(index.to(self.scale.device)[:, None, None].expand(-1, *self.scale.shape[1:]))
+
+    def joined(self, other: Scales) -> Scales:
+        """Return these trials, then the others."""
+        both = None if self.zero_point is None or other.zero_point is None else (self.zero_point, other.zero_point)
+        return Scales(torch.cat([self.scale, other.scale]), None if both is None else torch.cat(both))
+
     def offset(self, scheme: WeightScheme, dtype: torch.dtype) -> Tensor:
         """Return the codes that stand for zero, shaped like the scales."""
         if self.zero_point is None:

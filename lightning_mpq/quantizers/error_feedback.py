@@ -17,6 +17,8 @@ from ..errors import NonFiniteError
 _BLOCK = 32
 """Columns after which the pending updates of all later columns are made as one matrix product."""
 
+_INDEFINITE = "The moment of the layer's inputs is not positive semidefinite; is it a mean of x x^T?"
+
 
 @dataclass(frozen=True)
 class ErrorFeedback:
@@ -52,19 +54,21 @@ class ErrorFeedback:
         wide = moment.to(torch.float32 if moment.device.type == "mps" else torch.float64)
         diagonal = wide.diagonal(dim1=1, dim2=2)
         order = diagonal.argsort(dim=1, descending=True, stable=True)
+        if (diagonal < 0).any():
+            raise ValueError(_INDEFINITE)
         mean = diagonal.mean(1)
         unit = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
         columns = order[:, None, :].expand_as(wide)
         ordered = wide.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit
         identity = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device)
         # M = V V^T with V upper triangular follows from the lower factor of M read backwards; then U = V^-1.
-        for _ in range(6):
+        for _ in range(4):
             lower, failed = torch.linalg.cholesky_ex((ordered + damping * identity).flip(1, 2))
             if not failed.any():
-                break
+                break  # rounding errors alone can make a singular moment fail
             damping = max(10 * damping, 1e-8)
         else:
-            raise ValueError("The moment of the layer's inputs is not positive semidefinite; is it a mean of x x^T?")
+            raise ValueError(_INDEFINITE)
         upper = torch.linalg.solve_triangular(lower.flip(1, 2), identity.expand_as(wide), upper=True)
         return cls(order, upper.to(dtype))
 

@@ -1,7 +1,8 @@
 """Rounding a layer's weight by the error of its output: one factorisation for all schemes, the best codes for each.
 
-For every scale a few clip ranges are rounded in full, by error feedback and to nearest, and the one with the least
-output error is kept, row by row: rows (output channels) do not see each other.
+For every scale several clip ranges are rounded in full, by error feedback and to nearest, and the one with the least
+output error is kept, row by row: rows (output channels) do not see each other. Nothing cheaper will do: how far
+error feedback can make up for what is clipped does not show in the errors of single weights.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from .nearest import finite_rows
 
 _CHUNK_ELEMENTS = 2**22
 """Weights that are rounded side by side (16 MiB of float32)."""
-TRIALS = 5
-"""Clip ranges of each scale that are rounded in full, out of those that `rank_scales` orders."""
+_STRIDE = 3
+"""First every third clip range is tried, then the neighbours of the best."""
+_RANKED = 2
+"""Trials in which each block of columns has a range of its own, the best by `rank_scales`."""
 
 
 class RoundedRows(NamedTuple):
@@ -42,7 +45,6 @@ def round_rows(
     schemes: Sequence[WeightScheme],
     row_weights: Tensor | None = None,
     damping: float = 0.01,
-    trials: int = TRIALS,
 ) -> list[RoundedRows]:
     """Round one weight to several schemes by the moment of its inputs.
 
@@ -56,7 +58,6 @@ def round_rows(
         schemes: Any schemes, also those that need no inputs.
         row_weights: [R], how much the error of each row counts where rows share a scale; default: all alike.
         damping: See `ErrorFeedback.factorise`.
-        trials: How many clip ranges of each scale are rounded in full.
 
     Raises:
         NonFiniteError: If a weight or the moment is NaN or infinite.
@@ -76,35 +77,79 @@ def round_rows(
             f"Expected a moment of shape [groups, {wide.shape[1]}, {wide.shape[1]}] for {list(wide.shape)} weights "
             f"and groups that divide the rows, got {list(moment.shape)}."
         )
-    weights = wide.unflatten(0, (parts, -1))
     factor = None
     if any(scheme.rounding == "second_order" for scheme in schemes):
         factor = ErrorFeedback.factorise(moment, damping, wide.dtype)
     moment = moment.to(wide.dtype)
     found: dict[int, RoundedRows] = {}
-    batches: dict[tuple[bool, bool], list[int]] = {}
-    for number, scheme in enumerate(schemes):
-        key = (scheme.rounding == "second_order", isinstance(scheme.granularity, int))
-        batches.setdefault(key, []).append(number)
-    for (feedback, _), numbers in batches.items():
-        used = factor if feedback else None
-        scales = [_scales(wide, moment, schemes[number], used, trials) for number in numbers]
-        chosen = [schemes[number] for number in numbers]
-        rounded = _round_side_by_side(weights, moment, used, chosen, scales)
-        for number, scale, (codes, error) in zip(numbers, scales, rounded, strict=True):
-            found[number] = _best_trial(codes, error, scale, schemes[number], row_weights)
+    for feedback in (False, True):
+        for blocks in (False, True):
+            numbers = [
+                number
+                for number, scheme in enumerate(schemes)
+                if (scheme.rounding == "second_order") == feedback and isinstance(scheme.granularity, int) == blocks
+            ]
+            chosen = [schemes[number] for number in numbers]
+            best = _search(wide, moment, factor if feedback else None, chosen, row_weights) if numbers else []
+            found |= dict(zip(numbers, best, strict=True))
     return [found[number] for number in range(len(schemes))]
 
 
-def _scales(rows: Tensor, moment: Tensor, scheme: WeightScheme, factor: ErrorFeedback | None, trials: int) -> Scales:
-    """Return the scales to try, for a scheme's granularity and clip."""
-    if scheme.clip == "mse":
-        return rank_scales(rows, torch.ones_like(moment[:, 0]), scheme, keep=1)
+def _search(
+    rows: Tensor,
+    moment: Tensor,
+    factor: ErrorFeedback | None,
+    schemes: Sequence[WeightScheme],
+    row_weights: Tensor | None,
+) -> list[RoundedRows]:
+    """Find the best scales and codes for schemes that are all rounded in one way."""
+    weights = rows.unflatten(0, (len(moment), -1))
+    costs = torch.ones(len(rows)).to(rows) if row_weights is None else row_weights.to(rows)
+    every = [trial_scales(rows, scheme) for scheme in schemes]
+    tried = []
+    for scales, scheme in zip(every, schemes, strict=True):
+        count = len(scales.scale)
+        if scheme.clip == "mse":
+            tried.append(rank_scales(rows, torch.ones_like(moment[:, 0]), scheme, keep=1))
+            continue
+        step = 1 if factor is None else _STRIDE
+        first = scales.at(torch.arange(step // 2, count - 1 + step, step).clamp(max=count - 1))
+        if isinstance(scheme.granularity, int) and count > 1:
+            column_costs = moment.diagonal(dim1=1, dim2=2) if factor is None else factor.column_costs()
+            first = first.joined(rank_scales(rows, column_costs, scheme, _RANKED))
+        tried.append(first)
+    results = _round_side_by_side(weights, moment, factor, schemes, tried)
     if factor is not None:
-        return rank_scales(rows, factor.column_costs(), scheme, trials)
-    if isinstance(scheme.granularity, int):
-        return rank_scales(rows, moment.diagonal(dim1=1, dim2=2), scheme, trials)
-    return trial_scales(rows, scheme)
+        more = [
+            _neighbours(scales, error, scheme, costs)
+            for scales, (_, error), scheme in zip(every, results, schemes, strict=True)
+        ]
+        joined = [first.joined(second) for first, second in zip(tried, more, strict=True)]
+        second_results = _round_side_by_side(weights, moment, factor, schemes, more)
+        both = zip(results, second_results, strict=True)
+        results = [(torch.cat([c, d]), torch.cat([e, f])) for (c, e), (d, f) in both]
+        tried = joined
+    triples = zip(results, tried, schemes, strict=True)
+    return [_best_trial(codes, error, scales, scheme, costs) for (codes, error), scales, scheme in triples]
+
+
+def _neighbours(every: Scales, error: Tensor, scheme: WeightScheme, costs: Tensor) -> Scales:
+    """Return the two trials beside the best of those that stand ``_STRIDE`` apart; none if there is no choice.
+
+    Args:
+        every: All V trials.
+        error: [tried, R], the output error of each row with trials 1, 1 + _STRIDE ... and perhaps others after them.
+        scheme: The scheme.
+        costs: [R], see `round_rows`.
+    """
+    count = len(every.scale)
+    if scheme.clip != "moment" or count == 1:
+        return every.at(torch.arange(0))
+    positions = torch.arange(_STRIDE // 2, count - 1 + _STRIDE, _STRIDE, device=error.device).clamp(max=count - 1)
+    error = error[: len(positions)]
+    best = (error * costs).sum(1, keepdim=True).argmin(0) if scheme.granularity == "tensor" else error.argmin(0)
+    beside = torch.stack([positions[best] - 1, positions[best] + 1]).clamp(0, count - 1)
+    return every.take(beside[:, :, None].expand(-1, -1, every.scale.shape[2]))
 
 
 def _round_side_by_side(
@@ -172,9 +217,7 @@ def _round_chunk(
     return torch.where(better[..., None], codes, nearest.to(torch.uint8)), torch.where(better, feedback_error, error)
 
 
-def _best_trial(
-    codes: Tensor, error: Tensor, scales: Scales, scheme: WeightScheme, row_weights: Tensor | None
-) -> RoundedRows:
+def _best_trial(codes: Tensor, error: Tensor, scales: Scales, scheme: WeightScheme, costs: Tensor) -> RoundedRows:
     """Choose the trial with the least output error for each row, or for the tensor if all rows share one scale.
 
     Args:
@@ -182,9 +225,8 @@ def _best_trial(
         error: [V, R].
         scales: V trials.
         scheme: The scheme.
-        row_weights: [R] or None.
+        costs: [R], see `round_rows`.
     """
-    costs = torch.ones_like(error[0]) if row_weights is None else row_weights.to(error)
     rows = error.shape[1]
     if scheme.granularity == "tensor":
         best = (error * costs).sum(1).argmin().expand(rows)
