@@ -3,5 +3,6 @@
 from .likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from .model import Prediction, TaylorModel
 from .profile import profile
+from .shrinkage import shrink
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Prediction", "TaylorModel", "profile"]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Prediction", "TaylorModel", "profile", "shrink"]

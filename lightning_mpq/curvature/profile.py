@@ -22,6 +22,7 @@ from .isolation import isolated
 from .likelihood import Likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
+from .shrinkage import warn_far_from_minimum
 
 Progress = Callable[[float, str], None]
 _STORE_SECONDS = 30.0
@@ -151,7 +152,9 @@ def profile(
         result = sums.result()
         if cache is not None:
             cache.store(result)
-        return result
+    if modelled == "task":
+        warn_far_from_minimum(result)
+    return result
 
 
 def _generator(device: torch.device, seed: int, content: str) -> Generator:

@@ -1,0 +1,100 @@
+r"""Sampling noise taken back before an optimiser can exploit it: a solver picks the errors that flatter it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .model import TaylorModel
+
+
+def shrink(model: TaylorModel, *, gradient: bool = True, between: bool = True) -> TaylorModel:
+    """Return a model whose noisy entries are drawn towards zero; standard errors and sums stay those of the data.
+
+    Gradient: ``a max(0, 1 - e^2 / a^2)`` with its standard error e, entry by entry: the positive part of the
+    James-Stein factor (B. Efron, C. Morris, Stein's Estimation Rule and Its Competitors, JASA 68, 1973), known
+    for single coefficients as the non-negative garrote (L. Breiman, Technometrics 37, 1995, section 2).
+
+    Between groups: ``(1 - lambda) G_ij`` with one intensity for all, that of least expected squared error,
+    ``lambda = sum Var(r_ij) / sum r_ij^2`` over pairs of different groups, ``r_ij = G_ij / sqrt(G_ii G_jj)``,
+    at most 1 (J. Schaefer, K. Strimmer, A Shrinkage Approach to Large-Scale Covariance Matrix Estimation,
+    Statistical Applications in Genetics and Molecular Biology 4, 2005, target D). Being a mixture of G and its part
+    within groups, the result stays positive semidefinite if G is. At ``lambda = 1`` it is the additive model.
+
+    Args:
+        model: A Taylor model with standard errors for what is to be shrunk; without them that part stays as it is.
+        gradient: Whether to shrink the gradient.
+        between: Whether to shrink the curvature between groups.
+    """
+    changes: dict[str, Tensor] = {}
+    if gradient and model.gradient_error is not None:
+        changes["gradient"] = _garrote(model.gradient, model.gradient_error)
+    if between and model.curvature_error is not None:
+        factor = torch.where(between_groups(model), 1 - shrinkage_intensity(model), 1.0)
+        changes["curvature"] = model.curvature * factor
+    return replace(model, **changes) if changes else model
+
+
+def shrinkage_intensity(model: TaylorModel) -> float:
+    """Return lambda in 0..1: the share of the curvature between groups that its sampling noise accounts for.
+
+    Raises:
+        ValueError: If the model has no standard errors.
+    """
+    if model.curvature_error is None:
+        raise ValueError("The intensity of shrinkage follows from standard errors, and this Taylor model has none.")
+    pairs = between_groups(model)
+    scale = model.curvature.diagonal().abs().sqrt()
+    scale = torch.outer(scale, scale)[pairs]
+    used = scale > 0
+    entries = model.curvature[pairs][used] / scale[used]
+    noise = model.curvature_error[pairs][used] / scale[used]
+    total = float(entries.square().sum())
+    return min(1.0, float(noise.square().sum()) / total) if total > 0 else 0.0
+
+
+def between_groups(model: TaylorModel) -> Tensor:
+    """Return where two candidates belong to different groups, [K, K], bool."""
+    order = {group.name: position for position, group in enumerate(model.groups)}
+    owner = torch.tensor([order[candidate.group] for candidate in model.candidates])
+    return owner[:, None] != owner[None, :]
+
+
+def warn_far_from_minimum(model: TaylorModel) -> None:
+    """Warn if the gradient, beyond its noise, outweighs the curvature in most groups at their largest step.
+
+    Then the network was not trained to a minimum of this loss, and a second-order model says little about it.
+    """
+    if model.gradient_error is None:
+        return
+    largest: dict[str, int] = {}
+    for index, candidate in enumerate(model.candidates):
+        kept = largest.setdefault(candidate.group, index)
+        if candidate.scheme.bits < model.candidates[kept].scheme.bits:
+            largest[candidate.group] = index
+    chosen = list(largest.values())
+    slope, error = model.gradient[chosen].abs(), model.gradient_error[chosen]
+    second = model.curvature.diagonal()[chosen].abs() / 2
+    far = (slope > 3 * error) & (slope > second)
+    if int(far.sum()) * 2 > len(chosen):
+        worst = chosen[int((slope / error.clamp(min=1e-300)).argmax())]
+        assert model.gradient_error is not None
+        warnings.warn(
+            f"The network is plainly not near a minimum of the task loss: in {int(far.sum())} of {len(chosen)} groups "
+            "the gradient term exceeds three standard errors and the second-order term as well (for instance "
+            f"{model.describe(worst)}: {float(model.gradient[worst]):.3g} +- {float(model.gradient_error[worst]):.2g} "
+            f"against {float(model.curvature[worst, worst]) / 2:.3g}). Train longer, check that the batches are "
+            "training data, or use loss='divergence', which has no gradient.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _garrote(values: Tensor, errors: Tensor) -> Tensor:
+    """Return ``values * max(0, 1 - errors^2 / values^2)``; 0 where a value is 0."""
+    square = values.square()
+    kept = (1 - errors.square() / torch.where(square > 0, square, torch.ones_like(square))).clamp(min=0)
+    return torch.where(square > 0, values * kept, torch.zeros_like(values))
