@@ -1,0 +1,40 @@
+# make demo         install into .venv, then train and quantize a small network on scikit-learn's digits
+# make test         install into .venv, then lint, types, doctests and tests
+# make constraints  write the versions that .venv holds to constraints.txt
+#
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+PYTEST_OPTIONS ?= -n 2
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test constraints
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/lightning-mpq
+
+# One thread a process: the tests run in processes of their own, and their networks are tiny.
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
+
+# torch first, by itself: its wheel may come from another index (set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS for that).
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "lightning_mpq needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is not: `$(PYTHON) --version 2>&1`." \
+			"Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+constraints: $(INSTALLED)
+	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	touch $(INSTALLED)
