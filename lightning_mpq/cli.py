@@ -75,7 +75,7 @@ def run(config: DictConfig) -> float | None:
     module: L.LightningModule = instantiate(config.model)
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
     mixed = _the_quantization(callbacks)
-    kept = KeepTrained(_cache_entry(config, module, datamodule))
+    kept = KeepTrained(cache_entry(config, module, datamodule))
     callbacks.insert(callbacks.index(mixed), kept)
     trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
 
@@ -114,10 +114,16 @@ def _the_quantization(callbacks: list[Callback]) -> MixedPrecisionQuantization:
     return found[0]
 
 
-def _cache_entry(
+def cache_entry(
     config: DictConfig, module: L.LightningModule, datamodule: L.LightningDataModule
 ) -> TrainedWeights | None:
-    """Return where the trained weights of this configuration are, or will be, kept; None for nowhere."""
+    """Return where the trained weights of this configuration are, or will be, kept; None for nowhere.
+
+    Args:
+        config: The resolvable configuration.
+        module: As instantiated right after seeding and after the datamodule; its weights are part of the key.
+        datamodule: The data.
+    """
     if config.cache_dir is None:
         return None
     plain = OmegaConf.to_container(config, resolve=True)
