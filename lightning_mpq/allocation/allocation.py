@@ -29,8 +29,8 @@ class Allocation:
         objective: What was minimised: ``"quadratic"`` (the whole model) or ``"additive"`` (groups alone).
         value: The minimised objective at this plan: the predicted loss, unless additive, robust, or bytes.
         lower_bound: Proved: no plan within budget and rules has a smaller objective.
-        reference: Magnitude that the gap is measured against if it exceeds ``|value|``: the objective of
-            the widest feasible uniform plan (the optimum itself may be near zero or negative).
+        reference: Magnitude that the gap is measured against if it exceeds ``|value|`` (the optimum may be
+            near zero or negative): a hundredth of the loss of the widest feasible uniform plan.
         costs: Every cost of the plan: average_bits, bytes, ...
         limits: The budget's bounds, by the same names.
         prices: What one more unit of each bounded cost would save, in loss per unit, at the relaxed solution.

@@ -62,7 +62,10 @@ def block_ascent(
         share = sweep / (_SWEEPS - 1)
         mu = scale / n * _BARRIER[0] ** (1 - share) * _BARRIER[1] ** share
         smoothing = _SMOOTHING[0] ** (1 - share) * _SMOOTHING[1] ** share
-        _sweep(shift, K, blocks, t, mu, smoothing, out_of_time)
+        try:
+            _sweep(shift, K, blocks, t, mu, smoothing, out_of_time)
+        except np.linalg.LinAlgError:  # a block became singular to rounding; the best bound stands
+            break
         if sweep % _SWEEPS_PER_PROGRAM != _SWEEPS_PER_PROGRAM - 1 and not out_of_time():
             continue
         convex = form.quadratic - shift
@@ -93,11 +96,11 @@ def block_ascent(
 
 def _first_shift(form: DifferenceForm) -> Array:
     """Return a diagonal shift that leaves Q - P positive definite: an eigenvalue bound in units of the diagonal."""
-    diagonal = form.quadratic.diagonal()
-    unit = np.maximum(diagonal, 1e-12 * max(float(np.abs(diagonal).max()), 1e-300))
+    largest = float(np.abs(form.quadratic).max())
+    unit = np.maximum(np.abs(form.quadratic.diagonal()), 1e-6 * largest if largest > 0 else 1.0)
     relative = form.quadratic / np.sqrt(unit)[:, None] / np.sqrt(unit)[None, :]
     lowest = float(np.linalg.eigvalsh(relative)[0])
-    return np.diag((lowest / 2 if lowest > 1e-4 else min(lowest, 0.0) - 1e-4) * unit)
+    return np.diag((lowest / 2 if lowest > 1e-4 else min(lowest, 0.0) * (1 + 1e-6) - 1e-4) * unit)
 
 
 def _inverse(matrix: Array) -> Array:

@@ -18,6 +18,7 @@ from .problem import Array, Indices, Mask, Problem
 
 _ENUMERABLE = 4096
 _MOST_VARIABLES = 2500
+_ROUNDING = 1e-8
 
 
 @dataclass(order=True)
@@ -197,8 +198,9 @@ class BranchAndBound:
         """Drop candidates whose conditional bound reaches the cutoff; None if a group lost all of its own."""
         survivors = allowed.copy()
         cutoff = self.cutoff
-        survivors[form.candidate[found.conditional >= cutoff]] = False
-        survivors[form.reference[form.group[found.reference_conditional >= cutoff]]] = False
+        beyond = cutoff + _ROUNDING * max(abs(self.value), self.reference)
+        survivors[form.candidate[found.conditional >= beyond]] = False
+        survivors[form.reference[form.group[found.reference_conditional >= beyond]]] = False
         if (survivors != allowed).any():
             self._close(cutoff)
         alive = np.bincount(self.problem.group[survivors], minlength=self.problem.group_count)

@@ -66,15 +66,33 @@ class Convexification:
     multipliers: Array
 
 
-def bound_at(form: DifferenceForm, shift: Array, multipliers: Array) -> float:
-    """Return g(P, lambda), computed afresh from the form; -inf if Q - P is not positive definite."""
+def bound_at(form: DifferenceForm, shift: Array, multipliers: Array, point: Array) -> float:
+    r"""Return the lower bound that P and lambda prove, computed so that rounding cannot flatter it.
+
+    With H = Q - P positive semidefinite the tangent at any t, minimised over the simplices, is a bound:
+
+    .. math:: \text{const} - \lambda^T b - \tfrac12 t^T H t + \sum_l \min\big(0, \min_{i \in l} r_i\big),
+              \qquad r = H t + q.
+
+    At the minimiser t = -H^-1 q the residual r is zero and this is g(P, lambda); an inexact t, from an
+    ill-conditioned H, only lowers it.
+
+    Returns:
+        The bound; -inf if Q - P is not positive definite.
+    """
+    H = form.quadratic - shift
     try:
-        factor = np.linalg.cholesky(form.quadratic - shift)
+        np.linalg.cholesky(H)
     except np.linalg.LinAlgError:
         return -np.inf
     q = form.linear + shift.diagonal() / 2 + form.rows.T @ multipliers
-    half = sla.solve_triangular(factor, q, lower=True)
-    return float(form.constant - multipliers @ form.limits - half @ half / 2)
+    return float(form.constant - multipliers @ form.limits) + _tangent_bound(form, H @ point, q, point)
+
+
+def _tangent_bound(form: DifferenceForm, curved: Array, q: Array, point: Array) -> float:
+    """Return ``-t'Ht/2`` plus the least of the residual over the simplices, given ``curved = H t``."""
+    starts = np.searchsorted(form.block, np.arange(len(form.group)))
+    return float(np.minimum(0.0, np.minimum.reduceat(curved + q, starts)).sum() - point @ curved / 2)
 
 
 def unknowns(form: DifferenceForm) -> int:
@@ -230,6 +248,7 @@ class _InteriorPointMethod:
         self.objective[0, 1:] = self.objective[1:, 0] = form.linear / 2
         self.objective[1:, 1:] = form.quadratic / 2
         self._start()
+        self.rounding = 1e-11 * (float(np.abs(self.objective).max()) + abs(form.constant))
         self.best = -np.inf
         self.upper = np.inf
         self.conditional = np.full(n, -np.inf)
@@ -280,7 +299,8 @@ class _InteriorPointMethod:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         half_q = lacking[1:, 0]
         point = -inverse @ half_q
-        bound = float(self.form.constant - multipliers @ self.form.limits + half_q @ point)
+        bound = float(self.form.constant - multipliers @ self.form.limits)
+        bound += _tangent_bound(self.form, 2 * (lacking[1:, 1:] @ point), 2 * half_q, point)
         return inverse, point, multipliers, bound
 
     def _record(self, inverse: Array, point: Array, multipliers: Array, bound: float) -> None:
@@ -318,9 +338,10 @@ class _InteriorPointMethod:
             if np.abs(residual).max() < 1e-7 * (1 + np.abs(self.constraints.right).max()):
                 self.upper = min(self.upper, primal)
             hopeless = (cutoff - self.upper) / 20 if np.isfinite(cutoff) else 0.0
-            if self.upper - self.best <= max(tolerance, hopeless):
+            if self.upper - self.best <= max(tolerance, hopeless, self.rounding):
                 break
-            factored = self._step(inverse, point, multipliers, bound)
+            with np.errstate(over="ignore", invalid="ignore"):  # ends the steps, not the proof
+                factored = self._step(inverse, point, multipliers, bound)
         return self._result()
 
     def _step(
@@ -385,7 +406,7 @@ class _InteriorPointMethod:
         if factored is None:
             return None
         n_mu = float((self.objective * self.Y).sum()) + self.form.constant - factored[3]
-        self.mu = max(n_mu, 1e-300) / gap
+        self.mu = max(n_mu, self.rounding, 1e-300) / gap
         return factored
 
     def _pivoted_dual(self, inverse: Array, point: Array, pivot: float) -> Array:
@@ -399,6 +420,8 @@ class _InteriorPointMethod:
     ) -> tuple[float, float]:
         """Return how far Y, s and Z, lambda can go and stay inside of their cones, damped, at most 1."""
         budget = slice(self.constraints.pair_count + 1, None)
+        if not (np.isfinite(dY).all() and np.isfinite(dZ).all()):
+            return 0.0, 0.0
         try:
             primal = _length_to_boundary(np.linalg.cholesky(self.Y), dY)
             dual = _length_to_boundary(None, dZ, np.linalg.cholesky(W))

@@ -112,14 +112,15 @@ class Preparation:
         return matching[first] if len(groups) == problem.group_count else None
 
     def _reference_loss(self) -> float:
-        """Return the magnitude of the predicted loss at the widest feasible uniform plan, 0 if there is none.
+        """Return a hundredth of the magnitude of the predicted loss at the widest feasible uniform plan.
 
-        It is what a gap is measured against when the optimum itself is near zero or negative.
+        It is what a gap is measured against when the optimum itself is near zero or negative; 0 if no
+        uniform plan is feasible. A hundredth, so that it never flatters an ordinary gap.
         """
         for bits in sorted(set(self.reduced.bits.tolist()), reverse=True):
             selection = self.uniform(bits)
             if selection is not None and self.reduced.problem.is_feasible(selection):
-                return abs(self.reduced.problem.value(selection))
+                return abs(self.reduced.problem.value(selection)) / 100
         return 0.0
 
     def extremes(self, row: CostRow) -> tuple[float, float]:

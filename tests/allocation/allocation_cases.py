@@ -1,11 +1,15 @@
 """Small random Taylor models that the allocation tests share."""
 
+import itertools
+
 import numpy as np
 import torch
 
+from lightning_mpq.allocation.problem import Problem
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature.model import TaylorModel
 from lightning_mpq.groups import LayerGroup
+from lightning_mpq.policy import WeightScheme
 
 
 def make_taylor(groups=4, bits=range(2, 6), seed=0, indefinite=False, scale=1.0, names=None, errors=False, **fields):
@@ -38,3 +42,55 @@ def make_taylor(groups=4, bits=range(2, 6), seed=0, indefinite=False, scale=1.0,
         24,
         **fields,
     )
+
+
+def additive_taylor(costs, bits):
+    """A Taylor model whose only content is what each candidate costs alone: ``costs`` [group][candidate]."""
+    names = [f"layer{number:02d}" for number in range(len(costs))]
+    groups = tuple(LayerGroup(name, (name,), ((1, 8),)) for name in names)
+    schemes = {name: [WeightScheme(b) for b in bits[: len(row)]] for name, row in zip(names, costs, strict=True)}
+    flat = torch.tensor([value for row in costs for value in row], dtype=torch.float64)
+    candidates = make_candidates(groups, schemes=schemes)
+    return TaylorModel(groups, candidates, flat, torch.zeros(len(flat), len(flat)), "hessian", "task", 1)
+
+
+def random_problem(seed, most_groups=6, most_candidates=5):
+    """A small random problem: PSD, indefinite, badly scaled, tied or concave; 0 to 3 budgets, some exactly tight."""
+    random = np.random.default_rng(seed)
+    counts = random.integers(1, most_candidates + 1, int(random.integers(1, most_groups + 1)))
+    group = np.repeat(np.arange(len(counts)), counts)
+    size = len(group)
+    factor = random.normal(size=(int(random.integers(1, 12)), size))
+    curvature = factor.T @ factor
+    gradient = random.normal(size=size) * (seed % 2) * 3
+    family = seed % 5
+    if family == 1:
+        noise = random.normal(size=(size, size))
+        curvature = 0.2 * curvature + noise + noise.T
+    elif family == 2:
+        shrink = 2.0 ** -random.integers(0, 8, size)
+        curvature = curvature * np.outer(shrink, shrink)
+    elif family == 3:
+        curvature, gradient = np.round(curvature), np.round(gradient)
+    elif family == 4:
+        curvature = -curvature
+    rows = random.integers(0, 20, (int(random.integers(0, 4)), size)).astype(float)
+    if seed % 7 == 0:
+        rows = rows * 1e8 + random.integers(0, 100, rows.shape)
+    starts = np.searchsorted(group, np.arange(len(counts)))
+    least = np.minimum.reduceat(rows, starts, axis=1).sum(axis=1)
+    most = np.maximum.reduceat(rows, starts, axis=1).sum(axis=1)
+    limits = least if seed % 11 == 0 else np.floor(least + (most - least) * random.uniform(0, 1, len(rows)))
+    return Problem(gradient, curvature, group, rows, limits, random.integers(1, 100, size) * 8.0)
+
+
+def brute_force(problem):
+    """Least objective over every feasible selection, by a plain loop; inf if there is none."""
+    choices = [np.flatnonzero(problem.group == group) for group in range(problem.group_count)]
+    best = np.inf
+    for chosen in itertools.product(*choices):
+        x = np.zeros(len(problem.group))
+        x[list(chosen)] = 1
+        if np.all(problem.rows @ x <= problem.limits):
+            best = min(best, float(problem.gradient @ x + x @ problem.curvature @ x / 2))
+    return best
