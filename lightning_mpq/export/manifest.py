@@ -120,7 +120,7 @@ class Manifest:
     @classmethod
     def _parse(cls, body: dict[str, Any]) -> Manifest:
         tensors = {
-            name: TensorRecord(_text(record["dtype"]), tuple(map(_count, record["shape"])), _text(record["sha256"]))
+            name: TensorRecord(_text(record["dtype"]), _shape(record["shape"]), _text(record["sha256"]))
             for name, record in body["tensors"].items()
         }
         aliases = _texts(body["aliases"])
@@ -188,3 +188,9 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError(f"expected a count, got {value!r}")
     return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of sizes, got {value!r}")
+    return tuple(map(_count, value))

@@ -57,7 +57,7 @@ def spread(values: Tensor, scheme: WeightScheme, columns: int) -> Tensor:
     """Bring one value per block, [S, blocks], to a shape that broadcasts with [R, columns]."""
     if not isinstance(scheme.granularity, int):
         return values
-    return values.repeat_interleave(scheme.granularity, dim=1)[:, :columns]
+    return values.repeat_interleave(min(scheme.granularity, columns), dim=1)[:, :columns]
 
 
 def encode(rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme) -> Tensor:

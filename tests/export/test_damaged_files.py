@@ -21,7 +21,7 @@ def saved(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
     return SavedNet()
 
@@ -110,10 +110,9 @@ def test_forged_manifests(saved, model):
     body = json.loads(path.read_text())
     body.pop("sha256")
     harmless = {("model_class",)}
-    generator = random.Random(0)
     places = [place for place in paths_in(body) if place and place not in harmless]
     for place in places:
-        for wild in generator.sample(WILD, 3):
+        for wild in WILD:
             forged = copy.deepcopy(body)
             parent = forged
             for key in place[:-1]:
@@ -121,8 +120,8 @@ def test_forged_manifests(saved, model):
             if parent[place[-1]] == wild:
                 continue
             parent[place[-1]] = wild
-            if place[-1] == "clip" and isinstance(wild, (int, float)):
-                continue  # another clip is a valid policy: it is a record of how the weight was rounded
+            if place[-1] == "granularity" and wild == 10**30:
+                continue  # one block a row, however long, is a scale per channel
             path.write_text(json.dumps({**forged, "sha256": _body_sha256(forged)}))
             assert_refused(saved, model)
     assert len(places) > 100

@@ -81,6 +81,13 @@ def test_casts_change_the_computed_type_and_never_the_stored_one(kind, scheme):
     assert packed.to("meta").weight.is_meta
 
 
+def test_a_block_longer_than_a_row_costs_no_memory():
+    quantized = quantize_rows(torch.randn(5, 13), WeightScheme(4))
+    longer = QuantizedRows(quantized.codes, quantized.scale, None, WeightScheme(4, granularity=10**15))
+    packed = pack_layer(nn.Linear(13, 5), longer)
+    assert torch.equal(packed.weight, quantized.dequantize())
+
+
 def test_16_bit_scales_make_the_products_exact():
     scheme = WeightScheme(8, "channel", "half", scale_dtype="float16")
     packed = make("linear", scheme)[0]
