@@ -54,7 +54,8 @@ def round_rows(
 
     Args:
         rows: [R, C], the weight; G consecutive parts of its rows belong to G convolution groups.
-        moment: M, [G, C, C], the mean of x x^T over the inputs of each convolution group.
+        moment: M, [G, C, C], the mean of x x^T over the inputs of each convolution group; where it is zero, the
+            weight error counts instead.
         schemes: Any schemes, also those that need no inputs.
         row_weights: [R], how much the error of each row counts where rows share a scale; default: all alike.
         damping: See `ErrorFeedback.factorise`.
@@ -77,6 +78,7 @@ def round_rows(
             f"Expected a moment of shape [groups, {wide.shape[1]}, {wide.shape[1]}] for {list(wide.shape)} weights "
             f"and groups that divide the rows, got {list(moment.shape)}."
         )
+    moment = _with_inputs_everywhere(moment)
     factor = None
     if any(scheme.rounding == "second_order" for scheme in schemes):
         factor = ErrorFeedback.factorise(moment, damping, wide.dtype)
@@ -93,6 +95,14 @@ def round_rows(
             best = _search(wide, moment, factor if feedback else None, chosen, row_weights) if numbers else []
             found |= dict(zip(numbers, best, strict=True))
     return [found[number] for number in range(len(schemes))]
+
+
+def _with_inputs_everywhere(moment: Tensor) -> Tensor:
+    """Give parts whose inputs are all zero some that are equal and tiny, so that the size of errors decides there."""
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    tiny = 1e-6 * diagonal.mean() if diagonal.any() else torch.ones_like(moment[0, 0, 0])
+    identity = torch.eye(moment.shape[1], dtype=moment.dtype, device=moment.device)
+    return torch.where(diagonal.any(1)[:, None, None], moment, tiny * identity)
 
 
 def _search(

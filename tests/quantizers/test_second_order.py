@@ -210,6 +210,18 @@ def test_one_part_without_inputs_does_not_touch_the_others():
     assert torch.equal(both.codes[3:], alone.codes)
 
 
+def test_where_nothing_ever_comes_in_the_weight_error_decides():
+    rows, moment = make(2, 3, 9, seed=4)
+    moment[0] = 0
+    scheme = WeightScheme(2, grid="half", clip="moment", rounding="second_order")
+    found = round_rows(rows, moment, [scheme])[0]
+    expected = round_rows(rows[:3], torch.eye(9)[None].double(), [scheme])[0]
+    assert torch.equal(found.quantized.codes[:3], expected.quantized.codes)
+    assert torch.equal(found.quantized.scale[:3], expected.quantized.scale)
+    live = error_of(found.quantized, rows, moment)[3:].sum()
+    assert found.error == pytest.approx(float(live), rel=1e-4)
+
+
 def test_a_grouped_convolution_is_rounded_like_a_linear_layer_per_group():
     torch.manual_seed(0)
     conv, images = nn.Conv2d(6, 8, 3, groups=2, padding=1), torch.randn(4, 6, 7, 7) + 0.5
