@@ -24,6 +24,8 @@ from .secant import Secant
 Curvature = Literal["fisher", "hessian", "gauss_newton", "secant"]
 Loss = Literal["divergence", "task"]
 CURVATURES: tuple[str, ...] = get_args(Curvature)
+LEAST_BATCHES = 8
+"""Below this number of batches their differences say too little about the error of their mean."""
 LOSSES: tuple[str, ...] = get_args(Loss)
 
 
@@ -65,6 +67,8 @@ class Accumulator:
         count = len(candidates)
         self._gradient = WeightedMoments((count,))
         self._curvature = WeightedMoments((count, count))
+        self._plans = _uniform_plans(candidates)
+        self._predictions = WeightedMoments((len(self._plans),))
         self._estimators: list[Estimator] = []
 
     def prepare(
@@ -73,6 +77,7 @@ class Accumulator:
         perturbations: Perturbations,
         likelihood: Likelihood | Literal["auto"],
         draws: int,
+        whole_batches: bool,
         batch: Any,
     ) -> None:
         """Make the estimators, which then add to the sums of this object.
@@ -82,6 +87,7 @@ class Accumulator:
             perturbations: All candidates.
             likelihood: What the outputs mean; ``"auto"`` is guessed from ``batch``.
             draws: Random output gradients for each sample (fisher).
+            whole_batches: Whether samples act on each other, so that fisher scores whole batches.
             batch: Any batch, on the model's device.
         """
         curvature, loss = self._facts["estimator"], self._facts["loss"]
@@ -95,7 +101,7 @@ class Accumulator:
             self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations))
             return
         if curvature == "fisher":
-            self._use(Fisher(evaluator, perturbations, likelihood, draws))
+            self._use(Fisher(evaluator, perturbations, likelihood, draws, whole_batches))
         else:
             kind = Secant if curvature == "secant" else GaussNewton
             self._use(kind(evaluator, perturbations, likelihood))
@@ -116,29 +122,44 @@ class Accumulator:
 
     def add(self, batch: Any, generator: Generator) -> None:
         """Add a batch, or a chunk of one, on the model's device."""
+        before = self._plan_sums()
         counts = [estimator.update(batch, generator) for estimator in self._estimators]
         self.samples += counts[0]
+        self._predictions.update((self._plan_sums() - before) / counts[0], weight=counts[0])
+
+    def relative_error(self) -> float:
+        """Return the largest standard error, relative to its value, among the predictions for uniform plans.
+
+        It comes from the differences between batches (chunks), so that correlated errors of entries are seen;
+        infinite before there are `LEAST_BATCHES` of them.
+        """
+        if int(self._predictions.units) < LEAST_BATCHES:
+            return torch.inf
+        value, error = self._predictions.mean_and_error()
+        return float((error / value.abs()).nan_to_num(nan=0.0, posinf=torch.inf).max())
 
     def continue_from(self, earlier: TaylorModel) -> None:
         """Take over the sums of an earlier measurement with the same settings."""
         assert earlier.sums is not None
         self.samples = earlier.samples
         self.hashes = list(earlier.batch_hashes)
-        for name, moments in (("gradient", self._gradient), ("curvature", self._curvature)):
-            moments.load_sums(
-                {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in earlier.sums.items()
-                    if key.startswith(f"{name}.")
-                }
-            )
+        for name, moments in self._moments().items():
+            moments.load_sums(_sums_of(name, earlier.sums))
+
+    def _moments(self) -> dict[str, WeightedMoments]:
+        return {"gradient": self._gradient, "curvature": self._curvature, "predictions": self._predictions}
+
+    def _plan_sums(self) -> Tensor:
+        """Return ``a.x + x.G.x / 2`` of each uniform plan x, summed over all samples so far."""
+        slope, matrix = self._gradient.first, self._curvature.first
+        if self._facts["loss"] != "task":
+            slope = torch.zeros_like(slope)
+        return torch.stack([slope[x].sum() + matrix[x][:, x].sum() / 2 for x in self._plans])
 
     def result(self) -> TaylorModel:
         """Return the Taylor model of the batches so far."""
         sums = {
-            f"{name}.{key}": value
-            for name, moments in (("gradient", self._gradient), ("curvature", self._curvature))
-            for key, value in moments.sums().items()
+            f"{name}.{key}": value for name, moments in self._moments().items() for key, value in moments.sums().items()
         }
         return model_of_sums(sums, samples=self.samples, batch_hashes=tuple(self.hashes), **self._facts)
 
@@ -153,7 +174,7 @@ def model_of_sums(sums: Mapping[str, Tensor], *, loss: str, **facts: Any) -> Tay
     """
     means = {}
     for name in ("gradient", "curvature"):
-        own = {key.removeprefix(f"{name}."): value for key, value in sums.items() if key.startswith(f"{name}.")}
+        own = _sums_of(name, sums)
         moments = WeightedMoments(tuple(own["first"].shape))
         moments.load_sums(own)
         if name == "gradient" and loss != "task":
@@ -171,6 +192,20 @@ def model_of_sums(sums: Mapping[str, Tensor], *, loss: str, **facts: Any) -> Tay
         fingerprint=combine(facts["settings_hash"], facts["batch_hashes"]),
         **facts,
     )
+
+
+def _sums_of(name: str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in sums.items() if key.startswith(f"{name}.")}
+
+
+def _uniform_plans(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Return plans that give every group its fewest bits, its second fewest, ... as lists of candidates."""
+    by_group: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        by_group.setdefault(candidate.group, []).append(index)
+    ladders = [sorted(members, key=lambda i: candidates[i].scheme.bits) for members in by_group.values()]
+    steps = max(len(ladder) for ladder in ladders)
+    return [[ladder[min(step, len(ladder) - 1)] for ladder in ladders] for step in range(steps)]
 
 
 def merge(parts: Sequence[TaylorModel]) -> TaylorModel:

@@ -54,7 +54,8 @@ class TaylorCache:
         except (CorruptModelError, OSError):
             return None
         whole = model.fingerprint == combine(model.settings_hash, model.batch_hashes)
-        return model if whole and model.settings_hash == self._settings and model.sums is not None else None
+        usable = model.settings_hash == self._settings and "predictions.first" in (model.sums or {})
+        return model if whole and usable else None
 
     def _path(self, fingerprint: str) -> Path:
         return self._folder / f"{self._settings[:32]}-{fingerprint[:32]}{_SUFFIX}"

@@ -26,7 +26,7 @@ from .batches import Evaluator, sample_count, slice_batch
 from .forward_mode import output_change
 from .layer_scores import layer_scores
 from .likelihood import Likelihood
-from .moments import WeightedMoments
+from .moments import WeightedMoments, sums_of_products
 from .perturbation import Perturbations
 from .weights import substituted, weight_variables
 
@@ -53,14 +53,30 @@ class Fisher:
     """
 
     def __init__(
-        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
+        self,
+        evaluator: Evaluator,
+        perturbations: Perturbations,
+        likelihood: Likelihood,
+        draws: int = 1,
+        whole_batches: bool = False,
     ) -> None:
-        """Prepare; ``draws`` output gradients are drawn for each sample."""
+        """Prepare.
+
+        Args:
+            evaluator: Runs the model.
+            perturbations: All candidates.
+            likelihood: What the outputs mean.
+            draws: Random output gradients for each sample.
+            whole_batches: Whether samples act on each other (BatchNorm on batch statistics), so that only the
+                score of a whole batch, the sum over its samples, has a meaning. Since v_n are independent of each
+                other, its square has the same expectation as the sum of squares.
+        """
         self.curvature = WeightedMoments((perturbations.count, perturbations.count))
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._draws = draws
+        self._whole_batches = whole_batches
         self._by_forward_mode: dict[tuple[int, int], str] = {}
         self._verified = False
         self._recording = False
@@ -69,14 +85,13 @@ class Fisher:
     def update(self, batch: Any, generator: Generator) -> int:
         """Add the samples of a batch and return their number."""
         scores = self.scores(batch, generator)
-        draws, samples, count = scores.shape
-        flat = scores.flatten(0, 1)
-        second = scores.new_zeros(count, count)
-        for one in range(draws):
-            for other in range(one, draws):
-                product = scores[one] * scores[other]
-                second += (1 if one == other else 2) * (product.T @ product)
-        self.curvature.update(flat.T @ flat / draws, second / draws**2, samples)
+        draws, samples, _ = scores.shape
+        if self._whole_batches:
+            total = scores.sum(1)
+            self.curvature.update(total.T @ total / (draws * samples), weight=samples)
+            return samples
+        rows = scores.transpose(0, 1) / sqrt(draws)
+        self.curvature.update(*sums_of_products(rows), samples)
         return samples
 
     def scores(self, batch: Any, generator: Generator) -> Tensor:
@@ -156,6 +171,10 @@ class Fisher:
         columns = self._perturbations.columns[use.layer]
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
         inputs = use.inputs
+        if self._whole_batches and inputs.dim():
+            rows = layer_scores(module, inputs, gradient, self._perturbations.of_layer(use.layer), use.extra)
+            self._scores[0, columns] += rows.sum(0).to(self._scores)
+            return
         if inputs.dim() == 0 or inputs.shape[0] % samples:
             if inputs.dim() < 2 or inputs.shape[1] != samples:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
@@ -178,7 +197,8 @@ class Fisher:
         self._verified = True
         samples = gradient.shape[0]
         reference: Tensor | None = None
-        for size in (1, samples) if sample_count(batch) == samples else (samples,):
+        separable = sample_count(batch) == samples and not self._whole_batches
+        for size in (1, samples) if separable else (samples,):
             part = slice_batch(batch, 0, size) if size < samples else batch
             try:
                 reference = self._reference(part, gradient[:size])

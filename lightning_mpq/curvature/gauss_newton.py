@@ -15,11 +15,8 @@ from torch import Generator, Tensor
 from .batches import Evaluator
 from .forward_mode import output_change
 from .likelihood import Likelihood
-from .moments import WeightedMoments
+from .moments import WeightedMoments, sums_of_products
 from .perturbation import Perturbations
-
-_CHUNK_ELEMENTS = 2**24
-"""Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""
 
 
 class GaussNewton:
@@ -44,15 +41,9 @@ class GaussNewton:
             outputs = self._evaluator.outputs(batch)
             whitened = [self._whitened(outputs, index, batch) for index in range(self._perturbations.count)]
             stacked = torch.stack(whitened, 2)  # [N, outputs, K]
-            samples, _, count = stacked.shape
-            first, second = torch.zeros_like(self.curvature.first), torch.zeros_like(self.curvature.second)
-            for part in stacked.split(max(1, _CHUNK_ELEMENTS // count**2)):
-                wide = part.to("cpu", torch.float64) if part.device.type == "mps" else part.double()
-                products = wide.transpose(1, 2) @ wide
-                first += products.sum(0).to(first)
-                second += products.square().sum(0).to(second)
-        self.curvature.update(first, second, samples)
-        return samples
+            wide = stacked.to("cpu", torch.float64) if stacked.device.type == "mps" else stacked.double()
+            self.curvature.update(*sums_of_products(wide), len(wide))
+        return len(wide)
 
     def _whitened(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
         """Return ``L^T u_i``, [N, outputs], whose inner products are those of u_i in the metric H = L L^T."""

@@ -8,6 +8,32 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+_CHUNK_ELEMENTS = 2**24
+"""Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""
+
+
+def sums_of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``sum_n P_n`` and ``sum_n P_n * P_n`` (entry by entry) of per-sample matrices ``P_n = R_n^T R_n``.
+
+    Args:
+        rows: R, [N, rows, K].
+
+    Returns:
+        Two matrices [K, K] of the type of ``rows``.
+    """
+    samples, count, width = rows.shape
+    if count == 1:
+        flat = rows[:, 0]
+        squared = flat.square()
+        return flat.T @ flat, squared.T @ squared
+    first = rows.new_zeros(width, width)
+    second = torch.zeros_like(first)
+    for part in rows.split(max(1, _CHUNK_ELEMENTS // width**2)):
+        products = part.transpose(1, 2) @ part
+        first += products.sum(0)
+        second += products.square_().sum(0)
+    return first, second
+
 
 class WeightedMoments(Metric):
     r"""Mean of values x_u over units u (samples or batches) of weight w_u, with its standard error.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from torch import Generator, nn
 from ..candidates import Candidate, make_candidates
 from ..errors import NonFiniteError
 from ..groups import LayerGroup, LayerGroups, find_groups
-from .accumulation import CURVATURES, LOSSES, Accumulator, Curvature, Loss
+from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
 from .batches import Evaluator, ForwardFunction, LossFunction, split_batch, to_device
 from .cache import TaylorCache
 from .fingerprint import hash_batch, hash_settings
@@ -23,6 +25,7 @@ from .likelihood import Likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
 from .shrinkage import warn_far_from_minimum
+from .weights import batch_statistics, has_batch_statistics
 
 Progress = Callable[[float, str], None]
 _STORE_SECONDS = 30.0
@@ -38,8 +41,10 @@ def profile(
     candidates: Sequence[Candidate] | None = None,
     curvature: Curvature = "fisher",
     likelihood: Likelihood | Literal["auto"] = "auto",
+    statistics: Literal["frozen", "reestimated"] = "frozen",
     draws: int = 1,
     chunk_size: int | None = None,
+    tolerance: float | None = None,
     loss: Loss | None = None,
     forward_fn: ForwardFunction | None = None,
     loss_fn: LossFunction | None = None,
@@ -63,9 +68,16 @@ def profile(
             ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
             second derivatives of the loss, one double backward pass for each candidate.
         likelihood: What the outputs mean, for the divergence; ``"auto"`` guesses and warns what it took.
+        statistics: What BatchNorm normalises by. ``"frozen"``: its running statistics. ``"reestimated"``: the
+            statistics of each batch (chunk), which follow the perturbed weights, so that the model predicts the
+            damage left after re-estimation. ``"fisher"`` then has one score for each batch and draw instead
+            of each sample: use many batches, of a few dozen samples, and several draws.
         draws: Random output gradients for each sample (fisher).
         chunk_size: Most samples to pass through the model at once; None for whole batches. Batches whose
             tensors do not share dimension 0 stay whole.
+        tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform plan (all
+            groups at their fewest bits, at their second fewest, ...) is below this fraction of it; looked at from
+            the eighth batch on. A warning says so if the data ends first. None for all batches.
         loss: ``"divergence"`` from the float model, in nats per sample and without gradient (default), or
             ``"task"``: the loss that ``loss_fn`` computes (default for the hessian). With ``"task"`` the
             other estimators take the gradient of the task loss and the curvature of the divergence.
@@ -96,13 +108,17 @@ def profile(
     _check_choice("curvature", curvature, CURVATURES)
     modelled: Loss = loss or ("task" if curvature == "hessian" else "divergence")
     _check_choice("loss", modelled, LOSSES)
+    _check_choice("statistics", statistics, ("frozen", "reestimated"))
     if draws < 1 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(f"draws and chunk_size must be positive, got {draws} and {chunk_size}.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive fraction or None, got {tolerance!r}.")
     found = find_groups(model) if groups is None else groups
     offered = make_candidates(found, bits) if candidates is None else tuple(candidates)
     settings = {
         "curvature": curvature,
         "likelihood": likelihood,
+        "statistics": statistics,
         "draws": draws,
         "chunk_size": chunk_size,
         "loss": modelled,
@@ -110,7 +126,8 @@ def profile(
         "loss_fn": loss_fn,
         "seed": seed,
     }
-    with isolated(model):
+    reestimated = statistics == "reestimated" and has_batch_statistics(model)
+    with isolated(model), batch_statistics(model) if reestimated else nullcontext():
         _check_finite(model)
         perturbations = Perturbations(model, tuple(found), offered)
         key = hash_settings(model, tuple(found), offered, settings)
@@ -129,12 +146,14 @@ def profile(
         clock = _Clock(batches, curvature, progress)
         done = Counter(sums.hashes)
         for number, batch in enumerate(batches, start=1):
+            if tolerance is not None and sums.relative_error() <= tolerance:
+                break
             evaluator.batch_number = number
             digest = hash_batch(batch)
             batch = to_device(batch, perturbations.device)
             if not sums.prepared:
                 chunk = next(split_batch(batch, chunk_size))
-                sums.prepare(evaluator, perturbations, likelihood, draws, chunk)
+                sums.prepare(evaluator, perturbations, likelihood, draws, reestimated, chunk)
             if done[digest] > 0:
                 done[digest] -= 1
                 clock.skip()
@@ -149,6 +168,14 @@ def profile(
                 clock.stored()
         if not sums.samples:
             raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
+        if tolerance is not None and (reached := sums.relative_error()) > tolerance:
+            warnings.warn(
+                f"The batches ended at a relative error of {reached:.2g} of the predictions ({sums.samples} samples "
+                f"in {len(sums.hashes)} batches, at least {LEAST_BATCHES} are needed); tolerance={tolerance} asks for "
+                "more of them.",
+                UserWarning,
+                stacklevel=2,
+            )
         result = sums.result()
         if cache is not None:
             cache.store(result)

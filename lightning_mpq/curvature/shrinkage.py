@@ -29,13 +29,12 @@ def shrink(model: TaylorModel, *, gradient: bool = True, between: bool = True) -
         gradient: Whether to shrink the gradient.
         between: Whether to shrink the curvature between groups.
     """
-    changes: dict[str, Tensor] = {}
+    slope, matrix = model.gradient, model.curvature
     if gradient and model.gradient_error is not None:
-        changes["gradient"] = _garrote(model.gradient, model.gradient_error)
+        slope = _garrote(slope, model.gradient_error)
     if between and model.curvature_error is not None:
-        factor = torch.where(between_groups(model), 1 - shrinkage_intensity(model), 1.0)
-        changes["curvature"] = model.curvature * factor
-    return replace(model, **changes) if changes else model
+        matrix = matrix * torch.where(between_groups(model), 1 - shrinkage_intensity(model), 1.0)
+    return replace(model, gradient=slope, curvature=matrix)
 
 
 def shrinkage_intensity(model: TaylorModel) -> float:

@@ -1,4 +1,4 @@
-"""The weights of a model as variables: other tensors stand in for them while the model runs unchanged."""
+"""The weights of a model as variables, and its BatchNorm layers as they will be once re-estimated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .isolation import shadowed
 from .perturbation import Perturbations
@@ -35,3 +36,22 @@ def substituted(perturbations: Perturbations, weights: Mapping[str, Tensor]) -> 
 def weight_variables(perturbations: Perturbations) -> dict[str, Tensor]:
     """Return leading layer name to its weight as a fresh leaf that requires a gradient (no copy)."""
     return {layer: perturbations.weight(layer).requires_grad_() for layer in perturbations.leaders}
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    """Tell whether a model has BatchNorm layers with running statistics."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers normalise by the statistics of the batch at hand, in eval mode, without an update.
+
+    Running statistics that are measured again after quantization follow the perturbed weights as those of a batch do:
+    what is differentiated through them is the damage that re-estimation leaves.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                stack.enter_context(shadowed(module, running_mean=None, running_var=None))
+        yield

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, one_hot, relu
 
 from lightning_mpq.candidates import make_candidates
@@ -99,7 +100,25 @@ class HiddenUses(nn.Module):
         return self.last(linear(x, self.embed.weight).tanh())
 
 
-MODELS = {kind.__name__: kind for kind in (Convolutions, OneAndThreeDimensions, TiedLanguageModel, HiddenUses)}
+class Transformer(nn.Module):
+    """An encoder layer, whose attention stays in float, and an LSTM between the layers that are measured."""
+
+    shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.5, batch_first=True)
+        self.recurrent = nn.LSTM(4, 3, batch_first=True)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.recurrent(self.encoder(self.embed(ids)))[0].mean(1))
+
+
+MODELS = {
+    kind.__name__: kind for kind in (Convolutions, OneAndThreeDimensions, TiedLanguageModel, HiddenUses, Transformer)
+}
 
 
 def make(kind: type[nn.Module], samples: int = 6, classes: int = 3) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -137,7 +156,8 @@ def flat_function(model: nn.Module, function):
     def call(weights: Tensor) -> Tensor:
         pieces = weights.split([p.numel() for p in parameters.values()])
         named = {name: piece.reshape(p.shape) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
-        return function(lambda *inputs: functional_call(model, named, inputs, tie_weights=True))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            return function(lambda *inputs: functional_call(model, named, inputs, tie_weights=True))
 
     return call, flat
 

@@ -293,3 +293,34 @@ def test_auto_refuses_what_it_cannot_tell():
     with pytest.raises(ValueError, match="cannot tell what outputs"):
         profile(model, [torch.zeros(2, 2)], forward_fn=lambda net, x: net(x).unflatten(1, (2, 3)), bits=[2])
     assert Bernoulli() == Bernoulli()
+
+
+def test_tolerance_stops_once_predictions_are_sure_enough():
+    model, data = small(), batches(60)
+    rough, fine = (profile(model, iter(data), tolerance=t, **QUICK) for t in (0.3, 0.15))
+    assert 8 * 8 <= rough.samples < fine.samples < 60 * 8
+    assert torch.equal(rough.curvature, profile(model, data[: rough.samples // 8], **QUICK).curvature)
+    with pytest.warns(UserWarning, match=r"ended at a relative error of 0\.\d+ .*480 samples in 60 batches"):
+        profile(model, data, tolerance=0.001, **QUICK)
+    with pytest.warns(UserWarning, match="ended at a relative error of inf"):
+        profile(model, data[:7], tolerance=0.9, **QUICK)
+    with pytest.raises(ValueError, match="tolerance must be a positive fraction"):
+        profile(model, data, tolerance=0.0, **QUICK)
+
+
+def test_the_relative_error_is_that_of_the_mean_over_batches():
+    model, data = small().double(), [(x.double(), y) for x, y in batches(10)]
+    parts = [profile(model, [batch], **QUICK) for batch in data]
+    plans = [[0, 2], [1, 3]]
+    values = torch.stack([torch.stack([p.curvature[x][:, x].sum() / 2 for x in plans]) for p in parts])
+    expected = float((values.std(0) / 10**0.5 / values.mean(0)).max())
+    with pytest.warns(UserWarning, match=f"error of {expected:.2g} of"):
+        profile(model, data, tolerance=expected * 0.999, **QUICK)
+
+
+def test_tolerance_and_cache_agree_on_where_to_stop(tmp_path):
+    model, data = small(), batches(60)
+    first = profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
+    again = profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
+    assert first.samples == again.samples < 480
+    assert torch.equal(first.curvature, again.curvature)
