@@ -46,13 +46,14 @@ class CostRow:
     def row_limit(self) -> float:
         """The limit on the plain sum of ``values``.
 
-        Counted costs are compared exactly: ``average_bits=3.1`` means 31/10, whatever its binary float is.
+        Counted costs are compared exactly: ``average_bits=3.1`` means 31/10, whatever its binary float is,
+        and a limit read off another plan (a rounded quotient) admits that plan.
         Measured ones are allowed the rounding of their own sum.
         """
         assert self.limit is not None
         exact = Fraction(str(float(self.limit))) * Fraction(self.divisor) - Fraction(self.offset)
         if np.all(self.values == np.floor(self.values)):
-            return float(floor(exact))
+            return float(floor(exact + abs(exact) * Fraction(1, 10**15)))
         return float(exact) + 1e-12 * max(abs(float(exact)), float(np.abs(self.values).sum()) * 1e-3)
 
 
