@@ -1,11 +1,12 @@
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 from hydra import compose, initialize_config_dir, initialize_config_module
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_mpq
@@ -28,6 +29,17 @@ TYPES: dict[str, type] = {
     "budget": Budget,
     "solver": SolverOptions,
     "callbacks": MixedPrecisionQuantization,
+}
+
+# Bounds that are counted from tables and functions.
+FROM_PYTHON_ONLY = {
+    "bit_operations",
+    "mac_average_bits",
+    "macs",
+    "activation_bits",
+    "custom",
+    "latency",
+    "latency_table",
 }
 
 
@@ -108,6 +120,27 @@ def test_candidate_schemes_can_be_written_out() -> None:
     scheme = "{_target_: lightning_mpq.policy.WeightScheme, bits: 3, granularity: 16}"
     options = instantiate(composed(f"candidates.schemes=[{scheme}]").candidates)
     assert [str(found) for found in options.schemes] == ["3-bit symmetric/16"]
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("callbacks/mpq.yaml", set()),
+        ("candidates/default.yaml", set()),
+        ("solver/quadratic.yaml", set()),
+        ("curvature/fisher.yaml", set()),
+        ("data/digits.yaml", set()),
+        ("data/fashion_mnist.yaml", set()),
+        ("model/resnet8.yaml", set()),
+        ("budget/default.yaml", FROM_PYTHON_ONLY),
+    ],
+)
+def test_each_argument_of_a_constructor_is_a_key(name: str, left_out: set[str]) -> None:
+    group, _, option = name.removesuffix(".yaml").partition("/")
+    config = composed(f"{group}={option}")[group]
+    config = config.mpq if group == "callbacks" else config
+    arguments = signature(get_class(config["_target_"])).parameters
+    assert set(arguments) - left_out == {str(key) for key in config if not str(key).startswith("_")}
 
 
 def foreign_app(folder: Path, callbacks: str) -> Path:
