@@ -13,32 +13,20 @@ pass yields the output gradients of all layers at once, whatever their number.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from .batches import Evaluator, sample_count, slice_batch
 from .forward_mode import output_change
 from .layer_scores import layer_scores
+from .layer_taps import LayerTaps, Use
 from .likelihood import Likelihood
 from .moments import WeightedMoments, sums_of_products
 from .perturbation import Perturbations
 from .weights import substituted, weight_variables
-
-
-@dataclass(frozen=True)
-class _Use:
-    """One call of a layer in the forward pass; ``version`` tells whether its input was overwritten since."""
-
-    layer: str
-    inputs: Tensor
-    version: int
-    extra: tuple[object, ...]
 
 
 class Fisher:
@@ -79,8 +67,8 @@ class Fisher:
         self._whole_batches = whole_batches
         self._by_forward_mode: dict[tuple[int, int], str] = {}
         self._verified = False
-        self._recording = False
         self._scores: Tensor | None = None
+        self._taps = LayerTaps(evaluator, perturbations, self._add)
 
     def update(self, batch: Any, generator: Generator) -> int:
         """Add the samples of a batch and return their number."""
@@ -100,10 +88,8 @@ class Fisher:
         Raises:
             ValueError: If the outputs carry no gradient.
         """
-        with self._taps():
-            self._recording = True
-            outputs = self._evaluator.outputs(batch)
-            self._recording = False
+        with self._taps.attached():
+            outputs = self._taps.outputs(batch)
             if not outputs.requires_grad and len(self._by_forward_mode) < len(self._groups()):
                 raise ValueError(
                     "The outputs do not depend on any quantized layer in a way that can be differentiated. forward_fn "
@@ -129,46 +115,17 @@ class Fisher:
                     scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
         return scores
 
-    @contextmanager
-    def _taps(self) -> Iterator[None]:
-        """Watch every call of a quantized layer, and its output's gradient in each backward pass."""
-        handles = [
-            module.register_forward_hook(self._hook(layer), with_kwargs=True)
-            for layer, module in self._perturbations.modules.items()
-        ]
-        try:
-            yield
-        finally:
-            self._recording = False
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, layer: str) -> Any:
-        columns = self._perturbations.columns[layer]
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
-                output = output.detach().requires_grad_().clone()
-            if self._recording and (columns.start, columns.stop) not in self._by_forward_mode:
-                inputs = args[0] if args else kwargs["input"]
-                size = kwargs.get("output_size")
-                use = _Use(layer, inputs.detach(), inputs._version, (*args[1:], *(() if size is None else (size,))))
-                output.register_hook(lambda gradient: self._add(use, gradient))
-            return output
-
-        return hook
-
-    def _add(self, use: _Use, gradient: Tensor) -> None:
+    def _add(self, use: Use, gradient: Tensor) -> None:
         """Add the scores of one use of a layer, once the gradient of its output is known."""
+        columns = self._perturbations.columns[use.layer]
+        if (columns.start, columns.stop) in self._by_forward_mode:
+            return
         assert self._scores is not None
         if use.inputs._version != use.version:
             raise RuntimeError(
                 f"The input of the layer {use.layer!r} was overwritten in place after the layer had read it, so that "
                 "its weight could not be trained either. Use the operation that is not in place."
             )
-        columns = self._perturbations.columns[use.layer]
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
         inputs = use.inputs
         if self._whole_batches and inputs.dim():
