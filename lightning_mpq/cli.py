@@ -126,7 +126,8 @@ def cache_entry(
     """
     if config.cache_dir is None:
         return None
-    plain = OmegaConf.to_container(config, resolve=True)
+    # Where a run writes is different for each run and decides nothing.
+    plain = OmegaConf.to_container(OmegaConf.merge(config, {"output_dir": "."}), resolve=True)
     assert isinstance(plain, dict)
     decisive = {
         "seed": plain["seed"],

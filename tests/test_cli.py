@@ -133,6 +133,19 @@ def test_only_what_decides_the_weights_trains_again(
     assert len(list((folders.cache / "trained").iterdir())) == 1 + trains_again
 
 
+def test_where_a_run_writes_does_not_count() -> None:
+    checkpoint = "{_target_: lightning.pytorch.callbacks.OnExceptionCheckpoint, dirpath: '${output_dir}'}"
+    keys = set()
+    for folder in ("first", "second"):
+        config = composed(*TINY, f"+callbacks.checkpoint={checkpoint}")
+        config.output_dir = folder
+        L.seed_everything(0)
+        entry = cli.cache_entry(config, instantiate(config.model), instantiate(config.data))
+        assert entry is not None
+        keys.add(entry.key)
+    assert len(keys) == 1
+
+
 def damage(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
