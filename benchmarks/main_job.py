@@ -33,6 +33,8 @@ from lightning_mpq.report import Report
 from .common import Demand, write_results
 
 BUDGETS = (2.25, 2.5, 3.0, 4.0)
+QUICK = ["trainer.max_epochs=1", "callbacks.mpq.calibration_batches=1"]
+QUICK += [f"+trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
 MODELS = ("float", "uniform", "additive", "chosen")
 
 
@@ -42,13 +44,13 @@ def main() -> None:
     parser.add_argument("experiment", choices=("digits", "fashion_mnist"))
     parser.add_argument("--root", help="folder of the four IDX files (fashion_mnist)")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="average bits")
-    parser.add_argument("--epochs", type=int, help="other than the experiment's own; the result is not the main job's")
+    parser.add_argument("--quick", action="store_true", help="one epoch of two batches, to see that everything runs")
     parser.add_argument("--cache", default="outputs/cache", help="folder where trained weights are kept")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/main_job-NAME.json")
     arguments = parser.parse_args()
     overrides = [f"experiment={arguments.experiment}", f"cache_dir={arguments.cache}", "output_dir=outputs/main_job"]
     overrides += [f"data.root={arguments.root}"] if arguments.root else []
-    overrides += [f"trainer.max_epochs={arguments.epochs}"] if arguments.epochs else []
+    overrides += QUICK if arguments.quick else []
     with initialize_config_module("lightning_mpq.conf", version_base="1.3"):
         config = compose("config", overrides)
     rows, cost, command = measure(config, arguments.budgets)
@@ -113,7 +115,7 @@ def quantized(
     """Quantize trained weights under a budget; the verdict's metrics are those of validation and test."""
     module: L.LightningModule = instantiate(config.model)
     module.load_state_dict(state)
-    trainer = _trainer()
+    trainer = _trainer(config)
     mixed = MixedPrecisionQuantization(
         budget,
         candidates=instantiate(config.candidates),
@@ -169,10 +171,9 @@ def calibration(config: DictConfig, datamodule: Any) -> list[Any]:
     return list(islice(datamodule.calibration_dataloader(), config.callbacks.mpq.calibration_batches))
 
 
-def _trainer() -> L.Trainer:
-    return L.Trainer(
-        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
+def _trainer(config: DictConfig) -> L.Trainer:
+    trainer: L.Trainer = instantiate(config.trainer, logger=False, enable_progress_bar=False)
+    return trainer
 
 
 def _demands(experiment: str, rows: Sequence[Mapping[str, Any]], cost: Mapping[str, float]) -> list[Demand]:

@@ -138,6 +138,8 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
         elif float_class(module) is None:
             if any(parameter.dim() > 1 for parameter in own):
                 refused[name] = f"layers of type {type(module).__name__} are not supported yet"
+        elif "packed_codes" in module._buffers:
+            refused[name] = "it is packed already; start from the float model"
         elif "weight" not in module._parameters:
             refused[name] = "its weight is not a parameter (weight_norm or a lazy layer?)"
         elif not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():

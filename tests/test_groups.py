@@ -8,7 +8,8 @@ from torch.nn.utils import parametrizations
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.groups import find_groups
 from lightning_mpq.layers import rows_and_columns, rows_to_weight, weight_rows
-from lightning_mpq.policy import WeightScheme
+from lightning_mpq.modules import pack_model
+from lightning_mpq.policy import BitPolicy, WeightScheme
 
 
 def network() -> nn.Module:
@@ -102,6 +103,13 @@ def test_what_cannot_be_quantized_is_named():
     assert "MultiheadAttention" in found.left_in_float["attention"]
     assert "type Strange" in found.left_in_float["strange"]
     assert "parametrization" in found.left_in_float["normed"]
+
+
+def test_a_packed_model_says_so():
+    model = nn.Sequential(nn.Linear(2, 2))
+    pack_model(model, BitPolicy({"0": WeightScheme(4)}))
+    with pytest.raises(ValueError, match="0: it is packed already"):
+        find_groups(model)
 
 
 def test_a_model_without_layers_is_refused():

@@ -13,6 +13,7 @@ from idx_files import write_fashion_mnist
 from trainer_cases import SmallClassifier, SmallData
 
 import lightning_mpq as mpq
+from benchmarks.main_job import QUICK
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,12 +38,11 @@ def shortened(command: str, folder: Path) -> list[str]:
     assert program.startswith(".venv/bin/")
     if program.endswith("lightning-mpq"):
         rest = [f"data.root={folder}" if word.startswith("data.root=") else word for word in rest]
-        quick = ["trainer.max_epochs=1", "callbacks.mpq.calibration_batches=1", "solver.time_limit=1"]
-        return [sys.executable, "-m", "lightning_mpq.cli", *rest, *quick, "++trainer.limit_train_batches=2"]
+        return [sys.executable, "-m", "lightning_mpq.cli", *rest, *QUICK, "solver.time_limit=1"]
     assert program.endswith("python")
     if "benchmarks.main_job" in rest:
         rest = [str(folder) if word.startswith("/usr/") else word for word in rest]
-        rest += ["--epochs", "1", "--budgets", "3", "--output", str(folder / "result.json"), "--cache", str(folder)]
+        rest += ["--quick", "--budgets", "3", "--output", str(folder / "result.json"), "--cache", str(folder)]
     if "benchmarks.readme" in rest:
         rest.append("--check")
     return [sys.executable, *rest]

@@ -61,7 +61,7 @@ def finite_rows(rows: Tensor) -> Tensor:
 def weight_ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
     """Return least and largest weight under each scale, zero included, shaped like the scales."""
     if isinstance(scheme.granularity, int):
-        block = scheme.granularity
+        block = min(scheme.granularity, rows.shape[1])
         padded = pad(rows, (0, -rows.shape[1] % block)).unflatten(1, (-1, block))
         low, high = padded.amin(2), padded.amax(2)
     else:
@@ -118,6 +118,6 @@ def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, scheme: Weight
 def sum_per_scale(values: Tensor, scheme: WeightScheme) -> Tensor:
     """Sum [R, C] over what shares a scale; the result is shaped like the scales."""
     if isinstance(scheme.granularity, int):
-        block = scheme.granularity
+        block = min(scheme.granularity, values.shape[1])
         return pad(values, (0, -values.shape[1] % block)).unflatten(1, (-1, block)).sum(2)
     return values.sum((0, 1) if scheme.granularity == "tensor" else 1, keepdim=True)
