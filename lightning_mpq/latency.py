@@ -1,0 +1,128 @@
+"""Milliseconds of every layer group under every scheme, measured on the packed layers themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocation import LatencyTable
+from .groups import LayerGroups, find_groups
+from .layers import weight_rows
+from .modules import pack_layer
+from .policy import WeightScheme
+from .quantizers import quantize_rows
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def measure_latency(
+    model: nn.Module,
+    schemes: Iterable[WeightScheme],
+    device: str | torch.device | None = None,
+    *,
+    inputs: tuple[Any, ...],
+    groups: LayerGroups | None = None,
+    repeats: int = 5,
+) -> LatencyTable:
+    """Time the packed twin of every layer under every scheme, on the inputs that it sees in the model.
+
+    One forward pass records what reaches each layer; each twin then runs on that, and the least of several
+    runs counts. The model is left as it is. Latencies of layers add up only where layers run one after the
+    other and the kernels are what takes the time; the sum is a model, the table says what was measured.
+
+    Args:
+        model: A float model.
+        schemes: What may be chosen; only width, granularity and grid matter for the time.
+        device: Where to time; where the model is, by default.
+        inputs: Positional arguments of one forward pass, such as a batch of the size that will be served.
+        groups: What `find_groups` returned; one group a layer by default.
+        repeats: Runs per layer and scheme, of which the fastest counts.
+
+    Returns:
+        (group, scheme) to milliseconds, summed over the layers of the group and their uses in one pass.
+
+    Raises:
+        ValueError: If there is no scheme, repeats is not positive, or a layer is not used in the pass.
+    """
+    offered = list(dict.fromkeys(schemes))
+    if not offered or repeats < 1:
+        raise ValueError(f"Expected at least one scheme and one repeat, got {len(offered)} and {repeats}.")
+    groups = find_groups(model) if groups is None else groups
+    layers = {name: model.get_submodule(name) for group in groups for name in group.layers}
+    calls = _recorded_calls(model, layers, inputs)
+    if unused := sorted(name for name in layers if not calls[name]):
+        raise ValueError(f"The forward pass does not use {', '.join(unused)}; give inputs that reach every layer.")
+    where = torch.device(device) if device is not None else next(model.parameters()).device
+    entries: dict[tuple[str, str], float] = {}
+    for group in groups:
+        for scheme in offered:
+            if scheme.bits in group.bits:
+                seconds = sum(_fastest(layers[name], scheme, calls[name], where, repeats) for name in group.layers)
+                entries[group.name, str(scheme)] = 1e3 * seconds
+    return LatencyTable(entries)
+
+
+def _recorded_calls(model: nn.Module, layers: dict[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, list[Call]]:
+    """Run the model once in eval mode and return the arguments of every call of every layer."""
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
+
+    def recorder(name: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name].append((args, kwargs))
+
+        return record
+
+    handles = [layer.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, layer in layers.items()]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return calls
+
+
+def _fastest(layer: nn.Module, scheme: WeightScheme, calls: list[Call], device: torch.device, repeats: int) -> float:
+    """Return the least seconds that a layer's packed twin takes for all its calls in one pass."""
+    plain = replace(scheme, clip="absmax", rounding="nearest")
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    twin = pack_layer(layer, quantize_rows(weight_rows(layer, weight.detach()), plain)).to(device).eval()
+    moved = [(_on(device, args), _on(device, kwargs)) for args, kwargs in calls]
+    best = float("inf")
+    with torch.no_grad():
+        for run in range(repeats + 1):
+            _wait_for(device)
+            begin = time.perf_counter()
+            for args, kwargs in moved:
+                twin(*args, **kwargs)
+            _wait_for(device)
+            if run:  # the first warms caches up
+                best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Return tensors, alone or in tuples and dictionaries, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_on(device, item) for item in value)
+    if isinstance(value, dict):
+        return {key: _on(device, item) for key, item in value.items()}
+    return value
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
