@@ -92,13 +92,13 @@ class Accumulator:
         """
         curvature, loss = self._facts["estimator"], self._facts["loss"]
         if curvature == "hessian" and loss == "task":
-            self._use(Hessian(evaluator.loss, perturbations))
+            self._use(Hessian(evaluator.loss, perturbations, evaluator.model))
             return
         if likelihood == "auto":
             with torch.no_grad():
                 likelihood = guess_likelihood(evaluator.outputs(batch), batch)
         if curvature == "hessian":
-            self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations))
+            self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations, evaluator.model))
             return
         if curvature == "fisher":
             self._use(Fisher(evaluator, perturbations, likelihood, draws, whole_batches))

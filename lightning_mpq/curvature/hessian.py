@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from .batches import Evaluator, batch_weight
 from .likelihood import Likelihood
 from .moments import WeightedMoments
 from .perturbation import Perturbations
-from .weights import substituted, weight_variables
+from .weights import substituted, twice_differentiable, weight_variables
 
 BatchLoss = Callable[[Any], Tensor]
 
@@ -87,8 +87,18 @@ class Hessian(TaskGradient):
         curvature: Moments of ``D_i^T H D_j``, [K, K], over batches weighted by their samples.
     """
 
-    def __init__(self, loss: BatchLoss, perturbations: Perturbations) -> None:
-        """Start from nothing; see `TaskGradient`."""
+    def __init__(self, loss: BatchLoss, perturbations: Perturbations, model: nn.Module) -> None:
+        """Start from nothing; see `TaskGradient`.
+
+        Raises:
+            NotImplementedError: If the model holds weight_norm, whose second derivative is silently wrong.
+        """
+        if not twice_differentiable(model):
+            raise NotImplementedError(
+                "The second derivative of weight_norm is silently wrong in torch. Remove it (its weight stays as "
+                "it is) by torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm, or use another "
+                "estimator."
+            )
         super().__init__(loss, perturbations)
         self.curvature = WeightedMoments((perturbations.count, perturbations.count))
 

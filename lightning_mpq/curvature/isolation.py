@@ -19,10 +19,11 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     Inside, no parameter requires a gradient, autocast is off and everything runs eagerly with kernels that can
     be differentiated twice and in forward mode: the mathematical attention (fused kernels have no such
-    derivatives) and no fast path of MultiheadAttention and TransformerEncoderLayer. On leaving, by an error
-    too: training modes, ``requires_grad`` flags, buffers, the states of torchmetrics, and the random states of
-    Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what they were, so that
-    training goes on bit-identical.
+    derivatives), no fast path of MultiheadAttention and TransformerEncoderLayer, no fused recurrent layers.
+
+    On leaving, by an error too: training modes, ``requires_grad`` flags, buffers, the states of torchmetrics, and
+    the random states of Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what
+    they were, so that training goes on bit-identical.
     """
     with ExitStack() as stack:
         stack.enter_context(_random_states(model))
@@ -34,6 +35,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_no_attention_fast_path())
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 

@@ -55,3 +55,12 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 stack.enter_context(shadowed(module, running_mean=None, running_var=None))
         yield
+
+
+def twice_differentiable(model: nn.Module) -> bool:
+    """Tell whether second derivatives can be trusted: those through weight_norm are silently wrong in torch."""
+    return not any(
+        "weight_g" in module._parameters
+        or any("WeightNorm" in type(p).__name__ for p in module.modules() if p is not module)
+        for module in model.modules()
+    )
