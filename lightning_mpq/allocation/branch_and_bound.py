@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .block_ascent import block_ascent
-from .convexification import Convexification, convexify, unknowns
+from .convexification import Convexification, unknowns
 from .difference_form import DifferenceForm, difference_form
 from .enumeration import enumerate_selections
 from .lagrangian import gilmore_lawler_bound
 from .local_search import LocalSearch
+from .primal_dual import convexify
 from .problem import Array, Indices, Mask, Problem
 
 _ENUMERABLE = 4096

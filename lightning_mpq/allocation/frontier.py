@@ -22,7 +22,7 @@ from .rules import Rules
 
 @dataclass(frozen=True)
 class Frontier:
-    """Plans from the most to the least expensive budget, none dominated by another.
+    """The best plans of a sweep of budgets, none dominated by another.
 
     Attributes:
         cost: Name of the cost that was swept.
