@@ -2,24 +2,21 @@ r"""The Gauss-Newton matrix along all candidates: ``G_ij = mean u_i^T H u_j`` wi
 
 H is the Fisher information of the outputs (see likelihood.py), so that G is the Hessian of the divergence from the
 float model and what `fisher` estimates by sampling (N. N. Schraudolph, Fast Curvature Matrix-Vector Products for
-Second-Order Gradient Descent, Neural Computation 14, 2002). Needs a second derivative or a
-forward-mode one from every operation behind a quantized layer.
+Second-Order Gradient Descent, Neural Computation 14, 2002). Works for every layer with a forward-mode derivative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from .batches import Evaluator
-from .forward_mode import Linearization, output_change
+from .forward_mode import output_change
 from .likelihood import Likelihood
 from .moments import WeightedMoments, sums_of_products
 from .perturbation import Perturbations
-from .weights import substituted, twice_differentiable, weight_variables
 
 
 class GaussNewton:
@@ -37,31 +34,22 @@ class GaussNewton:
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
-        self._by_forward_mode = not twice_differentiable(evaluator.model)
 
     def update(self, batch: Any, generator: Generator) -> int:
         """Add the samples of a batch and return their number."""
-        rows = torch.stack(list(self._whitened_changes(batch)), 2)  # [N, outputs, K]
-        wide = rows.to("cpu", torch.float64) if rows.device.type == "mps" else rows.double()
-        self.curvature.update(*sums_of_products(wide), len(wide))
+        with torch.no_grad():
+            outputs = self._evaluator.outputs(batch)
+            whitened = [self._whitened(outputs, index, batch) for index in range(self._perturbations.count)]
+            stacked = torch.stack(whitened, 2)  # [N, outputs, K]
+            wide = stacked.to("cpu", torch.float64) if stacked.device.type == "mps" else stacked.double()
+            self.curvature.update(*sums_of_products(wide), len(wide))
         return len(wide)
 
-    def _whitened_changes(self, batch: Any) -> Iterator[Tensor]:
-        """Yield ``L^T u_i``, [N, outputs], for each candidate; inner products are those of u_i in H = L L^T."""
-        variables = weight_variables(self._perturbations)
-        with substituted(self._perturbations, variables):
-            outputs = self._evaluator.outputs(batch)
-            plain = outputs.detach()
-            linear = None if self._by_forward_mode else Linearization(outputs, variables, self._perturbations)
-            for index in range(self._perturbations.count):
-                if linear is not None:
-                    try:
-                        yield self._whitened(plain, linear.output_change(index), batch)
-                        continue
-                    except (RuntimeError, NotImplementedError):  # an operation without a second derivative
-                        self._by_forward_mode, linear = True, None
-                yield self._whitened(plain, output_change(self._evaluator, self._perturbations, index, batch), batch)
+    def _whitened(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
+        """Return ``L^T u_i``, [N, outputs], whose inner products are those of u_i in the metric H = L L^T."""
+        change = self._change(outputs, index, batch)
+        return self._likelihood.root_transpose_product(outputs, change, batch).flatten(1)
 
-    def _whitened(self, outputs: Tensor, change: Tensor, batch: Any) -> Tensor:
-        with torch.no_grad():
-            return self._likelihood.root_transpose_product(outputs, change, batch).flatten(1)
+    def _change(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
+        """Return the change of the outputs along candidate ``index``."""
+        return output_change(self._evaluator, self._perturbations, index, batch)

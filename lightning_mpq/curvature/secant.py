@@ -6,10 +6,8 @@ at all, and the size of the step is seen where few bits make it large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .gauss_newton import GaussNewton
@@ -19,15 +17,11 @@ from .weights import substituted
 class Secant(GaussNewton):
     """Measures the output changes of all candidates by running each one; see `GaussNewton`."""
 
-    def _whitened_changes(self, batch: Any) -> Iterator[Tensor]:
-        """Yield ``L^T u_i``, [N, outputs], for each candidate."""
-        with torch.no_grad():
-            outputs = self._evaluator.outputs(batch)
-            for index in range(self._perturbations.count):
-                moved = {
-                    layer: self._perturbations.weight(layer) + delta
-                    for layer, delta in self._perturbations.of_candidate(index).items()
-                }
-                with substituted(self._perturbations, moved):
-                    change = self._evaluator.outputs(batch) - outputs
-                yield self._whitened(outputs, change, batch)
+    def _change(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
+        """Return ``f(w + D_i) - f(w)``, shaped like the outputs."""
+        moved = {
+            layer: self._perturbations.weight(layer) + delta
+            for layer, delta in self._perturbations.of_candidate(index).items()
+        }
+        with substituted(self._perturbations, moved):
+            return self._evaluator.outputs(batch) - outputs
