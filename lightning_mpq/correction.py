@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .calling import forward_batch
+
+
+class BatchNormStatistics(NamedTuple):
+    """What comes in front of a BatchNorm layer.
+
+    Attributes:
+        mean: [channels].
+        variance: [channels].
+    """
+
+    mean: Tensor
+    variance: Tensor
 
 
 def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -26,17 +38,23 @@ def reestimate_batchnorm(
     model: nn.Module,
     batches: Iterable[Any],
     forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    before: Mapping[str, BatchNormStatistics] | None = None,
 ) -> int:
-    """Replace running mean and variance of every BatchNorm layer by their averages over batches.
+    """Replace running mean and variance of every BatchNorm layer by what fits the quantized weights.
 
     Rounding shifts and stretches what a layer puts out; the statistics of the float network then no longer
     normalise it. Each batch counts the same, as in ``torch.optim.swa_utils.update_bn``; unlike there, all
     other layers stay in evaluation mode, so that dropout does not blur the statistics.
 
+    Averages over a few batches differ from those over all training data also where nothing was quantized. With
+    ``before``, statistics are not replaced but moved: the mean by the difference and the variance by the ratio of
+    what the same batches give after and before quantization, so that what the sample adds by chance cancels.
+
     Args:
         model: Module in any mode; modes are restored.
         batches: Calibration batches.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+        before: What `measure_batchnorm` returned for the float model on the same batches.
 
     Returns:
         How many layers were re-estimated; 0 if the model has none.
@@ -47,6 +65,11 @@ def reestimate_batchnorm(
     layers = batchnorm_layers(model)
     if not layers:
         return 0
+    if before is not None and (missing := [name for name in layers if name not in before]):
+        raise ValueError(
+            f"No statistics were measured before for the BatchNorm layer {missing[0]!r}; measure this model."
+        )
+    stored = {name: _statistics(layer) for name, layer in layers.items()}
     with _statistics_kept_on_error(layers), _only_these_in_training(model, layers), torch.no_grad():
         for layer in layers.values():
             layer.reset_running_stats()
@@ -55,23 +78,76 @@ def reestimate_batchnorm(
             forward_batch(model, batch, forward_fn, number=count)
         if count == 0:
             raise ValueError("BatchNorm statistics need at least one calibration batch, got none.")
+        if before is not None:
+            for name, layer in layers.items():
+                _move(layer, stored[name], before[name])
     return len(layers)
+
+
+def measure_batchnorm(
+    model: nn.Module, batches: Iterable[Any], forward_fn: Callable[[nn.Module, Any], Any] | None = None
+) -> dict[str, BatchNormStatistics]:
+    """Return the statistics that `reestimate_batchnorm` would set, by layer; the model is left as it was.
+
+    Args:
+        model: The float model, before it is quantized.
+        batches: Calibration batches.
+        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    layers = batchnorm_layers(model)
+    saved = _buffers(layers)
+    try:
+        reestimate_batchnorm(model, batches, forward_fn)
+        return {name: _statistics(layer) for name, layer in layers.items()}
+    finally:
+        _restore(layers, saved)
+
+
+def _statistics(layer: _BatchNorm) -> BatchNormStatistics:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return BatchNormStatistics(layer.running_mean.clone(), layer.running_var.clone())
+
+
+def _move(layer: _BatchNorm, stored: BatchNormStatistics, before: BatchNormStatistics) -> None:
+    """Move stored statistics by what the layer's present ones, measured after quantization, differ from those before.
+
+    Where nothing varied before there is no ratio, and the present variance is taken.
+    """
+    now = _statistics(layer)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.copy_(stored.mean + (now.mean - before.mean))
+    ratio = now.variance / torch.where(before.variance > 0, before.variance, torch.ones_like(before.variance))
+    layer.running_var.copy_(torch.where(before.variance > 0, stored.variance * ratio, now.variance))
 
 
 @contextmanager
 def _statistics_kept_on_error(layers: dict[str, _BatchNorm]) -> Iterator[None]:
     """Put the running statistics back if the block fails."""
-    saved: dict[str, dict[str, Tensor]] = {
-        name: {key: value.clone() for key, value in layer.named_buffers(recurse=False)}
-        for name, layer in layers.items()
-    }
+    saved = _buffers(layers)
     try:
         yield
     except BaseException:
+        _restore(layers, saved)
+        raise
+
+
+def _buffers(layers: Mapping[str, _BatchNorm]) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: {key: value.clone() for key, value in layer.named_buffers(recurse=False)}
+        for name, layer in layers.items()
+    }
+
+
+def _restore(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    with torch.no_grad():
         for name, layer in layers.items():
             for key, value in layer.named_buffers(recurse=False):
                 value.copy_(saved[name][key])
-        raise
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.correction import reestimate_batchnorm
+from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
 
 
 def network() -> nn.Sequential:
@@ -59,3 +59,63 @@ def test_no_batch_is_a_sentence_and_no_batchnorm_is_no_work():
         reestimate_batchnorm(model, [])
     assert torch.equal(model[1].running_mean, torch.zeros(3))
     assert reestimate_batchnorm(nn.Linear(2, 2), []) == 0
+
+
+def trained() -> nn.Sequential:
+    """A network whose running statistics come from other data than the calibration batches."""
+    model = network().train()
+    for batch in [3 * torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(7)) + 1] * 40:
+        model(batch)
+    return model.eval()
+
+
+def test_with_statistics_from_before_an_unchanged_network_keeps_its_own():
+    model = trained()
+    before = measure_batchnorm(model, batches())
+    mean, variance = model[1].running_mean.clone(), model[1].running_var.clone()
+    reestimate_batchnorm(model, batches(), before=before)
+    torch.testing.assert_close(model[1].running_mean, mean)
+    torch.testing.assert_close(model[1].running_var, variance)
+
+
+def test_with_statistics_from_before_a_scaled_and_shifted_layer_is_followed_exactly():
+    """If a channel comes in stretched by s and shifted by t, its mean and variance are known in closed form."""
+    model = trained()
+    before = measure_batchnorm(model, batches())
+    mean, variance = model[1].running_mean.clone(), model[1].running_var.clone()
+    bias = model[0].bias.detach().clone()
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+        model[0].bias.mul_(1.5).add_(0.25)
+    reestimate_batchnorm(model, batches(), before=before)
+    sample_mean = before["1"].mean
+    assert not torch.allclose(sample_mean, mean, atol=0.1)  # another sample than the network was trained on
+    torch.testing.assert_close(model[1].running_mean, mean + 0.5 * sample_mean + 0.25)
+    torch.testing.assert_close(model[1].running_var, variance * 1.5**2)
+    assert not torch.equal(model[0].bias, bias)
+
+
+def test_measuring_leaves_the_statistics_as_they_were():
+    model = trained()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    measured = measure_batchnorm(model, batches())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    reestimate_batchnorm(model, batches())
+    assert torch.equal(model[1].running_mean, measured["1"].mean)
+    assert torch.equal(model[1].running_var, measured["1"].variance)
+
+
+def test_a_channel_that_did_not_vary_before_takes_its_present_variance():
+    model = trained()
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        before = measure_batchnorm(model, batches())
+        model[0].weight[1] = 0.3
+    reestimate_batchnorm(model, batches(), before=before)
+    now = measure_batchnorm(model, batches())["1"]
+    torch.testing.assert_close(model[1].running_var[1], now.variance[1])
+
+
+def test_statistics_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="BatchNorm layer '1'"):
+        reestimate_batchnorm(trained(), batches(), before={})
