@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,13 @@ def measure(name: str, problem: Problem, time_limit: float, additive: bool = Fal
 
 
 def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Row:
-    """Solve one problem by another solver and return its row."""
+    """Solve one problem by another solver and return its row.
+
+    It runs in a process of its own: OR-Tools and highspy bundle the same library and cannot share one.
+    """
     wall = time.perf_counter()
-    value, bound = PEERS[solver][1](problem, seconds)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        value, bound = process.submit(PEERS[solver][1], problem, seconds).result()
     found = np.isfinite(value)
     return {
         "instance": name,
@@ -169,7 +175,7 @@ def show(rows: list[Row], demands: list[Demand]) -> None:
             str(row.get("nodes", "")),
             "" if excess is None else f"{excess:+.1%}",
         )
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     for demand in demands:
         console.print(f"{'met   ' if demand.met else 'MISSED'} {demand.name}: {demand.measured} ({demand.demanded})")

@@ -27,10 +27,10 @@ from .convexification import Convexification
 from .difference_form import DifferenceForm
 from .problem import Array, Indices
 
-_SWEEPS = 16
+_SWEEPS = 24
 _SWEEPS_PER_PROGRAM = 2
-_BARRIER = (3e-2, 5e-4)
-_SMOOTHING = (0.1, 0.02)
+_BARRIER = (1.0, 1e-2)
+_SMOOTHING = (0.05, 0.005)
 
 
 def block_ascent(
