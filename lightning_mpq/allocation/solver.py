@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isfinite
 
 from ..curvature.model import TaylorModel
@@ -70,6 +71,7 @@ def allocate(
         start=simple.selection,
         progress=progress or silent,
     )
+    solution = replace(solution, seconds={"additive plan": sum(simple.seconds.values()), **solution.seconds})
     if robust:
         return robust_allocation(
             prepared,

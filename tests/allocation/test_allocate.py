@@ -98,6 +98,7 @@ def test_same_seed_same_plan_and_json(taylor):
     restored = json.loads(json.dumps(first.to_dict(), allow_nan=False))
     assert restored["bits"] == first.policy.bits()
     assert restored["status"] in SolveStatus.__members__
+    assert {"additive plan", "local search", "bound"} <= set(restored["seconds"])
 
 
 def test_progress_runs_from_nothing_to_everything(taylor):
