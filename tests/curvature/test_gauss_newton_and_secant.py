@@ -110,6 +110,15 @@ def test_standard_errors_are_those_of_a_mean_over_samples():
     assert_close(together.curvature_error, alone.std(0) / 5**0.5)
 
 
+@pytest.mark.parametrize("curvature", ["fisher", "hessian", "gauss_newton"])
+def test_attention_and_recurrence_in_single_precision(curvature):
+    model, (ids, _) = make(MODELS["Transformer"])
+    options = {"curvature": curvature, "loss": "divergence", "likelihood": Categorical(), "bits": [2, 4]}
+    double = profile(model, [ids], **options)
+    single = profile(copy.deepcopy(model).float(), [ids], groups=double.groups, **options)
+    assert_close(single.curvature, double.curvature, rtol=0.05, atol=1e-2 * float(double.curvature.max()))
+
+
 def test_forward_mode_is_right_where_second_derivatives_cannot_be_trusted():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(),
