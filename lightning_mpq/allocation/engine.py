@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -64,6 +65,7 @@ def solve(
     known: float = np.inf,
     target: float = -np.inf,
     progress: Progress = silent,
+    timer: Callable[[], float] = time.monotonic,
 ) -> Solution:
     """Minimise the problem's objective and prove how good the result is.
 
@@ -81,11 +83,12 @@ def solve(
         known: Value of a plan outside of this problem: only better ones are looked for.
         target: A plan of at most this value, or the proof that there is none, ends the search.
         progress: Called with a fraction in [0, 1] and a message.
+        timer: What the time limit counts.
 
     Raises:
         InfeasibleProblemError: If no selection keeps every budget.
     """
-    clock = Clock(time_limit)
+    clock = Clock(time_limit, timer)
     allowed = problem.drop_unaffordable(np.ones(len(problem.group), dtype=bool))
     if allowed is None:
         raise InfeasibleProblemError("A budget lies below the least that the candidates can cost.")
