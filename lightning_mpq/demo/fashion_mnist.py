@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from .idx import read_idx
-from .images import ImageDataModule, random_crop, random_flip
+from .images import Augmentation, ImageDataModule, random_crop, random_flip
 
 
 class FashionMNIST(ImageDataModule):
@@ -20,7 +21,8 @@ class FashionMNIST(ImageDataModule):
         root: Folder with the four files, gzipped or plain.
         batch_size: Images per training batch.
         seed: Seed of the split, of the order of training batches and of augmentation.
-        augment: Whether training images are shifted by up to 2 pixels and mirrored.
+        flip: Whether training images are mirrored left to right at random.
+        shift: Largest random shift of training images, in pixels; it pays in longer trainings than ours.
         num_workers: Processes that load batches.
     """
 
@@ -29,9 +31,16 @@ class FashionMNIST(ImageDataModule):
     TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
     def __init__(
-        self, root: str | Path, batch_size: int = 128, seed: int = 0, augment: bool = True, num_workers: int = 0
+        self,
+        root: str | Path,
+        batch_size: int = 128,
+        seed: int = 0,
+        flip: bool = True,
+        shift: int = 0,
+        num_workers: int = 0,
     ) -> None:
-        augmentations = (random_crop, random_flip) if augment else ()
+        augmentations: list[Augmentation] = [random_flip] if flip else []
+        augmentations += [partial(random_crop, padding=shift)] if shift else []
         # Mean and standard deviation of the training pixels.
         super().__init__(batch_size, seed, num_workers, mean=72.94, std=90.02, augmentations=augmentations)
         self.root = Path(root)
