@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from ..candidates import Candidate
 from ..groups import LayerGroup
+from .batch_fisher import BatchFisher
 from .batches import Evaluator
 from .fingerprint import combine
 from .fisher import Fisher
@@ -101,14 +102,15 @@ class Accumulator:
             self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations, evaluator.model))
             return
         if curvature == "fisher":
-            self._use(Fisher(evaluator, perturbations, likelihood, draws, whole_batches))
+            kind_of_fisher = BatchFisher if whole_batches else Fisher
+            self._use(kind_of_fisher(evaluator, perturbations, likelihood, draws))
         else:
             kind = Secant if curvature == "secant" else GaussNewton
             self._use(kind(evaluator, perturbations, likelihood))
         if loss == "task":
             self._use(TaskGradient(evaluator.loss, perturbations))
 
-    def _use(self, estimator: Hessian | TaskGradient | Fisher | GaussNewton) -> None:
+    def _use(self, estimator: Hessian | TaskGradient | Fisher | BatchFisher | GaussNewton) -> None:
         if isinstance(estimator, TaskGradient):
             estimator.gradient = self._gradient
         if not isinstance(estimator, TaskGradient) or isinstance(estimator, Hessian):

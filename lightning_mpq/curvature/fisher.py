@@ -26,7 +26,7 @@ from .layer_taps import LayerTaps, Use
 from .likelihood import Likelihood
 from .moments import WeightedMoments, sums_of_products
 from .perturbation import Perturbations
-from .weights import substituted, weight_variables
+from .weights import inner_products, substituted, weight_variables
 
 
 class Fisher:
@@ -46,7 +46,6 @@ class Fisher:
         perturbations: Perturbations,
         likelihood: Likelihood,
         draws: int = 1,
-        whole_batches: bool = False,
     ) -> None:
         """Prepare.
 
@@ -55,16 +54,12 @@ class Fisher:
             perturbations: All candidates.
             likelihood: What the outputs mean.
             draws: Random output gradients for each sample.
-            whole_batches: Whether samples act on each other (BatchNorm on batch statistics), so that only the
-                score of a whole batch, the sum over its samples, has a meaning. Since v_n are independent of each
-                other, its square has the same expectation as the sum of squares.
         """
         self.curvature = WeightedMoments((perturbations.count, perturbations.count))
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._draws = draws
-        self._whole_batches = whole_batches
         self._by_forward_mode: dict[tuple[int, int], str] = {}
         self._verified = False
         self._scores: Tensor | None = None
@@ -74,10 +69,6 @@ class Fisher:
         """Add the samples of a batch and return their number."""
         scores = self.scores(batch, generator)
         draws, samples, _ = scores.shape
-        if self._whole_batches:
-            total = scores.sum(1)
-            self.curvature.update(total.T @ total / (draws * samples), weight=samples)
-            return samples
         rows = scores.transpose(0, 1) / sqrt(draws)
         self.curvature.update(*sums_of_products(rows), samples)
         return samples
@@ -128,10 +119,6 @@ class Fisher:
             )
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
         inputs = use.inputs
-        if self._whole_batches and inputs.dim():
-            rows = layer_scores(module, inputs, gradient, self._perturbations.of_layer(use.layer), use.extra)
-            self._scores[0, columns] += rows.sum(0).to(self._scores)
-            return
         if inputs.dim() == 0 or inputs.shape[0] % samples:
             if inputs.dim() < 2 or inputs.shape[1] != samples:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
@@ -154,7 +141,7 @@ class Fisher:
         self._verified = True
         samples = gradient.shape[0]
         reference: Tensor | None = None
-        separable = sample_count(batch) == samples and not self._whole_batches
+        separable = sample_count(batch) == samples
         for size in (1, samples) if separable else (samples,):
             part = slice_batch(batch, 0, size) if size < samples else batch
             try:
@@ -192,9 +179,4 @@ class Fisher:
             if outputs.shape != gradient.shape:
                 raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
             slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)
-        total = torch.zeros(self._perturbations.count, dtype=torch.float64, device=gradient.device)
-        for layer, slope in zip(variables, slopes, strict=True):
-            if slope is not None:
-                deltas = self._perturbations.of_layer(layer).flatten(1)
-                total[self._perturbations.columns[layer]] += (deltas.double() @ slope.flatten().double()).to(total)
-        return total
+        return inner_products(self._perturbations, [slopes])[0]

@@ -17,7 +17,7 @@ from .batches import Evaluator, batch_weight
 from .likelihood import Likelihood
 from .moments import WeightedMoments
 from .perturbation import Perturbations
-from .weights import substituted, twice_differentiable, weight_variables
+from .weights import inner_products, substituted, twice_differentiable, weight_variables
 
 BatchLoss = Callable[[Any], Tensor]
 
@@ -56,7 +56,7 @@ class TaskGradient:
         variables = weight_variables(self._perturbations)
         with substituted(self._perturbations, variables):
             slopes = self._slopes(variables, batch, create_graph=False)
-        self.gradient.update(self._along(variables, slopes), weight=samples)
+        self.gradient.update(inner_products(self._perturbations, [slopes])[0], weight=samples)
         return samples
 
     def _slopes(self, variables: dict[str, Tensor], batch: Any, create_graph: bool) -> tuple[Tensor | None, ...]:
@@ -68,16 +68,6 @@ class TaskGradient:
                 "passed must not detach, nor run under torch.no_grad()."
             )
         return torch.autograd.grad(loss, list(variables.values()), create_graph=create_graph, allow_unused=True)
-
-    def _along(self, variables: dict[str, Tensor], slopes: Sequence[Tensor | None]) -> Tensor:
-        """Return the inner products of a gradient with all perturbations, [K], float64."""
-        device = next(iter(variables.values())).device
-        total = torch.zeros(self._perturbations.count, dtype=torch.float64, device=device)
-        for layer, slope in zip(variables, slopes, strict=True):
-            if slope is not None:
-                deltas = self._perturbations.of_layer(layer).flatten(1).double()
-                total[self._perturbations.columns[layer]] += deltas @ slope.detach().flatten().double()
-        return total
 
 
 class Hessian(TaskGradient):
@@ -109,7 +99,7 @@ class Hessian(TaskGradient):
         with substituted(self._perturbations, variables):  # until the end: checkpointed blocks run again backwards
             slopes = self._slopes(variables, batch, create_graph=True)
             curvature = torch.stack([self._row(variables, slopes, i) for i in range(self._perturbations.count)])
-        self.gradient.update(self._along(variables, slopes), weight=samples)
+        self.gradient.update(inner_products(self._perturbations, [slopes])[0], weight=samples)
         self.curvature.update((curvature + curvature.T) / 2, weight=samples)
         return samples
 
@@ -126,4 +116,4 @@ class Hessian(TaskGradient):
         if terms:
             along = torch.stack(terms).sum()
             products = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
-        return self._along(variables, products)
+        return inner_products(self._perturbations, [products])[0]

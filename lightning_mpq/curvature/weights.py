@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,6 +37,28 @@ def substituted(perturbations: Perturbations, weights: Mapping[str, Tensor]) -> 
 def weight_variables(perturbations: Perturbations) -> dict[str, Tensor]:
     """Return leading layer name to its weight as a fresh leaf that requires a gradient (no copy)."""
     return {layer: perturbations.weight(layer).requires_grad_() for layer in perturbations.leaders}
+
+
+def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Return the inner products of weight gradients with all perturbations.
+
+    Args:
+        perturbations: All candidates.
+        gradients: M gradients, each in the order of `weight_variables`; None where a weight has none.
+
+    Returns:
+        [M, K], float64 where the device has it.
+    """
+    device = next(iter(perturbations.modules.values())).weight.device
+    assert isinstance(device, torch.device)
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.zeros(len(gradients), perturbations.count, dtype=wide, device=device)
+    for layer, slopes in zip(perturbations.leaders, zip(*gradients, strict=True), strict=True):
+        known = {row: slope.detach().flatten() for row, slope in enumerate(slopes) if slope is not None}
+        if known:
+            deltas = perturbations.of_layer(layer).flatten(1).to(wide)
+            total[list(known), perturbations.columns[layer]] += torch.stack(list(known.values())).to(wide) @ deltas.T
+    return total
 
 
 def has_batch_statistics(model: nn.Module) -> bool:

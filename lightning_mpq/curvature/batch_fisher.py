@@ -1,0 +1,71 @@
+r"""The Fisher information where samples act on each other, as through the batch statistics of BatchNorm.
+
+Only the score of a whole batch has a meaning then. With independent v_n of covariance H_n it is
+
+    s_i = sum_n <v_n, J_n D_i> = <d (sum_n <v_n, outputs_n>) / d weight, D_i>,
+
+whose square has the expectation ``sum_n D_i^T J_n^T H_n J_n D_i``: one ordinary backward pass for each draw, whatever
+the layers are and however they use their weights. One score for each batch instead of each sample is noisy, so that
+small batches and several draws are called for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator
+
+from .batches import Evaluator
+from .likelihood import Likelihood
+from .moments import WeightedMoments
+from .perturbation import Perturbations
+from .weights import inner_products, substituted, weight_variables
+
+
+class BatchFisher:
+    """Estimates the curvature of the divergence from scores of whole batches; its gradient is zero.
+
+    Attributes:
+        curvature: Moments of the products s_i s_j, [K, K], over batches weighted by their samples.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
+    ) -> None:
+        """Prepare; see `Fisher` for the arguments."""
+        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
+        self._evaluator = evaluator
+        self._perturbations = perturbations
+        self._likelihood = likelihood
+        self._draws = draws
+
+    def update(self, batch: Any, generator: Generator) -> int:
+        """Add the samples of a batch and return their number.
+
+        Raises:
+            ValueError: If the outputs carry no gradient.
+        """
+        variables = weight_variables(self._perturbations)
+        leaves = list(variables.values())
+        with substituted(self._perturbations, variables):
+            outputs = self._evaluator.outputs(batch)
+            if not outputs.requires_grad:
+                raise ValueError(
+                    "The outputs do not depend on any quantized layer in a way that can be differentiated. forward_fn "
+                    "must not detach, nor run under torch.no_grad()."
+                )
+            slopes = [
+                torch.autograd.grad(
+                    outputs,
+                    leaves,
+                    self._likelihood.score(outputs.detach(), batch, generator),
+                    retain_graph=draw + 1 < self._draws,
+                    allow_unused=True,
+                )
+                for draw in range(self._draws)
+            ]
+        scores = inner_products(self._perturbations, slopes)
+        samples = outputs.shape[0]
+        self.curvature.update(scores.T @ scores / (self._draws * samples), weight=samples)
+        return samples
