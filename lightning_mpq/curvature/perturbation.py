@@ -12,6 +12,7 @@ from ..errors import NonFiniteError
 from ..groups import LayerGroup
 from ..layers import rows_to_weight, weight_rows
 from ..quantizers import QuantizedRows, quantize_rows
+from ..rounded_weights import RoundedWeights
 
 
 class Perturbations:
@@ -30,6 +31,7 @@ class Perturbations:
         groups: Sequence[LayerGroup],
         candidates: Sequence[Candidate],
         kept_bytes: int = 2**28,
+        rounded: RoundedWeights | None = None,
     ) -> None:
         """Look up the layers and check that candidates, groups and model fit together.
 
@@ -38,6 +40,7 @@ class Perturbations:
             groups: The groups, in order.
             candidates: In the order of groups, at least one for each.
             kept_bytes: Up to how many bytes of codes to keep; what lies beyond is quantized anew each time.
+            rounded: The weights as they were rounded on calibration data; None to round each weight by itself.
 
         Raises:
             ValueError: If a layer is not in the model, or candidates and groups do not fit.
@@ -50,6 +53,7 @@ class Perturbations:
         self._schemes = [candidate.scheme for candidate in candidates]
         self._kept: dict[tuple[str, int], QuantizedRows] = {}
         self._bytes_left = kept_bytes
+        self._rounded = rounded
         start = 0
         for group in groups:
             stop = start
@@ -116,7 +120,8 @@ class Perturbations:
         module, weight = self.modules[leader], self.weight(leader)
         rows = weight_rows(module, weight)
         key = (leader, index)
-        quantized = self._kept.get(key)
+        given = None if self._rounded is None else self._rounded.of_layer(leader, self._schemes[index])
+        quantized = self._kept.get(key) if given is None else given
         if quantized is None:
             quantized = quantize_rows(rows, self._schemes[index])
             size = sum(t.numel() * t.element_size() for t in (quantized.codes, quantized.scale))
@@ -124,4 +129,6 @@ class Perturbations:
                 self._kept[key] = quantized
                 self._bytes_left -= size
         wide = torch.float32 if rows.device.type == "mps" else torch.float64
-        return rows_to_weight(module, quantized.dequantize(wide) - rows.to(wide), weight.shape).to(weight.dtype)
+        return rows_to_weight(module, quantized.dequantize(wide).to(rows.device) - rows.to(wide), weight.shape).to(
+            weight.dtype
+        )

@@ -16,6 +16,7 @@ from torch import Generator, nn
 from ..candidates import Candidate, make_candidates
 from ..errors import NonFiniteError
 from ..groups import LayerGroup, LayerGroups, find_groups
+from ..rounded_weights import RoundedWeights
 from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
 from .batches import Evaluator, ForwardFunction, LossFunction, split_batch, to_device
 from .cache import TaylorCache
@@ -39,6 +40,7 @@ def profile(
     groups: LayerGroups | Sequence[LayerGroup] | None = None,
     bits: Iterable[int] = range(2, 9),
     candidates: Sequence[Candidate] | None = None,
+    rounded: RoundedWeights | None = None,
     curvature: Curvature = "fisher",
     likelihood: Likelihood | Literal["auto"] = "auto",
     statistics: Literal["frozen", "reestimated"] = "frozen",
@@ -62,7 +64,9 @@ def profile(
             dimension 0 of the outputs.
         groups: What shares a decision; default `find_groups` (model).
         bits: Widths to offer where ``candidates`` is None.
-        candidates: What may be chosen, in the order of groups; default `make_candidates` (groups, bits).
+        candidates: What may be chosen, in the order of groups; default those of ``rounded``, or else
+            `make_candidates` (groups, bits).
+        rounded: The weights as `round_candidates` rounded them; None to round each weight by itself.
         curvature: Estimator. ``"fisher"``: sampled, one backward pass for each draw, whatever the number of
             layers. ``"gauss_newton"``: its exact expectation, one forward-mode pass for each candidate.
             ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
@@ -114,8 +118,10 @@ def profile(
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be a positive fraction or None, got {tolerance!r}.")
     found = find_groups(model) if groups is None else groups
-    offered = make_candidates(found, bits) if candidates is None else tuple(candidates)
-    settings = {
+    if candidates is None:
+        candidates = make_candidates(found, bits) if rounded is None else rounded.candidates
+    offered = tuple(candidates)
+    settings: dict[str, object] = {
         "curvature": curvature,
         "likelihood": likelihood,
         "statistics": statistics,
@@ -126,10 +132,12 @@ def profile(
         "loss_fn": loss_fn,
         "seed": seed,
     }
+    if rounded is not None:
+        settings["rounded"] = rounded.fingerprint
     reestimated = statistics == "reestimated" and has_batch_statistics(model)
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
         _check_finite(model)
-        perturbations = Perturbations(model, tuple(found), offered)
+        perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
         key = hash_settings(model, tuple(found), offered, settings)
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
         cache = None if cache_dir is None else TaylorCache(cache_dir, key)
