@@ -22,7 +22,7 @@ class FashionMNIST(ImageDataModule):
         batch_size: Images per training batch.
         seed: Seed of the split, of the order of training batches and of augmentation.
         flip: Whether training images are mirrored left to right at random.
-        shift: Largest random shift of training images, in pixels; it pays in longer trainings than ours.
+        shift: Largest random shift of training images, in pixels; 0 for none.
         num_workers: Processes that load batches.
     """
 
