@@ -142,7 +142,7 @@ def run(quick: bool, peer_seconds: float, report: Callable[[Row], None]) -> tupl
     add(measure("mid 224 x 7 at 3 bits, additive", synthetic("mid", 224, 7, 3.0), 30, additive=True), 1e-3, 1)
     add(measure_frontier(30, 60), 1e-3, 60)
     if not quick:
-        add(measure("mid 210 x 7 at 3 bits", synthetic("mid", 210, 7, 3.0), 60), 5e-2, 60)
+        add(measure("mid 210 x 7 at 3 bits", synthetic("mid", 210, 7, 3.0), 55), 5e-2, 60)
     skipped = [] if not quick else ["210 x 7 (--quick)"]
     for solver, (package, _) in PEERS.items():
         if find_spec(package) is None:
