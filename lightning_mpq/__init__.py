@@ -1,17 +1,31 @@
 """Mixed-precision quantization for PyTorch Lightning in which the loss decides the bits."""
 
-from .allocation import Allocation, Budget, SolveStatus, allocate
+from .allocation import (
+    Allocation,
+    Budget,
+    CustomCost,
+    Frontier,
+    LatencyTable,
+    Rules,
+    SolveStatus,
+    allocate,
+    alternatives,
+    frontier,
+)
 from .callback import MixedPrecisionQuantization
 from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
-from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile
+from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile, shrink
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import load, load_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
+from .latency import measure_latency
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .policy import BitPolicy, WeightScheme
 from .quantize import quantize
 from .report import Report, print_report
+from .rounded_weights import RoundedWeights
+from .rounding import round_candidates, second_order_schemes
 
 __all__ = [
     # the callback and its settings
@@ -23,8 +37,13 @@ __all__ = [
     # the steps one by one
     "find_groups",
     "make_candidates",
+    "round_candidates",
     "profile",
+    "shrink",
     "allocate",
+    "frontier",
+    "alternatives",
+    "measure_latency",
     "quantize",
     "reestimate_batchnorm",
     "save",
@@ -38,6 +57,8 @@ __all__ = [
     "BitPolicy",
     "Candidate",
     "default_scheme",
+    "second_order_schemes",
+    "RoundedWeights",
     "TaylorModel",
     "Likelihood",
     "Categorical",
@@ -45,6 +66,10 @@ __all__ = [
     "Bernoulli",
     "Allocation",
     "SolveStatus",
+    "Rules",
+    "CustomCost",
+    "LatencyTable",
+    "Frontier",
     "Report",
     # what may go wrong
     "CorruptModelError",

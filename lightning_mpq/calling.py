@@ -34,6 +34,8 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
         )
     try:
         return model(inputs)
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
         raise TypeError(
             f"{type(model).__name__}.forward does not take the input of batch {number}, {inputs.dtype} "

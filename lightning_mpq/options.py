@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from .candidates import default_scheme
 from .curvature.likelihood import Likelihood
 from .policy import WeightScheme
+from .rounding import second_order_schemes
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,10 @@ class CandidateOptions:
     """What may be quantized, what shares a decision, and which schemes are offered.
 
     Attributes:
-        bits: Widths offered to every group, each with a default scheme.
+        bits: Widths offered to every group.
+        rounding: How a width is rounded where ``schemes`` is None: "second_order" finds codes, clip range and grid of
+            each layer on the calibration batches (`second_order_schemes`), "nearest" needs the weight alone
+            (`default_scheme`).
         schemes: Schemes offered instead of ``bits``.
         groups: Group name to patterns of layers that share one scheme (see `find_groups`).
         keep_float: Patterns of layers that stay in float.
@@ -25,12 +30,30 @@ class CandidateOptions:
     """
 
     bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
+    rounding: Literal["second_order", "nearest"] = "second_order"
     schemes: Sequence[WeightScheme] | None = None
     groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     keep_float: Sequence[str] = ()
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
     min_bits: Mapping[str, int] = field(default_factory=dict)
     max_bits: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a rounding that does not exist."""
+        if self.rounding not in ("second_order", "nearest"):
+            raise ValueError(f"rounding must be 'second_order' or 'nearest', got {self.rounding!r}.")
+
+    def rules(self) -> dict[str, Any]:
+        """Return what `find_groups` takes."""
+        return {key: value for key, value in vars(self).items() if key not in ("bits", "rounding", "schemes")}
+
+    def offered_schemes(self) -> Sequence[WeightScheme]:
+        """Return the schemes offered to every group that the rules allow their widths."""
+        if self.schemes is not None:
+            return self.schemes
+        if self.rounding == "second_order":
+            return second_order_schemes(self.bits)
+        return [default_scheme(bits) for bits in sorted(set(self.bits))]
 
 
 @dataclass(frozen=True)
@@ -40,14 +63,26 @@ class CurvatureOptions:
     Attributes:
         estimator: "fisher" (one backward pass), "hessian" (exact, of the task loss), "gauss_newton", "secant".
         loss: "divergence" from the float model, "task", or None for the estimator's own default.
-        draws: Labels drawn per sample by ``fisher``.
+        statistics: What BatchNorm normalises by while the loss is measured: "frozen" running statistics, or
+            "reestimated", which predicts the loss after statistics are measured again. "auto": the latter if
+            that is what will happen.
+        draws: Random output gradients of ``fisher``: per sample with frozen statistics (None: 1), per chunk of
+            samples with re-estimated ones (None: 4).
+        chunk_size: Most samples at once; None: whole batches, and 32 for ``fisher`` with re-estimated statistics.
+        tolerance: Relative standard error of predictions at which no more batches are drawn; None for all.
+        shrink: Whether noisy entries are drawn towards zero by their standard errors, so that the solver cannot
+            exploit them.
         likelihood: What the outputs mean: "auto" guesses and says so, or e.g. ``Categorical(class_dim=1)``.
         seed: Seed of the drawn labels.
     """
 
     estimator: Literal["fisher", "hessian", "gauss_newton", "secant"] = "fisher"
     loss: Literal["divergence", "task"] | None = None
-    draws: int = 1
+    statistics: Literal["auto", "frozen", "reestimated"] = "auto"
+    draws: int | None = None
+    chunk_size: int | None = None
+    tolerance: float | None = None
+    shrink: bool = True
     likelihood: Likelihood | Literal["auto"] = "auto"
     seed: int = 0
 

@@ -13,17 +13,24 @@ from torch import nn
 
 from .allocation import Allocation, Budget, allocate
 from .candidates import make_candidates
-from .correction import reestimate_batchnorm
+from .correction import batchnorm_layers
 from .curvature import TaylorModel, profile
 from .curvature.batches import ForwardFunction, LossFunction, sample_count
+from .curvature.shrinkage import shrink
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
-from .quantize import apply_policy
+from .quantize import apply_policy, quantize
 from .report import Report
+from .rounded_weights import RoundedWeights
+from .rounding import round_candidates
 from .verdict import Verdict, compared_policies
 
 Progress = Callable[[float, str], None]
+# With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
+# about ten forward passes over the same samples.
+_CHUNK_SIZE = 32
+_DRAWS_A_CHUNK = 4
 
 
 @dataclass(frozen=True)
@@ -89,71 +96,129 @@ class Pipeline:
         """
         self.seconds.clear()
         _check(model, batches)
-        groups, taylor = self.measure(model, batches)
+        groups, rounded, taylor = self.measure(model, batches)
         with self._stage("allocate"):
-            allocation = allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.35, 0.5))
+            allocation = allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5))
         report = None
         if evaluate is None:
             with self._stage("quantize"):
-                apply_policy(model, allocation.policy, batches, forward_fn=self.forward_fn, reestimate=self.reestimate)
+                quantize(
+                    model,
+                    allocation.policy,
+                    batches,
+                    rounded=rounded,
+                    forward_fn=self.forward_fn,
+                    reestimate=self.reestimate,
+                )
         else:
-            report = self._quantize_with_verdict(model, batches, groups, taylor, allocation, evaluate)
+            with self._stage("verdict"):
+                verdict = self._verdict(model, batches, groups, rounded, taylor, evaluate)
+            report = self._quantize_with_verdict(model, verdict, allocation)
         self._tell(1.0, "done")
         return Outcome(groups, taylor, allocation, report)
 
-    def measure(self, model: nn.Module, batches: Sequence[Any]) -> tuple[LayerGroups, TaylorModel]:
-        """Find the groups and measure the Taylor model; the model is left as it was."""
-        rules = {key: value for key, value in vars(self.candidates).items() if key not in ("bits", "schemes")}
-        groups = find_groups(model, **rules)
-        offered = make_candidates(groups, self.candidates.bits, self.candidates.schemes)
-        settings = dict(vars(self.curvature))
+    def measure(
+        self, model: nn.Module, batches: Sequence[Any]
+    ) -> tuple[LayerGroups, RoundedWeights | None, TaylorModel]:
+        """Find the groups, round their candidates and measure the Taylor model; the model is left as it was.
+
+        Returns:
+            The groups; rounded weights, or None if all schemes are rounded to nearest; the Taylor model.
+        """
+        groups = find_groups(model, **self.candidates.rules())
+        candidates = make_candidates(groups, schemes=self.candidates.offered_schemes())
+        rounded = None
+        if any(candidate.scheme.needs_inputs for candidate in candidates):
+            with self._stage("round"):
+                rounded = round_candidates(
+                    model,
+                    batches,
+                    groups,
+                    candidates,
+                    forward_fn=self.forward_fn,
+                    progress=self._within(0.0, 0.15),
+                )
+                candidates = rounded.candidates
         with self._stage("profile"):
             taylor = profile(
                 model,
                 batches,
                 groups=groups,
-                candidates=offered,
-                curvature=settings.pop("estimator"),
-                **settings,
+                candidates=candidates,
+                rounded=rounded,
+                curvature=self.curvature.estimator,
+                loss=self.curvature.loss,
+                likelihood=self.curvature.likelihood,
+                tolerance=self.curvature.tolerance,
+                seed=self.curvature.seed,
+                **self._sampling(model),
                 forward_fn=self.forward_fn,
                 loss_fn=self.loss_fn,
                 cache_dir=self.cache_dir,
-                progress=self._within(0.0, 0.35),
+                progress=self._within(0.15, 0.4),
             )
-        return groups, taylor
+        return groups, rounded, shrink(taylor) if self.curvature.shrink else taylor
 
-    def _quantize_with_verdict(
+    def _sampling(self, model: nn.Module) -> dict[str, Any]:
+        """Return statistics, draws and chunk size, where they are left open, as suits the model."""
+        chosen = self.curvature
+        statistics = "reestimated" if self._predicts_repaired(model) else "frozen"
+        scores_batches = statistics == "reestimated" and chosen.estimator == "fisher"
+        return {
+            "statistics": statistics,
+            "draws": chosen.draws or (_DRAWS_A_CHUNK if scores_batches else 1),
+            "chunk_size": chosen.chunk_size or (_CHUNK_SIZE if scores_batches else None),
+        }
+
+    def _predicts_repaired(self, model: nn.Module) -> bool:
+        """Tell whether the loss is predicted as it is after BatchNorm statistics are measured again."""
+        if self.curvature.statistics == "auto":
+            return self.reestimate and bool(batchnorm_layers(model))
+        return self.curvature.statistics == "reestimated"
+
+    def _verdict(
         self,
         model: nn.Module,
         batches: Sequence[Any],
         groups: LayerGroups,
+        rounded: RoundedWeights | None,
         taylor: TaylorModel,
-        allocation: Allocation,
         evaluate: Callable[[], Mapping[str, float]],
-    ) -> Report:
+    ) -> Verdict:
+        return Verdict(
+            model,
+            batches,
+            groups,
+            taylor,
+            evaluate,
+            forward_fn=self.forward_fn,
+            loss_fn=self.loss_fn,
+            likelihood=None if self.curvature.likelihood == "auto" else self.curvature.likelihood,
+            reestimate=self.reestimate,
+            reestimated=self._predicts_repaired(model),
+            rounded=rounded,
+        )
+
+    def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, allocation: Allocation) -> Report:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
-        likelihood = None if self.curvature.likelihood == "auto" else self.curvature.likelihood
+        policy, taylor = allocation.policy, verdict.taylor
         with self._stage("verdict"):
-            verdict = Verdict(
-                model, batches, groups, taylor, evaluate, self.forward_fn, self.loss_fn, likelihood, self.reestimate
-            )
             rows = [verdict.float_row()]
-            for number, (name, policy) in enumerate(compared_policies(taylor, allocation).items()):
+            for number, (name, other) in enumerate(compared_policies(taylor, allocation).items()):
                 self._tell(0.5 + 0.1 * number, f"measure the {name}")
-                rows.append(verdict.trial(name, policy))
+                rows.append(verdict.trial(name, other))
             self._tell(0.7, "measure each group alone")
-            group_rows = verdict.groups_alone(allocation.policy)
+            group_rows = verdict.groups_alone(policy)
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
-            undo = apply_policy(model, allocation.policy, reestimate=False)
+            undo = apply_policy(model, policy, verdict.codes(policy))
         try:
             with self._stage("verdict"):
                 frozen = verdict.loss_change()
-            if self.reestimate:
-                with self._stage("quantize"):
-                    reestimate_batchnorm(model, batches, self.forward_fn)
+            with self._stage("quantize"):
+                verdict.repair()
             with self._stage("verdict"):
-                rows.append(verdict.row("chosen plan", allocation.policy, frozen))
+                rows.append(verdict.row("chosen plan", policy, frozen))
         except BaseException:
             undo()
             raise
@@ -161,10 +226,10 @@ class Pipeline:
             loss=taylor.loss,
             models=tuple(rows),
             groups=group_rows,
-            left_in_float=groups.left_in_float,
+            left_in_float=verdict.groups.left_in_float,
             solver=allocation.to_dict(),
             seconds=dict(self.seconds),
-            samples=sum(sample_count(batch) or 0 for batch in batches),
+            samples=sum(sample_count(batch) or 0 for batch in verdict.batches),
         )
 
     @contextmanager

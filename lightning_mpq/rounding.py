@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .calling import ForwardFn, forward_batch
 from .candidates import Candidate
 from .curvature.isolation import isolated
+from .errors import NonFiniteError
 from .groups import LayerGroup
 from .layers import weight_rows
 from .policy import GRIDS, BitPolicy, Grid, WeightScheme
@@ -171,6 +172,7 @@ def input_moments(
 
     Raises:
         ValueError: If there is no batch.
+        NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
     """
     found = {name: InputMoment.of_layer(layer) for name, layer in layers.items()}
     handles = []
@@ -178,7 +180,8 @@ def input_moments(
     count = 0
     try:
         for name, layer in layers.items():
-            handles.append(layer.register_forward_hook(_updater(found[name]), with_kwargs=True))
+            updater = _updater(name, found[name], lambda: count)
+            handles.append(layer.register_forward_hook(updater, with_kwargs=True))
         with isolated(model), torch.no_grad():
             for count, batch in enumerate(batches, start=1):
                 forward_batch(model, batch, forward_fn, number=count)
@@ -196,11 +199,14 @@ def input_moments(
     return shared
 
 
-def _updater(moment: InputMoment) -> Callable[..., None]:
+def _updater(name: str, moment: InputMoment, batch_number: Callable[[], int]) -> Callable[..., None]:
     """Return a forward hook that adds a call to a moment."""
 
     def update(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        moment.update(layer, args[0] if args else kwargs["input"], output.shape)
+        inputs = args[0] if args else kwargs["input"]
+        if not torch.isfinite(inputs).all():
+            raise NonFiniteError(f"The inputs of the layer {name!r} are NaN or infinite in batch {batch_number()}.")
+        moment.update(layer, inputs, output.shape)
 
     return update
 

@@ -11,15 +11,17 @@ from typing import Any
 from torch import nn
 
 from .allocation import Allocation
-from .correction import reestimate_batchnorm
+from .correction import measure_batchnorm, reestimate_batchnorm
 from .curvature import Likelihood, TaylorModel
 from .curvature.batches import ForwardFunction, LossFunction
 from .groups import LayerGroups
 from .modules import stored_bytes
 from .policy import BitPolicy
-from .quantize import temporarily_quantized
+from .quantize import temporarily_packed
+from .quantizers import QuantizedRows
 from .report import GroupRow, ModelRow
 from .report.measure import LossChange
+from .rounded_weights import RoundedWeights
 
 _PASSES_FOR_GROUPS_ALONE = 8
 
@@ -38,6 +40,8 @@ class Verdict:
         loss_fn: ``(model, batch) -> scalar``.
         likelihood: What the outputs mean; None to guess.
         reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
+        reestimated: Whether the Taylor model predicts the loss after that.
+        rounded: The rounded weights that were profiled; None if all are rounded to nearest.
     """
 
     model: nn.Module
@@ -49,6 +53,8 @@ class Verdict:
     loss_fn: LossFunction | None = None
     likelihood: Likelihood | None = None
     reestimate: bool = True
+    reestimated: bool = False
+    rounded: RoundedWeights | None = None
 
     def __post_init__(self) -> None:
         """Keep the float model's loss, which later measurements compare with."""
@@ -61,8 +67,10 @@ class Verdict:
             loss_fn=self.loss_fn,
         )
         # Each group alone is one more pass: on so many batches that all groups cost about as much as the profile.
-        few = max(1, _PASSES_FOR_GROUPS_ALONE * len(self.batches) // len(self.groups))
-        self._change, self._change_of_group = changes(self.batches), changes(self.batches[:few])
+        self._few = self.batches[: max(1, _PASSES_FOR_GROUPS_ALONE * len(self.batches) // len(self.groups))]
+        self._change, self._change_of_group = changes(self.batches), changes(self._few)
+        self._statistics = measure_batchnorm(self.model, self.batches, self.forward_fn)
+        self._statistics_of_few = measure_batchnorm(self.model, self._few, self.forward_fn)
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""
@@ -73,11 +81,19 @@ class Verdict:
 
     def trial(self, name: str, policy: BitPolicy) -> ModelRow:
         """Measure the model under a policy, before and after repair, and take the policy back."""
-        with temporarily_quantized(self.model, policy, reestimate=False):
+        with temporarily_packed(self.model, policy, self.codes(policy)):
             frozen = self.loss_change()
-            if self.reestimate:
-                reestimate_batchnorm(self.model, self.batches, self.forward_fn)
+            self.repair()
             return self.row(name, policy, frozen)
+
+    def codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+        """Return the codes that were profiled; none where rounding needs nothing but the weight."""
+        return {} if self.rounded is None else self.rounded.of_policy(policy)
+
+    def repair(self) -> None:
+        """Measure BatchNorm statistics of the packed model again."""
+        if self.reestimate:
+            reestimate_batchnorm(self.model, self.batches, self.forward_fn, self._statistics)
 
     def loss_change(self) -> float:
         """Return the change of the loss of the model as it is."""
@@ -103,7 +119,7 @@ class Verdict:
         )
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
-        """Measure each group quantized alone, statistics frozen, beside what is predicted for it."""
+        """Measure each group quantized alone beside what is predicted for it, on the first batches."""
         chosen = self.taylor.indices(policy)
         block = self.taylor.curvature[chosen][:, chosen]
         gradient = self.taylor.gradient[chosen]
@@ -112,7 +128,9 @@ class Verdict:
         for position, (group, index) in enumerate(zip(self.taylor.groups, chosen, strict=True)):
             candidate = self.taylor.candidates[index]
             single = BitPolicy({group.name: candidate.scheme}, {group.name: group.layers})
-            with temporarily_quantized(self.model, single, reestimate=False):
+            with temporarily_packed(self.model, single, self.codes(single)):
+                if self.reestimated:
+                    reestimate_batchnorm(self.model, self._few, self.forward_fn, self._statistics_of_few)
                 measured = self._change_of_group.measure()
             rows.append(
                 GroupRow(

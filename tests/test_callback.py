@@ -49,13 +49,13 @@ def test_report_holds_four_models_with_the_modules_own_metrics(tmp_path):
     mixed = make_callback()
     trained(tmp_path, mixed)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [row["name"] for row in report["models"]] == ["float", "uniform 4 bits", "additive plan", "chosen plan"]
+    assert [row["name"] for row in report["models"]] == ["float", "uniform 5 bits", "additive plan", "chosen plan"]
     assert all(set(row["metrics"]) == {"val_accuracy", "val_loss"} for row in report["models"])
     assert report["models"][0]["stored_bytes"] > 3 * report["models"][3]["stored_bytes"] / 2
     assert {group["group"] for group in report["groups"]} == LAYERS
     shares = sum(group["predicted_share"] for group in report["groups"])
     assert shares == pytest.approx(report["models"][3]["predicted_loss"])
-    assert set(report["seconds"]) == {"profile", "allocate", "quantize", "verdict"}
+    assert set(report["seconds"]) == {"round", "profile", "allocate", "quantize", "verdict"}
     assert report["samples"] == 48
 
 

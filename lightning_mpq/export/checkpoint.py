@@ -45,7 +45,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             or does not fit the model.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CorruptModelError(
             f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "

@@ -65,7 +65,7 @@ class LossChange:
         total, samples = 0.0, 0
         with isolated(self._model), torch.no_grad():
             for number, batch in enumerate(self._batches):
-                self._evaluator.batch_number = number
+                self._evaluator.batch_number = number + 1
                 value, count = total_of(number, to_device(batch, self._model))
                 total, samples = total + value, samples + count
         return total / max(samples, 1)
