@@ -3,8 +3,7 @@
 With x the inputs of a layer in the float model and z those behind the layers rounded so far, the layer is rounded to
 W', the weight with the least mean of |W x - W' z|^2, by the second moment of z. Feeding z to error feedback alone, as
 GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes them back (J. Zhang, Y. Zhou, R. Saab,
-"Post-training Quantization for Neural Networks with Provable Guarantees", SIAM J. Math. Data Sci. 2023,
-arXiv:2201.11113, eq. 6).
+"Post-training Quantization for Neural Networks with Provable Guarantees", arXiv:2201.11113).
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ from .curvature.isolation import isolated
 from .layers import float_class, rows_to_weight, weight_rows
 from .policy import BitPolicy, WeightScheme
 from .quantizers import QuantizedRows, round_rows
-from .quantizers.input_moments import unfold_inputs
+from .quantizers.input_moments import unfolded_chunks
 from .rounding import round_policy
 
-_CHUNK_ELEMENTS = 2**22
-"""Unfolded input values that are made at once (16 MiB of float32)."""
 Progress = Callable[[float, str], None]
 
 
@@ -118,16 +115,53 @@ def _joint_moments(
 ) -> tuple[Tensor, Tensor]:
     """Return the means of x z^T and z z^T, [groups, columns, columns], with x from the model and z from its twin."""
     module = model.get_submodule(layer)
-    cross, own, count = torch.zeros(()), torch.zeros(()), 0
+    cross = own = torch.zeros(())
+    count = 0
     with isolated(model), isolated(twin), torch.no_grad():
         for number, batch in enumerate(batches, start=1):
-            size = _output_size(model, layer, batch, forward_fn, number) if hasattr(module, "output_padding") else ()
-            x = _inputs_at(model, layer, batch, forward_fn, number)
-            z = _inputs_at(twin, layer, batch, forward_fn, number)
-            step = max(1, _CHUNK_ELEMENTS * len(x) // max(_unfolded_elements(module, x), 1))
-            for x_part, z_part in zip(x.split(step), z.split(step), strict=True):
-                x_columns, z_columns = (unfold_inputs(module, part, size).float() for part in (x_part, z_part))
-                cross = cross + (x_columns.mT @ z_columns).to(_wide(x))
-                own = own + (z_columns.mT @ z_columns).to(_wide(x))
-                count += z_columns.shape[1]
+            calls = [_call_of(which, layer, batch, forward_fn, number) for which in (model, twin)]
+            chunks = [unfolded_chunks(module, inputs, shape) for inputs, shape in calls]
+            for x, z in zip(*chunks, strict=True):
+                wide = torch.float32 if x.device.type == "mps" else torch.float64
+                cross = (x.mT @ z).to(wide) + cross.to(x.device)
+                own = (z.mT @ z).to(wide) + own.to(x.device)
+                count += z.shape[1]
     return cross / max(count, 1), own / max(count, 1)
+
+
+def _call_of(
+    model: nn.Module, layer: str, batch: Any, forward_fn: ForwardFn | None, number: int
+) -> tuple[Tensor, torch.Size]:
+    """Return the inputs of a layer on a batch, and the shape of its output."""
+    seen: list[tuple[Tensor, torch.Size]] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        seen.append(((args[0] if args else kwargs["input"]).detach(), output.shape))
+        raise _AtTheLayer
+
+    handle = model.get_submodule(layer).register_forward_hook(stop, with_kwargs=True)
+    try:
+        forward_batch(model, batch, forward_fn, number=number)
+    except _AtTheLayer:
+        pass
+    finally:
+        handle.remove()
+    if not seen:
+        raise ValueError(f"Layer {layer!r} is called on the first batch, but not on batch {number}; leave it in float.")
+    return seen[0]
+
+
+def _round_to_float_outputs(
+    module: nn.Module, moments: tuple[Tensor, Tensor], scheme: WeightScheme, damping: float
+) -> QuantizedRows:
+    """Round W' = (W X + d W) (M + d I)^-1 with X = mean of x z^T and M = mean of z z^T; in the given scheme."""
+    cross, own = moments
+    rows = weight_rows(module).detach()
+    weights = rows.unflatten(0, (len(own), -1)).to(own.dtype)
+    mean = own.diagonal(dim1=1, dim2=2).mean(1)
+    shift = damping * torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
+    identity = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
+    target = torch.linalg.solve(own + shift * identity, weights @ cross + shift * weights, left=False)
+    feedback = replace(scheme, rounding="second_order")
+    found = round_rows(target.flatten(0, 1).to(rows.dtype), own, [feedback], damping=damping)[0].quantized
+    return replace(found, scheme=scheme)

@@ -7,6 +7,7 @@ feedback have in common (M. Nagel et al., "Up or Down?", ICML 2020, arXiv:2004.1
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -70,13 +71,8 @@ class InputMoment:
             self.count += inputs.numel()
             self.second += inputs.numel()
             return
-        batched, output_shape = _with_batch(module, inputs, output_shape)
-        positions = prod(batched.shape[1:-1]) if float_class(module) is nn.Linear else prod(output_shape[2:])
-        per_sample = max(positions * self.first.numel(), 1)
-        for chunk in batched.split(max(1, _CHUNK_ELEMENTS // per_sample)):
-            values = unfold_inputs(module, chunk, output_shape[2:])
+        for values in unfolded_chunks(module, inputs, output_shape):
             # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
             unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
             values = values / unit
             self.second += (values.transpose(1, 2) @ values).to(self.second.dtype) * unit.to(self.second.dtype) ** 2
@@ -111,6 +107,23 @@ class InputMoment:
         mean = self.first / count
         moment = self.second / count
         return moment - mean[:, :, None] * mean[:, None, :] if centred else moment
+
+
+def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> Iterator[Tensor]:
+    """Yield what `unfold_inputs` returns for a call of a layer, in float32 or wider, a few samples at a time.
+
+    Args:
+        module: The layer.
+        inputs: What it was called on, with or without a batch dimension.
+        output_shape: Shape of what it returned.
+    """
+    batched, output_shape = _with_batch(module, inputs, output_shape)
+    positions = prod(batched.shape[1:-1]) if float_class(module) is nn.Linear else prod(output_shape[2:])
+    _, columns = rows_and_columns(module)
+    per_sample = max(positions * columns * int(getattr(module, "groups", 1)), 1)
+    for chunk in batched.split(max(1, _CHUNK_ELEMENTS // per_sample)):
+        values = unfold_inputs(module, chunk, output_shape[2:])
+        yield values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | tuple[int, ...] = ()) -> Tensor:
