@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,8 +136,15 @@ class Preparation:
         problem, by_name = self.reduced.problem, {row.name: row for row in self.rows}
         for name, values, limit in zip(self.reduced.bounded, problem.rows, problem.limits, strict=True):
             row = by_name[name]
+            least, most = self.extremes(row)
+            if row.limit is not None and row.limit > most:
+                warnings.warn(
+                    f"The budget {name}={row.limit:.10g} bounds nothing: the most possible value is {most:.10g} "
+                    f"{row.unit} (the least is {least:.10g}). Lower it if the model is to become smaller.",
+                    UserWarning,
+                    stacklevel=4,
+                )
             if problem.least(values).sum() > limit:
-                least, most = self.extremes(row)
                 raise InfeasibleBudgetError(
                     f"The budget {name}={row.limit:.10g} is below the least possible value, {least:.10g} {row.unit}"
                     f" (the most possible is {most:.10g}). Raise the budget or offer candidates of fewer bits."

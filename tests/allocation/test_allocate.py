@@ -84,6 +84,12 @@ def test_an_impossible_budget_names_the_least_and_the_most(taylor):
     assert allocate(taylor, Budget(bytes=least / 8)).costs["bytes"] == least / 8
 
 
+def test_a_budget_above_the_most_possible_says_so_and_both_ends():
+    with pytest.warns(UserWarning, match="average_bits=99 bounds nothing: the most possible value is .*the least is"):
+        allocation = allocate(make_taylor(), Budget(average_bits=99))
+    assert set(allocation.policy.bits().values()) == {5}
+
+
 def test_nothing_is_printed(taylor, capfd):
     for solver in ("highs", "cbc"):
         allocate(taylor, Budget(average_bits=4.5), solver=solver)
