@@ -16,8 +16,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from .allocation import Allocation, Budget
+from .calling import ForwardFn
 from .curvature import TaylorModel
-from .curvature.batches import ForwardFunction, LossFunction
+from .curvature.evaluator import LossFn
 from .export.checkpoint import policy_in_checkpoint
 from .modules import empty_packed_model, packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
@@ -74,8 +75,8 @@ class MixedPrecisionQuantization(Callback):
         curvature: CurvatureOptions | None = None,
         solver: SolverOptions | None = None,
         calibration_batches: int = 8,
-        forward_fn: ForwardFunction | None = None,
-        loss_fn: LossFunction | None = None,
+        forward_fn: ForwardFn | None = None,
+        loss_fn: LossFn | None = None,
         reestimate: bool = True,
         verdict: bool = True,
         report_path: str | Path | None = "report.json",

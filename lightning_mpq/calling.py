@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import describe_batch, to_device
+
 ForwardFn = Callable[[nn.Module, Any], Any]
 
 
@@ -23,14 +25,14 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
     Raises:
         TypeError: If the batch is of another kind, or `forward` does not take such an input.
     """
-    batch = to_device(batch, model)
+    batch = to_device(batch, device_of(model))
     if forward_fn is not None:
         return forward_fn(model, batch)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"Expected batch {number} to be a tensor, or a tuple or list that begins with one, got {_kind(batch)}. "
-            "Pass forward_fn=lambda model, batch: ... to say how the model is called."
+            f"Expected batch {number} to be a tensor, or a tuple or list that begins with one, got "
+            f"{describe_batch(batch)}. Pass forward_fn=lambda model, batch: ... to say how the model is called."
         )
     try:
         return model(inputs)
@@ -43,26 +45,7 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
         ) from error
 
 
-def to_device(batch: Any, model: nn.Module) -> Any:
-    """Return the batch with its tensors on the model's device, for tuples, lists and dicts of any depth."""
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer; the CPU if it has none."""
     tensor = next(model.parameters(), next(model.buffers(), None))
-    return batch if tensor is None else _move(batch, tensor.device)
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _move(item, device) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        moved = [_move(item, device) for item in value]
-        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
-    return value
-
-
-def _kind(batch: Any) -> str:
-    if isinstance(batch, dict):
-        return f"a dict with the keys {', '.join(map(str, batch))}"
-    if isinstance(batch, (tuple, list)) and batch:
-        return f"a {type(batch).__name__} that begins with a {type(batch[0]).__name__}"
-    return f"a {type(batch).__name__}"
+    return torch.device("cpu") if tensor is None else tensor.device

@@ -12,10 +12,12 @@ from typing import Any
 from torch import nn
 
 from .allocation import Allocation, Budget, allocate
+from .batches import sample_count
+from .calling import ForwardFn
 from .candidates import make_candidates
 from .correction import batchnorm_layers
 from .curvature import TaylorModel, profile
-from .curvature.batches import ForwardFunction, LossFunction, sample_count
+from .curvature.evaluator import LossFn
 from .curvature.shrinkage import shrink
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
@@ -70,8 +72,8 @@ class Pipeline:
     candidates: CandidateOptions = field(default_factory=CandidateOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     solver: SolverOptions = field(default_factory=SolverOptions)
-    forward_fn: ForwardFunction | None = None
-    loss_fn: LossFunction | None = None
+    forward_fn: ForwardFn | None = None
+    loss_fn: LossFn | None = None
     reestimate: bool = True
     cache_dir: str | Path | None = None
     progress: Progress | None = None

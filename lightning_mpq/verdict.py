@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from .allocation import Allocation
+from .calling import ForwardFn
 from .correction import measure_batchnorm, reestimate_batchnorm
 from .curvature import Likelihood, TaylorModel
-from .curvature.batches import ForwardFunction, LossFunction
+from .curvature.evaluator import LossFn
 from .groups import LayerGroups
 from .modules import stored_bytes
 from .policy import BitPolicy
@@ -49,8 +50,8 @@ class Verdict:
     groups: LayerGroups
     taylor: TaylorModel
     evaluate: Callable[[], Mapping[str, float]]
-    forward_fn: ForwardFunction | None = None
-    loss_fn: LossFunction | None = None
+    forward_fn: ForwardFn | None = None
+    loss_fn: LossFn | None = None
     likelihood: Likelihood | None = None
     reestimate: bool = True
     reestimated: bool = False

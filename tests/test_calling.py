@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.calling import forward_batch, to_device
+from lightning_mpq.batches import to_device
+from lightning_mpq.calling import device_of, forward_batch
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: [x]])
@@ -22,7 +23,7 @@ def test_forward_fn_decides():
 
 @pytest.mark.parametrize(
     ("batch", "said"),
-    [({"x": 1}, "a dict with the keys x"), ("text", "a str"), ([], "a list"), ((1, 2), "begins with a int")],
+    [({"x": 1}, "a dict with 'x': a int"), ("text", "a str"), ([], "a list"), ((1, 2), "a tuple of a int")],
 )
 def test_other_batches_are_named_with_the_way_out(batch, said):
     with pytest.raises(TypeError, match=f"batch 3 .*{said}.*forward_fn"):
@@ -37,7 +38,7 @@ def test_an_input_that_forward_cannot_take_is_named():
 def test_batches_move_to_the_models_device_and_keep_their_shape():
     pair = namedtuple("pair", "x y")
     batch = {"a": pair(torch.ones(1), [torch.ones(2)]), "b": "text"}
-    moved = to_device(batch, nn.Linear(1, 1, device="meta"))
+    moved = to_device(batch, device_of(nn.Linear(1, 1, device="meta")))
     assert moved["a"].x.device.type == "meta"
     assert moved["a"].y[0].device.type == "meta"
     assert moved["b"] == "text"

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..candidates import Candidate
 from ..groups import LayerGroup
 from .batch_fisher import BatchFisher
-from .batches import Evaluator
+from .evaluator import Evaluator
 from .fingerprint import combine
 from .fisher import Fisher
 from .gauss_newton import GaussNewton

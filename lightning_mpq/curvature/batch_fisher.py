@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from .batches import Evaluator
+from .evaluator import Evaluator
 from .likelihood import Likelihood
 from .moments import WeightedMoments
 from .perturbation import Perturbations

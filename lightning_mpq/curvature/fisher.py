@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .batches import Evaluator, sample_count, slice_batch
+from ..batches import sample_count, slice_batch
+from .evaluator import Evaluator
 from .forward_mode import output_change
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .batches import Evaluator
+from .evaluator import Evaluator
 from .perturbation import Perturbations
 from .weights import substituted
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .batches import Evaluator
+from .evaluator import Evaluator
 from .forward_mode import output_change
 from .likelihood import Likelihood
 from .moments import WeightedMoments, sums_of_products

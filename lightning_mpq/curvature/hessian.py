@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from .batches import Evaluator, batch_weight
+from ..batches import batch_weight
+from .evaluator import Evaluator
 from .likelihood import Likelihood
 from .moments import WeightedMoments
 from .perturbation import Perturbations

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Evaluator, sample_count
+from ..batches import sample_count
+from .evaluator import Evaluator
 from .perturbation import Perturbations
 
 

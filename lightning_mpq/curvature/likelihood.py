@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import log_softmax, one_hot, softplus
 
-from .batches import describe_batch
+from ..batches import describe_batch
 
 Sampling = Literal["label", "sign"]
 

@@ -13,13 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Generator, nn
 
+from ..batches import split_batch, to_device
+from ..calling import ForwardFn
 from ..candidates import Candidate, make_candidates
 from ..errors import NonFiniteError
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
 from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
-from .batches import Evaluator, ForwardFunction, LossFunction, split_batch, to_device
 from .cache import TaylorCache
+from .evaluator import Evaluator, LossFn
 from .fingerprint import hash_batch, hash_settings
 from .isolation import isolated
 from .likelihood import Likelihood
@@ -48,8 +50,8 @@ def profile(
     chunk_size: int | None = None,
     tolerance: float | None = None,
     loss: Loss | None = None,
-    forward_fn: ForwardFunction | None = None,
-    loss_fn: LossFunction | None = None,
+    forward_fn: ForwardFn | None = None,
+    loss_fn: LossFn | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     cache_dir: str | Path | None = None,

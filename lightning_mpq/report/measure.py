@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import to_device
-from ..curvature.batches import Evaluator, ForwardFunction, LossFunction, sample_count
+from ..batches import sample_count, to_device
+from ..calling import ForwardFn, device_of
+from ..curvature.evaluator import Evaluator, LossFn
 from ..curvature.isolation import isolated
 from ..curvature.likelihood import Likelihood, guess_likelihood
 
@@ -32,8 +33,8 @@ class LossChange:
         loss: str,
         *,
         likelihood: Likelihood | None = None,
-        forward_fn: ForwardFunction | None = None,
-        loss_fn: LossFunction | None = None,
+        forward_fn: ForwardFn | None = None,
+        loss_fn: LossFn | None = None,
     ) -> None:
         """Run the float model once and keep what later measurements compare with.
 
@@ -66,7 +67,7 @@ class LossChange:
         with isolated(self._model), torch.no_grad():
             for number, batch in enumerate(self._batches):
                 self._evaluator.batch_number = number + 1
-                value, count = total_of(number, to_device(batch, self._model))
+                value, count = total_of(number, to_device(batch, device_of(self._model)))
                 total, samples = total + value, samples + count
         return total / max(samples, 1)
 

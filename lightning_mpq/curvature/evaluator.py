@@ -1,8 +1,8 @@
-"""Calibration batches: into chunks and through the model, with errors that say what to pass."""
+"""The model and its loss on batches, with errors that say what to pass and where a value is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from inspect import signature
@@ -11,81 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import forward_batch
+from ..batches import describe_batch, tensors_of
+from ..calling import ForwardFn, forward_batch
 from ..errors import NonFiniteError
 from .isolation import shadowed
 
-ForwardFunction = Callable[[nn.Module, Any], Tensor]
-LossFunction = Callable[[nn.Module, Any], Tensor]
-
-
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and mappings; anything else stays."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, item) for item in batch))
-    if type(batch) in (tuple, list):
-        return type(batch)(map_tensors(function, item) for item in batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(function, value) for key, value in batch.items()}
-    return batch
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    """Return every tensor of a batch in order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, batch)
-    return found
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors, or the whole object if it has a ``to``, on a device, without gradients."""
-    if not isinstance(batch, (Tensor, tuple, list, Mapping)) and hasattr(batch, "to"):
-        return batch.to(device)
-    return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True), batch)
-
-
-def sample_count(batch: Any) -> int | None:
-    """Return the common length of a batch's tensors along dimension 0; None if they have none in common."""
-    lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in tensors_of(batch)}
-    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
-
-
-def batch_weight(batch: Any) -> int:
-    """Return the number of samples in a batch as its first tensor shows it, 1 if there is none to see."""
-    return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.dim()), 1)
-
-
-def slice_batch(batch: Any, start: int, stop: int) -> Any:
-    """Return samples start..stop of a batch for which `sample_count` is not None."""
-    return map_tensors(lambda tensor: tensor[start:stop], batch)
-
-
-def split_batch(batch: Any, chunk_size: int | None) -> Iterator[Any]:
-    """Yield a batch in chunks of at most ``chunk_size`` samples, whole if it is None or cannot be cut."""
-    count = sample_count(batch)
-    if chunk_size is None or count is None or count <= chunk_size:
-        yield batch
-        return
-    for start in range(0, count, chunk_size):
-        yield slice_batch(batch, start, start + chunk_size)
-
-
-def describe_batch(batch: Any) -> str:
-    """Return what a batch is, for messages.
-
-    Example:
-        >>> describe_batch({"ids": torch.zeros(2, 3), "name": "x"})
-        "a dict with 'ids': a float32 tensor [2, 3], 'name': a str"
-    """
-    if isinstance(batch, Tensor):
-        return f"a {str(batch.dtype).removeprefix('torch.')} tensor {list(batch.shape)}"
-    if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {', '.join(map(describe_batch, batch[:4])) or 'nothing'}"
-    if isinstance(batch, Mapping):
-        return "a dict with " + ", ".join(f"{key!r}: {describe_batch(batch[key])}" for key in list(batch)[:4])
-    return f"a {type(batch).__name__}"
+LossFn = Callable[[nn.Module, Any], Tensor]
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -124,7 +55,7 @@ class Evaluator:
         batch_number: Which batch is being measured, for messages; from 1.
     """
 
-    def __init__(self, model: nn.Module, forward_fn: ForwardFunction | None, loss_fn: LossFunction | None) -> None:
+    def __init__(self, model: nn.Module, forward_fn: ForwardFn | None, loss_fn: LossFn | None) -> None:
         """Keep the two functions, or the defaults for None."""
         self.model = model
         self.batch_number = 1
