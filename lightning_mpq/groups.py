@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .layers import float_class, rows_and_columns
+from .patterns import matching
 from .policy import WeightScheme
 
 ALL_BITS = tuple(range(2, 9))
@@ -106,7 +105,7 @@ def find_groups(
     """
     layers, left_in_float = _quantizable_layers(model)
     for pattern in keep_float:
-        for name in _matching(pattern, {**layers, **dict.fromkeys(left_in_float)}, "keep_float"):
+        for name in matching(pattern, {**layers, **dict.fromkeys(left_in_float)}, "keep_float"):
             if layers.pop(name, None) is not None:
                 left_in_float[name] = f"kept in float by the pattern {pattern!r}"
     if not layers:
@@ -151,29 +150,12 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
     return layers, refused
 
 
-def _matching(pattern: str, names: Iterable[str], where: str) -> list[str]:
-    """Return the names that a glob or ``re:`` pattern matches; none is an error."""
-    names = list(names)
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise ValueError(f"{where}: {pattern!r} is not a regular expression: {error}.") from error
-        found = [name for name in names if expression.fullmatch(name)]
-    else:
-        found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise ValueError(f"{where}: the pattern {pattern!r} matches no layer. Layers: {shown}.")
-    return found
-
-
 def _partition(layers: Mapping[str, nn.Module], groups: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
     """Return group name -> layer names, user groups first applied, then tied weights joined."""
     owner: dict[str, str] = {}
     for group, patterns in groups.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            for name in _matching(pattern, layers, f"groups[{group!r}]"):
+            for name in matching(pattern, layers, f"groups[{group!r}]"):
                 if owner.setdefault(name, group) != group:
                     raise ValueError(f"Layer {name!r} falls in the groups {owner[name]!r} and {group!r}.")
     if clash := [group for group in groups if group in layers and owner.get(group) != group]:
@@ -206,7 +188,7 @@ def _allowed_bits(
         for pattern, bits in patterns.items():
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in ALL_BITS:
                 raise ValueError(f"{rule}[{pattern!r}] must be an integer from 2 to 8, got {bits!r}.")
-            for name in _matching(pattern, layers, rule):
+            for name in matching(pattern, layers, rule):
                 allowed[name] = {width for width in allowed[name] if keeps(width, bits)}
                 if not allowed[name]:
                     raise ValueError(

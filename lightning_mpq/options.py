@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .allocation import Rules
 from .candidates import default_scheme
 from .curvature.likelihood import Likelihood
 from .policy import WeightScheme
@@ -97,6 +98,8 @@ class SolverOptions:
         time_limit: Seconds after which the best plan so far is returned with its proven gap.
         gap: Relative gap at which a plan counts as optimal.
         seed: Seed of the local search.
+        robust: Multiple of the prediction's standard error that is minimised with it.
+        rules: Groups that must be equal, least and most bits, few distinct widths; see `Rules`.
     """
 
     objective: Literal["quadratic", "additive"] = "quadratic"
@@ -104,3 +107,5 @@ class SolverOptions:
     time_limit: float = 10.0
     gap: float = 1e-3
     seed: int = 0
+    robust: float = 0.0
+    rules: Rules | None = None

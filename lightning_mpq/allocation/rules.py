@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 
 from ..curvature.model import TaylorModel
+from ..patterns import matching
 from ..policy import WeightScheme
 from .problem import Mask
 
@@ -50,23 +49,6 @@ class Rules:
             raise ValueError("equal must be a list of lists of patterns, got a single pattern in it.")
 
 
-def matching(pattern: str, names: Sequence[str], rule: str) -> list[str]:
-    """Return the names that a pattern matches.
-
-    Raises:
-        ValueError: If it matches none.
-    """
-    if pattern in names:
-        return [pattern]
-    if pattern.startswith("re:"):
-        found = [name for name in names if re.fullmatch(pattern[3:], name)]
-    else:
-        found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        raise ValueError(f"{rule}: the pattern {pattern!r} matches no group. Groups are {', '.join(names[:8])} ...")
-    return found
-
-
 def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
     """Return which candidates the rules on single groups allow, shape [K].
 
@@ -79,7 +61,7 @@ def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
     owner = np.array([c.group for c in taylor.candidates])
     for rule, patterns in (("fixed", rules.fixed), ("min_bits", rules.min_bits), ("max_bits", rules.max_bits)):
         for pattern, value in patterns.items():
-            for name in matching(pattern, names, rule):
+            for name in matching(pattern, names, rule, "group"):
                 keeps = np.array([_keeps(rule, value, c.scheme) for c in taylor.candidates])
                 mine = owner == name
                 text = f"{rule}[{pattern!r}] = {value}"
@@ -113,7 +95,7 @@ def tied_groups(taylor: TaylorModel, rules: Rules) -> list[list[int]]:
         return group
 
     for patterns in rules.equal:
-        members = [names.index(name) for pattern in patterns for name in matching(pattern, names, "equal")]
+        members = [names.index(name) for pattern in patterns for name in matching(pattern, names, "equal", "group")]
         for member in members[1:]:
             low, high = sorted((root(members[0]), root(member)))
             parent[high] = low
