@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from lightning_mpq.errors import InfeasibleBudgetError
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import pack_model, restore_layers, stored_bytes
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.rounded_weights import RoundedWeights
+from lightning_mpq.quantizers import QuantizedRows
 from lightning_mpq.rounding import round_candidates, second_order_schemes
+from lightning_mpq.sequential_rounding import round_sequentially
 from lightning_mpq.verdict import uniform_policy
 
 from .common import Demand, write_results
@@ -152,19 +154,23 @@ def compress(
                 continue
             allocate_seconds = time.perf_counter() - start
             for plan, policy in plans.items():
-                for repair in (False, True):
+                start = time.perf_counter()
+                codes = {rounding: rounded.of_policy(policy)}
+                if rounding == "second_order" and plan == "full":
+                    codes["sequential"] = round_sequentially(model, batches, policy)
+                code_seconds = time.perf_counter() - start
+                for (way, rows), repair in product(codes.items(), (False, True)):
                     start = time.perf_counter()
-                    with quantized(model, policy, rounded, batches if repair else None):
-                        seconds = time.perf_counter() - start
-                        weights = sum(group.weight_count for group in groups)
+                    with quantized(model, policy, rows, batches if repair else None):
+                        seconds = round_seconds + profile_seconds + allocate_seconds + time.perf_counter() - start
                         yield {
-                            "rounding": rounding,
+                            "rounding": way,
                             "plan": plan,
                             "repair": repair,
                             "budget": budget,
-                            "bits": 8 * stored_bytes(model).packed / weights,
+                            "bits": 8 * stored_bytes(model).packed / sum(group.weight_count for group in groups),
                             "stored_bytes": stored_bytes(model).total,
-                            "job_seconds": round_seconds + profile_seconds + allocate_seconds + seconds,
+                            "job_seconds": seconds + (code_seconds if way == "sequential" else 0.0),
                             **_score(_right(model, test), float_right),
                         }
 
@@ -182,13 +188,13 @@ def _plans(taylor: TaylorModel, budget: float) -> dict[str, BitPolicy]:
 
 @contextmanager
 def quantized(
-    model: nn.Module, policy: BitPolicy, rounded: RoundedWeights, batches: Sequence[Any] | None
+    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows], batches: Sequence[Any] | None
 ) -> Iterator[None]:
     """Pack a model for the time of a block, and repair its BatchNorm statistics if there are batches."""
     layers = batchnorm_layers(model)
     state = {name: {key: value.clone() for key, value in layer.named_buffers()} for name, layer in layers.items()}
     before = measure_batchnorm(model, batches) if batches else None
-    floats = pack_model(model, policy, rounded.of_policy(policy))
+    floats = pack_model(model, policy, rounded)
     try:
         if batches:
             reestimate_batchnorm(model, batches, before=before)
@@ -234,7 +240,7 @@ def _score(right: Tensor, float_right: Tensor) -> dict[str, float]:
 
 def _demands(rows: Sequence[Mapping[str, Any]]) -> list[Demand]:
     def chosen(budget: float) -> list[Mapping[str, Any]]:
-        wanted = {"network": "resnet20", "rounding": "second_order", "plan": "full", "repair": True, "budget": budget}
+        wanted = {"network": "resnet20", "rounding": "sequential", "plan": "full", "repair": True, "budget": budget}
         return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
     demands = []
