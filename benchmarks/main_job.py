@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -48,12 +49,12 @@ def main() -> None:
     parser.add_argument("--cache", default="outputs/cache", help="folder where trained weights are kept")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/main_job-NAME.json")
     arguments = parser.parse_args()
-    overrides = [f"experiment={arguments.experiment}", f"cache_dir={arguments.cache}", "output_dir=outputs/main_job"]
+    overrides = [f"experiment={arguments.experiment}", f"cache_dir={arguments.cache}"]
     overrides += [f"data.root={arguments.root}"] if arguments.root else []
     overrides += QUICK if arguments.quick else []
-    with initialize_config_module("lightning_mpq.conf", version_base="1.3"):
-        config = compose("config", overrides)
-    rows, cost, command = measure(config, arguments.budgets)
+    with TemporaryDirectory() as scratch, initialize_config_module("lightning_mpq.conf", version_base="1.3"):
+        config = compose("config", [*overrides, f"output_dir={scratch}"])
+        rows, cost, command = measure(config, arguments.budgets)
     _print(rows, cost)
     path = write_results(
         f"main_job-{arguments.experiment}",
