@@ -39,7 +39,8 @@ class Perturbations:
             model: The model that the groups were found in.
             groups: The groups, in order.
             candidates: In the order of groups, at least one for each.
-            kept_bytes: Up to how many bytes of codes to keep; what lies beyond is quantized anew each time.
+            kept_bytes: Up to how many bytes of codes to keep, and an eighth of it for dense perturbations; what lies
+                beyond is computed anew each time.
             rounded: The weights as they were rounded on calibration data; None to round each weight by itself.
 
         Raises:
@@ -53,6 +54,8 @@ class Perturbations:
         self._schemes = [candidate.scheme for candidate in candidates]
         self._kept: dict[tuple[str, int], QuantizedRows] = {}
         self._bytes_left = kept_bytes
+        self._dense: dict[str, Tensor] = {}
+        self._dense_bytes_left = kept_bytes // 8
         self._rounded = rounded
         start = 0
         for group in groups:
@@ -104,7 +107,15 @@ class Perturbations:
     def of_layer(self, layer: str) -> Tensor:
         """Return D of all B candidates of a layer's group as [B, *weight shape], in the weight's type."""
         columns = self.columns[layer]
-        return torch.stack([self._perturbation(layer, index) for index in range(columns.start, columns.stop)])
+        leader = self._leader[layer]
+        if leader in self._dense:
+            return self._dense[leader]
+        stacked = torch.stack([self._perturbation(layer, index) for index in range(columns.start, columns.stop)])
+        size = stacked.numel() * stacked.element_size()
+        if size <= self._dense_bytes_left:  # small networks would spend more time on this than on passes
+            self._dense[leader] = stacked
+            self._dense_bytes_left -= size
+        return stacked
 
     def of_candidate(self, index: int) -> dict[str, Tensor]:
         """Return D of one candidate for each distinct weight it touches, by leading layer."""
