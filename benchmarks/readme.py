@@ -51,29 +51,30 @@ def main_job_block(content: Mapping[str, Any]) -> str:
     budgets = sorted({row["budget_bits"] for row in rows})
     base = by_key[budgets[0], "float"]
     lines = [
-        "![Test accuracy against stored bytes](benchmarks/results/main_job.svg)",
+        "![Test accuracy and divergence against stored bytes](benchmarks/results/main_job.svg)",
         "",
         f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
         f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
         "scales and float leftovers included. One standard error of an accuracy is "
-        f"{100 * sqrt(base['test_accuracy'] * (1 - base['test_accuracy']) / 10_000):.2f} points: differences below "
-        "that are noise.",
+        f"{_standard_error(base):.2f} points: below that, differences are noise, and the divergence from the float "
+        "model (KL in nats per calibration image, after repair) tells more.",
         "",
-        "| budget, average bits | chosen plan | bytes | smaller | additive plan | uniform |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| budget, average bits | chosen plan | bytes | smaller | divergence | additive plan | uniform |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for budget in budgets:
         chosen, additive, uniform = (by_key[budget, model] for model in ("chosen", "additive", "uniform"))
         lines.append(
             f"| {budget:g} | **{_percent(chosen)}** | {chosen['stored_bytes']:,} | "
-            f"{base['stored_bytes'] / chosen['stored_bytes']:.1f}x | {_percent(additive)} | "
-            f"{_percent(uniform)} ({uniform['average_bits']:.2f} bits) |"
+            f"{base['stored_bytes'] / chosen['stored_bytes']:.1f}x | {chosen['measured_loss']:.5f} | "
+            f"{_percent(additive)}, {additive['measured_loss']:.5f} | "
+            f"{_percent(uniform)}, {uniform['measured_loss']:.5f} ({uniform['average_bits']:.2f} bits) |"
         )
     return "\n".join(lines)
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Draw test accuracy against stored kilobytes for all models."""
+    """Draw test accuracy and divergence from the float model against stored kilobytes for all models."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -81,23 +82,38 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows: Sequence[Mapping[str, Any]] = content["results"]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    styles = {"uniform": ("s", "#999999"), "additive": ("^", "#d08000"), "chosen": ("o", "#6206e0")}
-    for model, (marker, color) in styles.items():
-        points = sorted({(r["stored_bytes"] / 1000, 100 * r["test_accuracy"]) for r in rows if r["model"] == model})
-        label = {"uniform": "one width everywhere", "additive": "additive plan", "chosen": "chosen plan"}[model]
-        axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=label)
-    base = next(r for r in rows if r["model"] == "float")
-    label = f"float ({base['stored_bytes'] / 1000:,.0f} kB)"
-    axes.axhline(100 * base["test_accuracy"], color="black", linestyle="--", linewidth=1, label=label)
-    axes.set(
-        xlabel="stored bytes of the whole model, kB", ylabel="test accuracy, %", title="ResNet-20 on Fashion-MNIST"
+    base = next(row for row in rows if row["model"] == "float")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    styles = {
+        "uniform": ("s", "#999999", "one width everywhere"),
+        "additive": ("^", "#d08000", "additive plan"),
+        "chosen": ("o", "#6206e0", "chosen plan"),
+    }
+    for model, (marker, color, label) in styles.items():
+        mine = [row for row in rows if row["model"] == model]
+        for axes, key, factor in ((left, "test_accuracy", 100), (right, "measured_loss", 1)):
+            points = sorted({(row["stored_bytes"] / 1000, factor * row[key]) for row in mine})
+            axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=label)
+    accuracy = 100 * base["test_accuracy"]
+    left.axhline(
+        accuracy, color="black", linestyle="--", linewidth=1, label=f"float ({base['stored_bytes'] / 1e3:,.0f} kB)"
     )
-    axes.grid(alpha=0.3)
-    axes.legend()
+    noise = _standard_error(base)
+    left.axhspan(accuracy - noise, accuracy + noise, color="black", alpha=0.08, label="one standard error")
+    left.set(ylabel="test accuracy, %", ylim=(accuracy - 2, accuracy + 1), title="accuracy on 10,000 test images")
+    right.set(ylabel="nats per image", yscale="log", title="divergence from the float model")
+    for axes in (left, right):
+        axes.set_xlabel("stored bytes of the whole model, kB")
+        axes.grid(alpha=0.3)
+    left.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _standard_error(row: Mapping[str, Any]) -> float:
+    """Return the standard error of an accuracy on 10,000 images, in points."""
+    return 100 * sqrt(row["test_accuracy"] * (1 - row["test_accuracy"]) / 10_000)
 
 
 def _percent(row: Mapping[str, Any]) -> str:

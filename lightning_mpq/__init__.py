@@ -12,6 +12,7 @@ from .allocation import (
     alternatives,
     frontier,
 )
+from .bias_correction import correct_biases, output_means
 from .callback import MixedPrecisionQuantization
 from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
@@ -26,6 +27,7 @@ from .quantize import quantize
 from .report import Report, print_report
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates, second_order_schemes
+from .sequential_rounding import round_sequentially
 
 __all__ = [
     # the callback and its settings
@@ -38,6 +40,7 @@ __all__ = [
     "find_groups",
     "make_candidates",
     "round_candidates",
+    "round_sequentially",
     "profile",
     "shrink",
     "allocate",
@@ -46,6 +49,8 @@ __all__ = [
     "measure_latency",
     "quantize",
     "reestimate_batchnorm",
+    "output_means",
+    "correct_biases",
     "save",
     "load",
     "load_checkpoint",
