@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .candidates import make_candidates
 from .correction import batchnorm_layers
 from .curvature import TaylorModel, profile
 from .curvature.evaluator import LossFn
+from .curvature.sanity import order_violations
 from .curvature.shrinkage import shrink
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
@@ -159,6 +161,7 @@ class Pipeline:
                 cache_dir=self.cache_dir,
                 progress=self._within(0.15, 0.4),
             )
+        _warn_of_wrong_order(taylor)
         return groups, rounded, shrink(taylor) if self.curvature.shrink else taylor
 
     def _sampling(self, model: nn.Module) -> dict[str, Any]:
@@ -250,6 +253,21 @@ class Pipeline:
     def _within(self, start: float, stop: float) -> Progress | None:
         """Return a progress function for a stage that takes the job from ``start`` to ``stop``."""
         return lambda fraction, message: self._tell(start + fraction * (stop - start), message)
+
+
+def _warn_of_wrong_order(taylor: TaylorModel) -> None:
+    """Name the groups that are predicted to do worse with more bits, which no divergence can mean."""
+    violations = order_violations(taylor) if taylor.loss == "divergence" else []
+    if violations:
+        worst = max(violations, key=lambda found: found.excess)
+        names = sorted({taylor.candidates[found.more].group for found in violations})
+        warnings.warn(
+            f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
+            f"{taylor.describe(worst.more)} by {worst.excess:.3g} above {taylor.describe(worst.fewer)} (standard error "
+            f"{worst.error:.3g}). Calibrate on more samples if that matters to the plan.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check(model: nn.Module, batches: Sequence[Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .calling import ForwardFn, forward_batch
 from .candidates import Candidate
+from .curvature.evaluator import check_finite_parameters
 from .curvature.isolation import isolated
 from .errors import NonFiniteError
 from .groups import LayerGroup
@@ -95,6 +96,7 @@ def round_candidates(
         (12, [('0', 2), ('0', 4), ('2', 2), ('2', 4)])
     """
     tell = progress or (lambda fraction, message: None)
+    check_finite_parameters(model)
     layers = _layers(model, [layer for group in groups for layer in group.layers])
     moments: dict[int, InputMoment] = {}
     if any(candidate.scheme.needs_inputs for candidate in candidates):

@@ -279,6 +279,17 @@ def test_settings_that_cannot_be_met_leave_the_model_as_it_was(tmp_path, argumen
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
 
 
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_changed(tmp_path):
+    class Spoil(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            pl_module.network[4].weight.data[0, 0, 0, 0] = torch.nan
+
+    module = SmallClassifier()
+    with pytest.raises(NonFiniteError, match="network.4"):
+        make_trainer(tmp_path, Spoil(), make_callback()).fit(module, SmallData())
+    assert not packed_layers(module)
+
+
 def test_a_failing_last_validation_brings_the_float_model_back(tmp_path):
     class Fragile(SmallClassifier):
         calls = 0

@@ -120,3 +120,14 @@ class Evaluator:
         where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
         cause = " The batch itself holds NaN or infinite values." if bad_input else ""
         return NonFiniteError(f"The {what} NaN or infinite in batch {self.batch_number}, {where}.{cause}")
+
+
+def check_finite_parameters(model: nn.Module) -> None:
+    """Refuse a model with a parameter that is not finite, and name it (a buffer may be: an attention mask)."""
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            module, _, own = name.rpartition(".")
+            raise NonFiniteError(
+                f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of {own!r} in the module "
+                f"{module or type(model).__name__!r} are NaN or infinite."
+            )

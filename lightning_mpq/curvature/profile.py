@@ -16,12 +16,11 @@ from torch import Generator, nn
 from ..batches import split_batch, to_device
 from ..calling import ForwardFn
 from ..candidates import Candidate, make_candidates
-from ..errors import NonFiniteError
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
 from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
 from .cache import TaylorCache
-from .evaluator import Evaluator, LossFn
+from .evaluator import Evaluator, LossFn, check_finite_parameters
 from .fingerprint import hash_batch, hash_settings
 from .isolation import isolated
 from .likelihood import Likelihood
@@ -138,7 +137,7 @@ def profile(
         settings["rounded"] = rounded.fingerprint
     reestimated = statistics == "reestimated" and has_batch_statistics(model)
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
-        _check_finite(model)
+        check_finite_parameters(model)
         perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
         key = hash_settings(model, tuple(found), offered, settings)
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
@@ -204,17 +203,6 @@ def _generator(device: torch.device, seed: int, content: str) -> Generator:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-
-def _check_finite(model: nn.Module) -> None:
-    """Refuse a model with a parameter that is not finite, and name it (a buffer may be: an attention mask)."""
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            module, _, own = name.rpartition(".")
-            raise NonFiniteError(
-                f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of {own!r} in the module "
-                f"{module or type(model).__name__!r} are NaN or infinite."
-            )
 
 
 class _Clock:

@@ -1,0 +1,51 @@
+"""The order of widths: found where it is broken beyond chance, and kept by real networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.allocation import Budget, allocate
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.curvature import Categorical, TaylorModel, profile
+from lightning_mpq.curvature.sanity import order_violations
+from lightning_mpq.groups import find_groups
+
+
+def model_of(damage: list[float], errors: list[float] | None = None) -> TaylorModel:
+    groups = find_groups(nn.Sequential(nn.Linear(4, 4)))
+    candidates = make_candidates(groups, bits=[2, 3, 4])
+    return TaylorModel(
+        tuple(groups),
+        candidates,
+        torch.zeros(3),
+        2 * torch.diag(torch.tensor(damage)),
+        "fisher",
+        "divergence",
+        10,
+        curvature_error=None if errors is None else 2 * torch.diag(torch.tensor(errors)),
+    )
+
+
+def test_a_wrong_order_is_found_with_its_size():
+    (found,) = order_violations(model_of([3.0, 1.0, 1.5]))
+    assert (found.fewer, found.more) == (1, 2)
+    assert found.excess == pytest.approx(0.5)
+
+
+def test_what_may_be_chance_is_let_pass():
+    assert order_violations(model_of([3.0, 1.0, 1.5], [0.1, 0.3, 0.3])) == []
+    assert len(order_violations(model_of([3.0, 1.0, 1.5], [0.1, 0.1, 0.1]))) == 1
+    assert order_violations(model_of([3.0, 2.0, 1.0])) == []
+
+
+def test_a_network_keeps_the_order_and_the_best_plan_without_a_budget_has_the_most_bits():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 4))
+    taylor = profile(model, torch.randn(128, 12).split(32), curvature="gauss_newton", likelihood=Categorical())
+    assert order_violations(taylor) == []
+    with pytest.warns(UserWarning, match="bounds nothing"):
+        allocation = allocate(taylor, Budget(average_bits=100))
+    assert set(allocation.policy.bits().values()) == {8}
+    assert allocation.predicted_loss <= min(
+        float(taylor.curvature[i, i]) for i in range(len(taylor.candidates)) if taylor.candidates[i].scheme.bits == 2
+    )
