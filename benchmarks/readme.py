@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = RESULTS / "main_job.svg"
+DEMANDS = ROOT / "benchmarks" / "RESULTS.md"
 BEGIN, END = "<!-- main_job:begin -->", "<!-- main_job:end -->"
 
 
@@ -26,15 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     arguments = parser.parse_args()
-    text = README.read_text()
-    wanted = with_block(text, main_job_block(_read("fashion_mnist")))
+    wanted = {README: with_block(README.read_text(), main_job_block(_read("fashion_mnist"))), DEMANDS: demands_page()}
     if arguments.check:
-        if text != wanted:
-            sys.exit("README.md is not what benchmarks/results say: run python -m benchmarks.readme")
+        for path, text in wanted.items():
+            if not path.exists() or path.read_text() != text:
+                sys.exit(f"{path.name} is not what benchmarks/results say: run python -m benchmarks.readme")
         return
     draw(_read("fashion_mnist"), FIGURE)
-    README.write_text(wanted)
-    print(f"written: {README}, {FIGURE}")
+    for path, text in wanted.items():
+        path.write_text(text)
+    print(f"written: {README}, {FIGURE}, {DEMANDS}")
 
 
 def with_block(text: str, block: str) -> str:
@@ -70,6 +72,31 @@ def main_job_block(content: Mapping[str, Any]) -> str:
             f"{_percent(additive)}, {additive['measured_loss']:.5f} | "
             f"{_percent(uniform)}, {uniform['measured_loss']:.5f} ({uniform['average_bits']:.2f} bits) |"
         )
+    return "\n".join(lines)
+
+
+def demands_page() -> str:
+    """Return every figure that was demanded beside the one that was measured, as a Markdown page."""
+    lines = ["# What was demanded and what was measured", "", "Written by `python -m benchmarks.readme`.", ""]
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        where = content["environment"]
+        lines += [
+            f"## {path.stem}",
+            "",
+            f"`benchmarks/results/{path.name}`, {where['date'][:10]}, {where['cpu']}, {where['cores']} cores, "
+            f"{where['torch_threads']} torch threads, torch {where['packages']['torch']}.",
+            "",
+            "| what | demanded | measured | met |",
+            "| --- | --- | --- | --- |",
+        ]
+        for demand in content["demands"]:
+            measured = demand["measured"]
+            shown = f"{measured:.4g}" if isinstance(measured, float) else str(measured)
+            lines.append(
+                f"| {demand['name']} | {demand['demanded']} | {shown} | {'yes' if demand['met'] else '**no**'} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 
