@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CorruptModelError
 from ..files import write_text_atomically
@@ -27,6 +27,7 @@ from .slots import Slot, fill_slots, find_slots
 from .tensor_file import header_sha256, read_tensors, remove_leftovers, write_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
+LOCK_NAME = ".lightning_mpq.lock"
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
@@ -91,23 +92,35 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
     if packed := packed_layers(model):
         raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    while True:
-        layers, slots = _packed_view(model, manifest)
-        source = _match(slots, manifest, model)
-        try:
-            tensors = read_tensors(folder / manifest.weights_file, manifest)
-            break
-        except FileNotFoundError as error:
-            previous, manifest = manifest, read_manifest(folder)
-            path = folder / manifest.weights_file
-            if manifest == previous and not path.exists():  # if not, another process has just saved: read again
-                raise CorruptModelError(f"{path} is missing, though {MANIFEST_NAME} names it. {REMEDY}") from error
+    try:
+        layers, slots, source, tensors = _read(folder, model)
+    except CorruptModelError:
+        # Another process may just be saving, or have saved between two steps of ours: look again while nobody can.
+        with _nobody_writing(folder):
+            layers, slots, source, tensors = _read(folder, model)
     uses = Counter(source.values())  # what was one tensor may be two in this model, each in memory of its own
     found = ((slot, tensors[source[slot.name]], uses[source[slot.name]] > 1) for slot in slots)
     fill_slots((slot, value.clone() if shared else value) for slot, value, shared in found)
     replace_layers(model, layers)
     return model
+
+
+def _read(
+    folder: Path, model: nn.Module
+) -> tuple[dict[str, PackedLayer], list[Slot], dict[str, str], dict[str, Tensor]]:
+    """Read and check everything that was saved: empty packed layers, their slots, what fills each, and the tensors.
+
+    Raises:
+        CorruptModelError: If a file is missing, damaged or foreign, or does not fit the model.
+    """
+    manifest = read_manifest(folder)
+    layers, slots = _packed_view(model, manifest)
+    source = _match(slots, manifest, model)
+    path = folder / manifest.weights_file
+    try:
+        return layers, slots, source, read_tensors(path, manifest)
+    except FileNotFoundError as error:
+        raise CorruptModelError(f"{path} is missing, though {MANIFEST_NAME} names it. {REMEDY}") from error
 
 
 def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot]]:
@@ -171,10 +184,15 @@ def _match(slots: list[Slot], manifest: Manifest, model: nn.Module) -> dict[str,
     return {slot.name: saved[slot.name] for slot in slots}
 
 
+def _nobody_writing(folder: Path) -> AbstractContextManager[object]:
+    """Hold the lock of a folder that was saved to; nothing is made in any other folder."""
+    return _only_writer(folder) if (folder / LOCK_NAME).exists() else nullcontext()
+
+
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock; False where the file system has none, so that nothing may be removed."""
-    lock = FileLock(folder / ".lightning_mpq.lock")
+    lock = FileLock(folder / LOCK_NAME)
     try:
         lock.acquire()
     except (NotImplementedError, OSError):
