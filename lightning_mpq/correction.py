@@ -98,12 +98,12 @@ def measure_batchnorm(
         ValueError: If there is no batch.
     """
     layers = batchnorm_layers(model)
-    saved = _buffers(layers)
+    saved = save_statistics(layers)
     try:
         reestimate_batchnorm(model, batches, forward_fn)
         return {name: _statistics(layer) for name, layer in layers.items()}
     finally:
-        _restore(layers, saved)
+        restore_statistics(layers, saved)
 
 
 def _statistics(layer: _BatchNorm) -> BatchNormStatistics:
@@ -128,22 +128,24 @@ def _move(layer: _BatchNorm, stored: BatchNormStatistics, before: BatchNormStati
 @contextmanager
 def _statistics_kept_on_error(layers: dict[str, _BatchNorm]) -> Iterator[None]:
     """Put the running statistics back if the block fails."""
-    saved = _buffers(layers)
+    saved = save_statistics(layers)
     try:
         yield
     except BaseException:
-        _restore(layers, saved)
+        restore_statistics(layers, saved)
         raise
 
 
-def _buffers(layers: Mapping[str, _BatchNorm]) -> dict[str, dict[str, Tensor]]:
+def save_statistics(layers: Mapping[str, _BatchNorm]) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the running statistics of layers, for `restore_statistics`."""
     return {
         name: {key: value.clone() for key, value in layer.named_buffers(recurse=False)}
         for name, layer in layers.items()
     }
 
 
-def _restore(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+def restore_statistics(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put running statistics back as `save_statistics` found them."""
     with torch.no_grad():
         for name, layer in layers.items():
             for key, value in layer.named_buffers(recurse=False):

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from .calling import ForwardFn
-from .correction import batchnorm_layers, measure_batchnorm, reestimate_batchnorm
+from .correction import (
+    batchnorm_layers,
+    measure_batchnorm,
+    reestimate_batchnorm,
+    restore_statistics,
+    save_statistics,
+)
 from .modules import pack_model, restore_layers
 from .policy import BitPolicy
 from .quantizers import QuantizedRows
@@ -93,15 +98,12 @@ def apply_policy(
 ) -> Callable[[], None]:
     """Pack the layers of a policy; return the function that brings them and the BatchNorm statistics back."""
     layers = batchnorm_layers(model)
-    statistics = {name: {k: v.clone() for k, v in layer.named_buffers()} for name, layer in layers.items()}
+    statistics = save_statistics(layers)
     floats = pack_model(model, policy, rounded)
 
     def undo() -> None:
         restore_layers(model, floats)
-        with torch.no_grad():
-            for name, layer in layers.items():
-                for key, value in layer.named_buffers():
-                    value.copy_(statistics[name][key])
+        restore_statistics(layers, statistics)
 
     return undo
 

@@ -70,8 +70,10 @@ class Verdict:
         # Each group alone is one more pass: on so many batches that all groups cost about as much as the profile.
         self._few = self.batches[: max(1, _PASSES_FOR_GROUPS_ALONE * len(self.batches) // len(self.groups))]
         self._change, self._change_of_group = changes(self.batches), changes(self._few)
-        self._statistics = measure_batchnorm(self.model, self.batches, self.forward_fn)
-        self._statistics_of_few = measure_batchnorm(self.model, self._few, self.forward_fn)
+        if self.reestimate:
+            self._statistics = measure_batchnorm(self.model, self.batches, self.forward_fn)
+        if self.reestimated:
+            self._statistics_of_few = measure_batchnorm(self.model, self._few, self.forward_fn)
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""

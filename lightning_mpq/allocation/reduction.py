@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,10 +44,6 @@ class ReducedProblem:
         selection = np.array(chosen, dtype=np.int64)
         full = sum(len(self.members[place]) for place in chosen) == len(wanted)
         return selection if full and len(selection) == self.problem.group_count else None
-
-    def with_limits(self, limits: Array) -> ReducedProblem:
-        """Return the same with other limits."""
-        return replace(self, problem=replace(self.problem, limits=limits))
 
 
 def reduce_problem(
