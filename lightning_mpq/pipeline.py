@@ -25,6 +25,7 @@ from .groups import LayerGroups, find_groups
 from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .quantize import apply_policy, quantize
+from .quantizers import QuantizedRows
 from .report import Report
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
@@ -52,6 +53,27 @@ class Outcome:
     taylor: TaylorModel
     allocation: Allocation
     report: Report | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before anything is packed.
+
+    Attributes:
+        groups: The groups, and what stays in float.
+        rounded: Rounded weights of all candidates; None if all schemes are rounded to nearest.
+        taylor: The Taylor model.
+        allocation: The plan with its certificate.
+    """
+
+    groups: LayerGroups
+    rounded: RoundedWeights | None
+    taylor: TaylorModel
+    allocation: Allocation
+
+    def codes(self) -> dict[str, QuantizedRows]:
+        """Return the codes of the chosen candidates that were profiled; none where a weight is rounded by itself."""
+        return {} if self.rounded is None else self.rounded.of_policy(self.allocation.policy)
 
 
 @dataclass
@@ -98,11 +120,8 @@ class Pipeline:
             ValueError: If there are no batches, nothing can be quantized, or the budget cannot be met.
             TypeError: If the model does not take the batches.
         """
-        self.seconds.clear()
-        _check(model, batches)
-        groups, rounded, taylor = self.measure(model, batches)
-        with self._stage("allocate"):
-            allocation = allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5))
+        plan = self.plan(model, batches)
+        groups, rounded, taylor, allocation = plan.groups, plan.rounded, plan.taylor, plan.allocation
         report = None
         if evaluate is None:
             with self._stage("quantize"):
@@ -120,6 +139,27 @@ class Pipeline:
             report = self._quantize_with_verdict(model, verdict, allocation)
         self._tell(1.0, "done")
         return Outcome(groups, taylor, allocation, report)
+
+    def plan(self, model: nn.Module, batches: Sequence[Any]) -> Plan:
+        """Decide the bits of a trained model, and change nothing in it.
+
+        Args:
+            model: The float model, left as it was.
+            batches: Calibration batches, at least one.
+
+        Returns:
+            The plan, with the rounded weights of all candidates.
+
+        Raises:
+            ValueError: If there are no batches, nothing can be quantized, or the budget cannot be met.
+            TypeError: If the model does not take the batches.
+        """
+        self.seconds.clear()
+        _check(model, batches)
+        groups, rounded, taylor = self.measure(model, batches)
+        with self._stage("allocate"):
+            allocation = allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5))
+        return Plan(groups, rounded, taylor, allocation)
 
     def measure(
         self, model: nn.Module, batches: Sequence[Any]

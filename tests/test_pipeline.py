@@ -95,6 +95,19 @@ def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
         assert report["chosen"].measured_loss == pytest.approx(report["chosen"].measured_frozen)  # no BatchNorm here
 
 
+def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plan = Pipeline(Budget(average_bits=6.0)).plan(model, batches())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not packed_layers(model)
+    schemes = plan.allocation.policy.by_layer()
+    assert {layer: rows.scheme for layer, rows in plan.codes().items()} == schemes
+    assert plan.taylor.predict(plan.allocation.policy).value == pytest.approx(plan.allocation.predicted_loss)
+    nearest = Pipeline(Budget(average_bits=6.0), candidates=CandidateOptions(rounding="nearest"))
+    assert nearest.plan(model, batches()).codes() == {}
+
+
 def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
     loss = {"loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1]), "candidates": CandidateOptions(bits=(8,))}
     budget = Budget(average_bits=12)
