@@ -26,7 +26,7 @@ from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .quantize import apply_policy, quantize
 from .quantizers import QuantizedRows
-from .report import Report
+from .report import GroupRow, ModelRow, Report
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
 from .verdict import Verdict, compared_policies
@@ -244,16 +244,28 @@ class Pipeline:
             rounded=rounded,
         )
 
+    def judge(
+        self, model: nn.Module, plan: Plan, batches: Sequence[Any], evaluate: Callable[[], Mapping[str, float]]
+    ) -> Report:
+        """Measure what the plan, and those that it is compared with, would do to the model; pack nothing for good.
+
+        Args:
+            model: The float model that was planned for; left as it was.
+            plan: What `plan` returned.
+            batches: Calibration batches.
+            evaluate: Measures the model as it is with the user's own metrics.
+        """
+        with self._stage("verdict"):
+            verdict = self._verdict(model, batches, plan.groups, plan.rounded, plan.taylor, evaluate)
+        rows, group_rows = self._compared_rows(verdict, plan.allocation)
+        with self._stage("verdict"):
+            rows.append(verdict.trial("chosen plan", plan.allocation.policy))
+        return self._report(verdict, plan.allocation, rows, group_rows)
+
     def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, allocation: Allocation) -> Report:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
-        policy, taylor = allocation.policy, verdict.taylor
-        with self._stage("verdict"):
-            rows = [verdict.float_row()]
-            for number, (name, other) in enumerate(compared_policies(taylor, allocation).items()):
-                self._tell(0.5 + 0.1 * number, f"measure the {name}")
-                rows.append(verdict.trial(name, other))
-            self._tell(0.7, "measure each group alone")
-            group_rows = verdict.groups_alone(policy)
+        policy = allocation.policy
+        rows, group_rows = self._compared_rows(verdict, allocation)
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
             undo = apply_policy(model, policy, verdict.codes(policy))
@@ -267,8 +279,23 @@ class Pipeline:
         except BaseException:
             undo()
             raise
+        return self._report(verdict, allocation, rows, group_rows)
+
+    def _compared_rows(self, verdict: Verdict, allocation: Allocation) -> tuple[list[ModelRow], tuple[GroupRow, ...]]:
+        """Measure the float model, the plans to compare with, and each group of the chosen plan alone."""
+        with self._stage("verdict"):
+            rows = [verdict.float_row()]
+            for number, (name, other) in enumerate(compared_policies(verdict.taylor, allocation).items()):
+                self._tell(0.5 + 0.1 * number, f"measure the {name}")
+                rows.append(verdict.trial(name, other))
+            self._tell(0.7, "measure each group alone")
+            return rows, verdict.groups_alone(allocation.policy)
+
+    def _report(
+        self, verdict: Verdict, allocation: Allocation, rows: Sequence[ModelRow], group_rows: tuple[GroupRow, ...]
+    ) -> Report:
         return Report(
-            loss=taylor.loss,
+            loss=verdict.taylor.loss,
             models=tuple(rows),
             groups=group_rows,
             left_in_float=verdict.groups.left_in_float,

@@ -108,6 +108,18 @@ def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
     assert nearest.plan(model, batches()).codes() == {}
 
 
+def test_a_plan_is_judged_as_it_is_when_packed_and_nothing_is_packed():
+    judged, packed = network(), network()
+    pipeline = Pipeline(Budget(average_bits=6.0))
+    before = {name: value.clone() for name, value in judged.state_dict().items()}
+    report = pipeline.judge(judged, pipeline.plan(judged, batches()), batches(), dict)
+    assert all(torch.equal(value, before[name]) for name, value in judged.state_dict().items())
+    assert not packed_layers(judged)
+    expected = pipeline.run(packed, batches(), dict).report
+    assert report.models == expected.models
+    assert report.groups == expected.groups
+
+
 def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
     loss = {"loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1]), "candidates": CandidateOptions(bits=(8,))}
     budget = Budget(average_bits=12)

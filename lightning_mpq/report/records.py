@@ -97,6 +97,22 @@ class Report:
         """Return plain JSON values."""
         return {"format": REPORT_FORMAT, "version": REPORT_VERSION, **asdict(self)}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """Build a report from what `to_dict` returned, also after a detour through JSON.
+
+        Raises:
+            ValueError: If the values are no report, or one of another version.
+        """
+        if (values.get("format"), values.get("version")) != (REPORT_FORMAT, REPORT_VERSION):
+            raise ValueError(
+                f"Expected a report of format {REPORT_FORMAT!r}, version {REPORT_VERSION}, got "
+                f"{values.get('format')!r}, version {values.get('version')!r}."
+            )
+        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])
+        return cls(**{**fields, "models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups})
+
     def scalars(self) -> dict[str, float]:
         """Return ``model/number`` to value, for a logger."""
         found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}

@@ -50,6 +50,13 @@ def test_the_file_holds_what_the_report_holds(tmp_path):
     assert found["groups"][0]["measured_alone"] == 0.009
 
 
+def test_a_report_is_read_back_from_its_json(tmp_path):
+    report = make_report()
+    assert Report.from_dict(json.loads(report.save(tmp_path / "report.json").read_text())) == report
+    with pytest.raises(ValueError, match="Expected a report of format"):
+        Report.from_dict({"format": "something else"})
+
+
 def test_the_tables_show_every_row_and_number():
     text = io.StringIO()
     print_report(make_report(), Console(file=text, width=200))
