@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_mpq"
 ROWS = [
-    {"errors", "files", "patterns", "policy", "batches", "layers"},
+    {"distributed", "errors", "files", "patterns", "policy", "batches", "layers"},
     {"groups", "calling"},
     {"candidates", "quantizers"},
     {"rounded_weights"},

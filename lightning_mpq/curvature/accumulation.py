@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..candidates import Candidate
+from ..distributed import gather
 from ..groups import LayerGroup
 from .batch_fisher import BatchFisher
 from .evaluator import Evaluator
@@ -38,11 +39,12 @@ class Estimator(Protocol):
 
 
 class Accumulator:
-    """The sums of gradient and curvature over all batches so far.
+    """The sums of gradient and curvature over all batches so far, those of this process.
 
     Attributes:
-        samples: Samples added so far.
-        hashes: Hashes of the batches added so far.
+        samples: Samples added so far by this process.
+        hashes: Hashes of the batches added so far by this process.
+        guess: What ``likelihood="auto"`` was taken for; empty if there was nothing to guess.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Accumulator:
         """Start from nothing; see `TaylorModel` for the arguments."""
         self.samples = 0
         self.hashes: list[str] = []
+        self.guess = ""
         self._facts: dict[str, Any] = {
             "groups": groups,
             "candidates": candidates,
@@ -98,6 +101,7 @@ class Accumulator:
         if likelihood == "auto":
             with torch.no_grad():
                 likelihood = guess_likelihood(evaluator.outputs(batch), batch)
+            self.guess = repr(likelihood)
         if curvature == "hessian":
             self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations, evaluator.model))
             return
@@ -106,7 +110,7 @@ class Accumulator:
             self._use(kind_of_fisher(evaluator, perturbations, likelihood, draws))
         else:
             kind = Secant if curvature == "secant" else GaussNewton
-            self._use(kind(evaluator, perturbations, likelihood))
+            self._use(kind(evaluator, perturbations, likelihood, whole_batches))
         if loss == "task":
             self._use(TaskGradient(evaluator.loss, perturbations))
 
@@ -133,11 +137,13 @@ class Accumulator:
         """Return the largest standard error, relative to its value, among the predictions for uniform plans.
 
         It comes from the differences between batches (chunks), so that correlated errors of entries are seen;
-        infinite before there are `LEAST_BATCHES` of them.
+        infinite before there are `LEAST_BATCHES` of them. All processes must ask, and get the same answer.
         """
-        if int(self._predictions.units) < LEAST_BATCHES:
+        predictions = WeightedMoments((len(self._plans),))
+        predictions.load_sums(self._predictions.sums_over_ranks())
+        if int(predictions.units) < LEAST_BATCHES:
             return torch.inf
-        value, error = self._predictions.mean_and_error()
+        value, error = predictions.mean_and_error()
         return float((error / value.abs()).nan_to_num(nan=0.0, posinf=torch.inf).max())
 
     def continue_from(self, earlier: TaylorModel) -> None:
@@ -159,11 +165,15 @@ class Accumulator:
         return torch.stack([slope[x].sum() + matrix[x][:, x].sum() / 2 for x in self._plans])
 
     def result(self) -> TaylorModel:
-        """Return the Taylor model of the batches so far."""
+        """Return the Taylor model of the batches of all processes so far; all must ask."""
         sums = {
-            f"{name}.{key}": value for name, moments in self._moments().items() for key, value in moments.sums().items()
+            f"{name}.{key}": value
+            for name, moments in self._moments().items()
+            for key, value in moments.sums_over_ranks().items()
         }
-        return model_of_sums(sums, samples=self.samples, batch_hashes=tuple(self.hashes), **self._facts)
+        parts = gather((self.samples, self.hashes))
+        hashes = tuple(digest for _, digests in parts for digest in digests)
+        return model_of_sums(sums, samples=sum(samples for samples, _ in parts), batch_hashes=hashes, **self._facts)
 
 
 def model_of_sums(sums: Mapping[str, Tensor], *, loss: str, **facts: Any) -> TaylorModel:

@@ -53,6 +53,14 @@ def _hash_batch(batch: Any) -> bytes:
     return digest.digest()
 
 
+def hash_state(model: nn.Module) -> str:
+    """Return a hash of all parameters and buffers, by name, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(name.encode() + hash_tensor(value))
+    return digest.hexdigest()
+
+
 def hash_settings(
     model: nn.Module,
     groups: Sequence[LayerGroup],
@@ -69,8 +77,7 @@ def hash_settings(
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: (kind.__module__, kind.__qualname__))
     code = [_describe(getattr(kind, method, None)) for kind in kinds for method in ("forward", "training_step")]
     digest.update(json.dumps(code, default=repr).encode())
-    for name, value in chain(model.named_parameters(), model.named_buffers()):
-        digest.update(name.encode() + hash_tensor(value))
+    digest.update(hash_state(model).encode())
     described = {
         "groups": [asdict(group) for group in groups],
         "candidates": [asdict(candidate) for candidate in candidates],

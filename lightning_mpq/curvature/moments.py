@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..distributed import sum_over_ranks
+
 _CHUNK_ELEMENTS = 2**24
 """Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""
 
@@ -19,20 +21,26 @@ def sums_of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: R, [N, rows, K].
 
     Returns:
-        Two matrices [K, K] of the type of ``rows``.
+        Two matrices [K, K], float64.
     """
     samples, count, width = rows.shape
     if count == 1:
-        flat = rows[:, 0]
+        flat = _wide(rows[:, 0])
         squared = flat.square()
         return flat.T @ flat, squared.T @ squared
-    first = rows.new_zeros(width, width)
+    first = torch.zeros(width, width, dtype=torch.float64, device=_wide(rows[:0]).device)
     second = torch.zeros_like(first)
-    for part in rows.split(max(1, _CHUNK_ELEMENTS // width**2)):
-        products = part.transpose(1, 2) @ part
+    for part in rows.split(max(1, _CHUNK_ELEMENTS // (width * max(width, count)))):
+        wide = _wide(part)
+        products = wide.transpose(1, 2) @ wide
         first += products.sum(0)
         second += products.square_().sum(0)
     return first, second
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float64, on the CPU if their device has no such type."""
+    return values.to("cpu", torch.float64) if values.device.type == "mps" else values.double()
 
 
 class WeightedMoments(Metric):
@@ -65,7 +73,7 @@ class WeightedMoments(Metric):
         Args:
             shape: Shape of one value.
         """
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # `sums_over_ranks` says when
         for name in ("weight", "weight_squared", "units"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("first", "cross", "second"):
@@ -105,6 +113,10 @@ class WeightedMoments(Metric):
     def sums(self) -> dict[str, Tensor]:
         """Return the sums by name, on the CPU; added up over disjoint data they are the sums over all of it."""
         return {name: getattr(self, name).detach().cpu().clone() for name in self._defaults}
+
+    def sums_over_ranks(self) -> dict[str, Tensor]:
+        """Return the sums over the data of all processes; every rank must call it, and gets the same bits."""
+        return {name: sum_over_ranks(value) for name, value in self.sums().items()}
 
     def load_sums(self, sums: Mapping[str, Tensor]) -> None:
         """Replace the sums by earlier ones."""

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,13 @@ from torch import Generator, nn
 from ..batches import split_batch, to_device
 from ..calling import ForwardFn
 from ..candidates import Candidate, make_candidates
+from ..distributed import Rounds, active, broadcast, errors_shared, gather, on_rank_zero, rank
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
 from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
 from .cache import TaylorCache
 from .evaluator import Evaluator, LossFn, check_finite_parameters
-from .fingerprint import hash_batch, hash_settings
+from .fingerprint import hash_batch, hash_settings, hash_state
 from .isolation import isolated
 from .likelihood import Likelihood
 from .model import TaylorModel
@@ -59,6 +61,10 @@ def profile(
 
     The model is measured in eval mode on its own device and left exactly as it was, random states included.
 
+    Where torch.distributed is in use, every process calls this with the same model and its own batches, and gets the
+    Taylor model of all of them: what a single process would find on these batches, to rounding error. (What only some
+    processes do belongs into ``with lightning_mpq.distributed.alone():``.)
+
     Args:
         model: The trained float model.
         batches: Calibration batches; their tensors are moved to the model's device. The samples lie along
@@ -93,7 +99,7 @@ def profile(
         progress: Called with the fraction done (0 while the number of batches is unknown) and a message.
         cache_dir: Folder of Taylor models by content. An equal call reads its result there, an interrupted one
             or one with more batches continues; batches are then held in memory. What a function passed here
-            reads from elsewhere (globals, files) is not part of the key.
+            reads from elsewhere (globals, files) is not part of the key. Only rank 0 reads and writes there.
 
     Returns:
         The Taylor model with standard errors (None if a single batch of the hessian leaves them unknown).
@@ -137,60 +143,122 @@ def profile(
         settings["rounded"] = rounded.fingerprint
     reestimated = statistics == "reestimated" and has_batch_statistics(model)
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
-        check_finite_parameters(model)
-        perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
-        key = hash_settings(model, tuple(found), offered, settings)
+        with errors_shared():
+            check_finite_parameters(model)
+            perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
+            key = hash_settings(model, tuple(found), offered, settings)
+        key = _common_key(key, model, offered, rounded)
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
         cache = None if cache_dir is None else TaylorCache(cache_dir, key)
+        done: Counter[str] = Counter()
         if cache is not None:
-            batches = list(batches)
-            earlier = cache.find([hash_batch(batch) for batch in batches])
-            if earlier is not None and len(earlier.batch_hashes) == len(batches):
+            with errors_shared():
+                batches = list(batches)
+                own_hashes = [hash_batch(batch) for batch in batches]
+            hashes = gather(own_hashes)
+            earlier = on_rank_zero(partial(cache.find, [digest for digests in hashes for digest in digests]))
+            if earlier is not None and len(earlier.batch_hashes) == sum(map(len, hashes)):
                 if progress is not None:
                     progress(1.0, f"{curvature}: {earlier.samples} samples, found in {cache_dir}")
                 return earlier
             if earlier is not None:
-                sums.continue_from(earlier)
+                done = _shares(earlier.batch_hashes, hashes)[rank()]
+                if rank() == 0:  # adds its sums to what all ranks measure from here on
+                    sums.continue_from(earlier)
         evaluator = Evaluator(model, forward_fn, loss_fn)
         clock = _Clock(batches, curvature, progress)
-        done = Counter(sums.hashes)
-        for number, batch in enumerate(batches, start=1):
+        rounds = Rounds(batches)
+        for number, own in enumerate(rounds, start=1):
             if tolerance is not None and sums.relative_error() <= tolerance:
                 break
-            evaluator.batch_number = number
-            digest = hash_batch(batch)
-            batch = to_device(batch, perturbations.device)
-            if not sums.prepared:
-                chunk = next(split_batch(batch, chunk_size))
-                sums.prepare(evaluator, perturbations, likelihood, draws, reestimated, chunk)
-            if done[digest] > 0:
-                done[digest] -= 1
-                clock.skip()
-                continue
-            generator = _generator(perturbations.device, seed, digest)
-            for chunk in split_batch(batch, chunk_size):
-                sums.add(chunk, generator)
-            sums.hashes.append(digest)
-            clock.tick(sums.samples)
-            if cache is not None and clock.seconds_since_store() > _STORE_SECONDS:
-                cache.store(sums.result())
+            for batch in own:
+                with rounds.step():
+                    evaluator.batch_number = number
+                    digest = hash_batch(batch)
+                    batch = to_device(batch, perturbations.device)
+                    if not sums.prepared:
+                        chunk = next(split_batch(batch, chunk_size))
+                        sums.prepare(evaluator, perturbations, likelihood, draws, reestimated, chunk)
+                    if done[digest] > 0:
+                        done[digest] -= 1
+                        clock.skip()
+                        continue
+                    generator = _generator(perturbations.device, seed, digest)
+                    for chunk in split_batch(batch, chunk_size):
+                        sums.add(chunk, generator)
+                    sums.hashes.append(digest)
+                    clock.tick(sums.samples)
+            if cache is not None and broadcast(clock.seconds_since_store() > _STORE_SECONDS):
+                on_rank_zero(partial(cache.store, sums.result()))
                 clock.stored()
-        if not sums.samples:
-            raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
+        _check_parts(gather((sums.guess, sums.hashes)))
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
+            result = sums.result()
             warnings.warn(
-                f"The batches ended at a relative error of {reached:.2g} of the predictions ({sums.samples} samples "
-                f"in {len(sums.hashes)} batches, at least {LEAST_BATCHES} are needed); tolerance={tolerance} asks for "
-                "more of them.",
+                f"The batches ended at a relative error of {reached:.2g} of the predictions ({result.samples} samples "
+                f"in {len(result.batch_hashes)} batches, at least {LEAST_BATCHES} are needed); tolerance={tolerance} "
+                "asks for more of them.",
                 UserWarning,
                 stacklevel=2,
             )
         result = sums.result()
         if cache is not None:
-            cache.store(result)
+            on_rank_zero(partial(cache.store, result))
     if modelled == "task":
         warn_far_from_minimum(result)
     return result
+
+
+def _common_key(key: str, model: nn.Module, candidates: Sequence[Candidate], rounded: RoundedWeights | None) -> str:
+    """Return rank 0's settings hash for all ranks, which must hold the same model.
+
+    What a setting prints as may differ from process to process; weights and buffers may not.
+    """
+    if not active():
+        return key
+    if len(set(gather(hash_state(model)))) > 1:
+        raise ValueError(
+            "The processes hold models with different weights or buffers (BatchNorm statistics?). Give all of them "
+            "the state of rank 0; lightning_mpq.distributed.share_buffers(model) does so for buffers."
+        )
+    if len(set(gather((repr(candidates), rounded and rounded.fingerprint)))) > 1:
+        raise ValueError("The processes profile different candidates, or differently rounded ones.")
+    return broadcast(key)
+
+
+def _check_parts(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Check what the processes measured: the likelihood that each guessed, and hashes of its batches.
+
+    Raises:
+        ValueError: If there was no batch, or guesses differ.
+    """
+    hashes = [set(digests) for _, digests in parts]
+    if not any(hashes):
+        raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
+    guesses = {guess for guess, _ in parts}
+    if len(guesses) > 1:
+        raise ValueError(
+            f"likelihood='auto' took {' and '.join(sorted(guesses))} on different processes; pass likelihood= to "
+            "decide it."
+        )
+    repeated = sum(map(len, hashes)) - len(set().union(*hashes))
+    if repeated:
+        warnings.warn(
+            f"{repeated} calibration batches were measured on more than one process, and count as if they were "
+            "different data. Give every process batches of its own, for instance by a DistributedSampler.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _shares(measured: Sequence[str], hashes: Sequence[Sequence[str]]) -> list[Counter[str]]:
+    """Return for each rank which of its batches were measured already, each measurement used once."""
+    left = Counter(measured)
+    shares: list[Counter[str]] = []
+    for own in hashes:
+        shares.append(Counter(own) & left)
+        left -= shares[-1]
+    return shares
 
 
 def _generator(device: torch.device, seed: int, content: str) -> Generator:
