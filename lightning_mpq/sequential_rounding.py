@@ -9,16 +9,17 @@ GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .calling import ForwardFn, forward_batch
+from .calling import ForwardFn
 from .curvature.isolation import isolated
 from .layers import float_class, rows_to_weight, weight_rows
+from .paused_passes import PausedPasses, Stop, order_of_calls
 from .policy import BitPolicy, WeightScheme
 from .quantizers import QuantizedRows, round_rows
 from .quantizers.input_moments import unfolded_chunks
@@ -32,20 +33,24 @@ def round_sequentially(
     batches: Sequence[Any],
     policy: BitPolicy,
     *,
+    rounded: Mapping[str, QuantizedRows] | None = None,
     damping: float = 0.01,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QuantizedRows]:
     """Round the layers of a policy in the order in which they are called; for ``pack_model(rounded=)``.
 
-    Every layer takes a pass through the float model and one through a copy that is rounded so far, both cut short at
-    the layer. Embeddings, layers that share a weight and layers that are called several times in one pass are rounded
-    by their inputs in the float model, as `round_policy` does.
+    All layers together take one pass through the float model and one through a copy that is rounded so far; the passes
+    of all batches wait at each layer for its rounding (see `PausedPasses` for the memory). Embeddings, layers that
+    share a weight and layers that are called several times in one pass are rounded by their inputs in the float model,
+    as `round_policy` does.
 
     Args:
         model: The float model, left as it was.
         batches: Calibration batches.
         policy: The schemes; all of them are rounded by error feedback, whatever they say of rounding.
+        rounded: The policy's layers as they were rounded before, such as ``RoundedWeights.of_policy(policy)``: taken
+            for the layers that cannot be rounded in sequence; by default these are rounded by `round_policy`.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
             of `ErrorFeedback.factorise`.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
@@ -58,41 +63,54 @@ def round_sequentially(
         ValueError: If there is no batch, or policy and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
     """
-    schemes = policy.by_layer()
-    rounded = round_policy(model, batches, policy, damping=damping, forward_fn=forward_fn)
     if not len(batches):
         raise ValueError("Sequential rounding needs at least one calibration batch, got none.")
-    order = _order_of_calls(model, batches[0], list(schemes), forward_fn)
+    schemes = policy.by_layer()
+    order = _in_sequence(model, batches[0], list(schemes), forward_fn)
+    found = _apart(model, batches, policy, set(order), rounded, damping, forward_fn)
     twin = copy.deepcopy(model)
-    for layer, quantized in rounded.items():
-        if layer not in order:
-            _set_weight(twin.get_submodule(layer), quantized)
-    for number, layer in enumerate(order):
-        if progress is not None:
-            progress(number / len(order), f"round {layer} behind {number} rounded layers")
-        moments = _joint_moments(model, twin, layer, batches, forward_fn)
-        rounded[layer] = _round_to_float_outputs(model.get_submodule(layer), moments, schemes[layer], damping)
-        _set_weight(twin.get_submodule(layer), rounded[layer])
-    return rounded
+    for layer, quantized in found.items():
+        _set_weight(twin.get_submodule(layer), quantized)
+    stops = [{name: which.get_submodule(name) for name in order} for which in (model, twin)]
+    with (
+        isolated(model),
+        isolated(twin),
+        torch.no_grad(),
+        PausedPasses(model, batches, stops[0], "after", forward_fn) as floats,
+        PausedPasses(twin, batches, stops[1], "before", forward_fn) as twins,
+    ):
+        for number, (layer, module) in enumerate(stops[0].items()):
+            if progress is not None:
+                progress(number / len(order), f"round {layer} behind {number} rounded layers")
+            moments = _joint_moments(module, floats.at(layer), twins.at(layer))
+            found[layer] = _round_to_float_outputs(module, moments, schemes[layer], damping)
+            _set_weight(stops[1][layer], found[layer])
+    return {layer: found[layer] for layer in schemes}
 
 
-class _AtTheLayer(Exception):
-    """Ends a forward pass at the layer that is looked at."""
+def _apart(
+    model: nn.Module,
+    batches: Sequence[Any],
+    policy: BitPolicy,
+    in_sequence: Set[str],
+    rounded: Mapping[str, QuantizedRows] | None,
+    damping: float,
+    forward_fn: ForwardFn | None,
+) -> dict[str, QuantizedRows]:
+    """Return the rounded weights of the layers that are not rounded in sequence."""
+    names = [layer for layer in policy.by_layer() if layer not in in_sequence]
+    if rounded is not None:
+        return {layer: rounded[layer] for layer in names}
+    schemes = policy.by_layer()
+    rest = BitPolicy({layer: schemes[layer] for layer in names})
+    return round_policy(model, batches, rest, damping=damping, forward_fn=forward_fn) if names else {}
 
 
-def _order_of_calls(model: nn.Module, batch: Any, layers: Sequence[str], forward_fn: ForwardFn | None) -> list[str]:
+def _in_sequence(model: nn.Module, batch: Any, layers: Sequence[str], forward_fn: ForwardFn | None) -> list[str]:
     """Return the layers that can be rounded in sequence, in the order of their calls."""
-    calls: list[str] = []
     modules = {name: model.get_submodule(name) for name in layers}
-    handles = []
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name)))
-        with isolated(model), torch.no_grad():
-            forward_batch(model, batch, forward_fn)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with isolated(model):
+        calls = order_of_calls(model, batch, modules, forward_fn)
     weights = [id(module._parameters.get("weight")) for module in model.modules()]
     return [
         name
@@ -110,45 +128,19 @@ def _set_weight(module: nn.Module, quantized: QuantizedRows) -> None:
         weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
 
 
-def _joint_moments(
-    model: nn.Module, twin: nn.Module, layer: str, batches: Sequence[Any], forward_fn: ForwardFn | None
-) -> tuple[Tensor, Tensor]:
+def _joint_moments(module: nn.Module, floats: Iterable[Stop], twins: Iterable[Stop]) -> tuple[Tensor, Tensor]:
     """Return the means of x z^T and z z^T, [groups, columns, columns], with x from the model and z from its twin."""
-    module = model.get_submodule(layer)
     cross = own = torch.zeros(())
     count = 0
-    with isolated(model), isolated(twin), torch.no_grad():
-        for number, batch in enumerate(batches, start=1):
-            calls = [_call_of(which, layer, batch, forward_fn, number) for which in (model, twin)]
-            chunks = [unfolded_chunks(module, inputs, shape) for inputs, shape in calls]
-            for x, z in zip(*chunks, strict=True):
-                wide = torch.float32 if x.device.type == "mps" else torch.float64
-                cross = (x.mT @ z).to(wide) + cross.to(x.device)
-                own = (z.mT @ z).to(wide) + own.to(x.device)
-                count += z.shape[1]
+    for with_x, with_z in zip(floats, twins, strict=True):
+        assert with_x.output is not None
+        chunks = [unfolded_chunks(module, stop.inputs, with_x.output.shape) for stop in (with_x, with_z)]
+        for x, z in zip(*chunks, strict=True):
+            wide = torch.float32 if x.device.type == "mps" else torch.float64
+            cross = (x.mT @ z).to(wide) + cross.to(x.device)
+            own = (z.mT @ z).to(wide) + own.to(x.device)
+            count += z.shape[1]
     return cross / max(count, 1), own / max(count, 1)
-
-
-def _call_of(
-    model: nn.Module, layer: str, batch: Any, forward_fn: ForwardFn | None, number: int
-) -> tuple[Tensor, torch.Size]:
-    """Return the inputs of a layer on a batch, and the shape of its output."""
-    seen: list[tuple[Tensor, torch.Size]] = []
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        seen.append(((args[0] if args else kwargs["input"]).detach(), output.shape))
-        raise _AtTheLayer
-
-    handle = model.get_submodule(layer).register_forward_hook(stop, with_kwargs=True)
-    try:
-        forward_batch(model, batch, forward_fn, number=number)
-    except _AtTheLayer:
-        pass
-    finally:
-        handle.remove()
-    if not seen:
-        raise ValueError(f"Layer {layer!r} is called on the first batch, but not on batch {number}; leave it in float.")
-    return seen[0]
 
 
 def _round_to_float_outputs(

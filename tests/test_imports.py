@@ -7,13 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_mpq"
 ROWS = [
-    {"distributed", "errors", "files", "patterns", "policy", "batches", "layers"},
-    {"groups", "calling"},
+    {"distributed", "errors", "files", "patterns", "policy", "batches", "layers", "shadowing", "held_weights"},
+    {"groups", "calling", "paused_passes"},
     {"candidates", "quantizers"},
     {"rounded_weights"},
     {"curvature"},
     {"allocation", "modules", "rounding", "sequential_rounding", "correction", "bias_correction"},
-    {"latency", "export", "options", "quantize"},
+    {"latency", "export", "finetune", "options", "quantize"},
     {"report"},
     {"verdict"},
     {"pipeline", "trainer_tools"},

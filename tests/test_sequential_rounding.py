@@ -101,3 +101,17 @@ def test_no_batch_is_a_sentence():
     model = Net()
     with pytest.raises(ValueError, match="at least one calibration batch"):
         round_sequentially(model, [], policy_of(model, 2))
+
+
+def test_each_batch_passes_once_however_many_layers_there_are():
+    model, calls = Net(), []
+    model.conv.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    policy = policy_of(model, 2)
+    batches = samples(12, 4, 6, 6).float().split(4)
+    known = round_policy(model, batches, policy)
+    calls.clear()
+    found = round_sequentially(model, batches, policy, rounded=known)
+    assert calls == [4] * (1 + 2 * len(batches))  # the order of calls, then model and copy, which has the hook too
+    assert found["twice"] is known["twice"]  # called several times in a pass
+    again = round_sequentially(model, batches, policy)
+    assert all(torch.equal(found[name].codes, again[name].codes) for name in found)
