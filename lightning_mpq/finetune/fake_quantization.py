@@ -1,0 +1,244 @@
+"""Fake quantization of a whole model: on, off, packed, saved, and in step on all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError
+from ..layers import float_class, rows_to_weight, weight_rows
+from ..modules import pack_model, packed_layers, restore_layers
+from ..policy import BitPolicy
+from ..quantizers import QuantizedRows
+from .layer import FakeQuantizedLayer, fake_quantized_layers, float_weights, start_fake_quantization
+from .layer import stop_fake_quantization as stop
+from .quantizer import WeightQuantizer
+
+INSET = 0.05
+"""How far from the ends of its cell a weight starts, in steps."""
+
+
+class FakeQuantization:
+    """The fake-quantized layers of a model and their learned scales, which are no part of its state dict.
+
+    The learned scales need an optimizer group of their own (``add_param_group({"params": list(handle.parameters()),
+    "weight_decay": 0.0})``), their state must be saved beside the model's, and where gradients are averaged over
+    processes by a wrapper that knows the module's parameters only, `synchronize_gradients` averages theirs.
+
+    Attributes:
+        model: The model.
+        policy: What it will be packed to.
+    """
+
+    def __init__(self, model: nn.Module, policy: BitPolicy) -> None:
+        self.model = model
+        self.policy = policy
+
+    @property
+    def layers(self) -> dict[str, FakeQuantizedLayer]:
+        """The fake-quantized layers by name, each once."""
+        return fake_quantized_layers(self.model)
+
+    @property
+    def quantizers(self) -> dict[str, WeightQuantizer]:
+        """The quantizers by the name of the first layer that uses them."""
+        found: dict[int, tuple[str, WeightQuantizer]] = {}
+        for name, layer in self.layers.items():
+            found.setdefault(id(layer.weight_quantizer), (name, layer.weight_quantizer))
+        return dict(found.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield layer name and learned scales (relative to those at the start), if scales learn."""
+        for name, quantizer in self.quantizers.items():
+            if quantizer.relative_scale.requires_grad:
+                yield name, quantizer.relative_scale
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the learned scales, for an optimizer."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def quantized_rows(self) -> dict[str, QuantizedRows]:
+        """Return the codes and scales that the next forward pass computes with, by layer.
+
+        Raises:
+            NonFiniteError: If a weight or scale is NaN or infinite; the message names the layer.
+        """
+        found = {}
+        for name, layer in self.layers.items():
+            try:
+                found[name] = layer.weight_quantizer.quantized(weight_rows(layer, layer._parameters["weight"]))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"Layer {name!r}: {error}") from error
+        return found
+
+    def float_weights(self) -> AbstractContextManager[None]:
+        """Let the layers compute with their parameters unrounded inside of a ``with`` block."""
+        return float_weights(self.model)
+
+    def restore(self) -> None:
+        """End fake quantization: the layers are of their own classes again, with the weights as trained."""
+        for layer in self.layers.values():
+            stop(layer)
+
+    def pack(self) -> dict[str, nn.Module]:
+        """Replace the layers by packed ones that compute what they computed last, to the last bit.
+
+        Returns:
+            Layer name to float layer, for `restore_layers`.
+
+        Raises:
+            NonFiniteError: If a weight or scale is NaN or infinite; the model is then as it was.
+        """
+        rounded = self.quantized_rows()
+        quantizers = {layer: layer.weight_quantizer for layer in self.layers.values()}
+        self.restore()
+        try:
+            return pack_model(self.model, self.policy, rounded)
+        except BaseException:
+            for layer, quantizer in quantizers.items():
+                start_fake_quantization(layer, quantizer)
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return policy and scales as text and tensors, which ``torch.load(weights_only=True)`` opens."""
+        return {
+            "policy": self.policy.to_json(),
+            "quantizers": {name: quantizer.state() for name, quantizer in self.quantizers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take scales from `state_dict`.
+
+        Raises:
+            ValueError: If they belong to another policy or other layers.
+        """
+        if BitPolicy.from_json(state["policy"]) != self.policy:
+            raise ValueError(
+                "The saved scales belong to another policy; resume with the one that they were saved with."
+            )
+        own = self.quantizers
+        if set(own) != set(state["quantizers"]):
+            other = sorted(set(own) ^ set(state["quantizers"]))
+            raise ValueError(f"The saved scales and the model differ in the layer {other[0]!r}.")
+        for name, saved in state["quantizers"].items():
+            own[name].load_state(saved)
+
+    def synchronize_gradients(self) -> None:
+        """Average the gradients of the learned scales over all processes; call it after each backward pass.
+
+        Every process must call it. Does nothing where ``torch.distributed`` is not in use.
+        """
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        world = torch.distributed.get_world_size()
+        scales = list(self.parameters())
+        if world == 1 or not scales:
+            return
+        with torch.no_grad():
+            parts: list[Tensor] = []
+            for scale in scales:
+                gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
+                parts += [gradient.flatten(), scale.new_full((1,), float(scale.grad is not None))]
+            flat = torch.cat(parts)
+            torch.distributed.all_reduce(flat)
+            start = 0
+            for scale in scales:
+                mean = flat[start : start + scale.numel()].view_as(scale) / world
+                if flat[start + scale.numel()] > 0:
+                    scale.grad = mean.clone() if scale.grad is None else scale.grad.copy_(mean)
+                start += scale.numel() + 1
+
+
+def fake_quantize(
+    model: nn.Module,
+    policy: BitPolicy,
+    rounded: Mapping[str, QuantizedRows] | None = None,
+    *,
+    learn_scales: bool = True,
+    margin: float = 0.5,
+    inset: float = INSET,
+) -> FakeQuantization:
+    """Let the layers that a policy names compute with fake-quantized weights, in place.
+
+    Modules and parameters stay the same objects, and keys of the state dict and signatures stay the same. Weights are
+    moved, in place, to the nearest values that are rounded to the given codes, so that the model computes exactly
+    what the packed one would.
+
+    Args:
+        model: Float model; on an error it is left as it was.
+        policy: Which layers, and how.
+        rounded: Layer name to the codes and scales to start from, as for `pack_model`; layers that it misses start
+            from nearest ones.
+        learn_scales: Whether scales learn (LSQ), or stay as they are (straight-through rounding alone).
+        margin: How far beyond the outermost levels gradients pass, in steps; see `FakeQuantizedRows`.
+        inset: How far from the ends of its rounding cell a weight starts, in steps, 0 < inset <= 1/2.
+
+    Returns:
+        The handle that packs, restores, saves, and gives the scales to optimizers.
+
+    Raises:
+        TypeError: If a layer cannot be quantized.
+        ValueError: If policy or ``rounded`` does not fit the model, or an argument is out of range.
+        NonFiniteError: If a weight is NaN or infinite.
+
+    Example:
+        >>> from lightning_mpq.policy import WeightScheme
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> weight = net[0].weight
+        >>> handle = fake_quantize(net, BitPolicy({"0": WeightScheme(bits=2)}))
+        >>> type(net[0]).__name__, weight is next(net.parameters()), len(net[0].weight.unique()) <= 8
+        ('FakeQuantizedLinear', True, True)
+        >>> type(handle.pack()["0"]).__name__, type(net[0]).__name__
+        ('Linear', 'PackedLinear')
+    """
+    if not 0 < inset <= 0.5:
+        raise ValueError(f"inset must be in (0, 0.5] steps, got {inset!r}.")
+    if not margin >= 0:
+        raise ValueError(f"margin must be 0 or more steps, got {margin!r}.")
+    if already := fake_quantized_layers(model):
+        raise ValueError(
+            f"Layer {next(iter(already))!r} is fake-quantized already; call restore() on its handle first."
+        )
+    floats = pack_model(model, policy, rounded)
+    try:
+        starts = {name: layer.quantized_rows() for name, layer in packed_layers(model).items() if name in floats}
+    finally:
+        restore_layers(model, floats)
+    modules = dict(model.named_modules())
+    quantizers: dict[int, tuple[str, WeightQuantizer]] = {}
+    moved: dict[int, tuple[nn.Parameter, Tensor]] = {}
+    for name, start in starts.items():
+        layer = modules[name]
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        if id(weight) in quantizers:
+            _check_layout(name, layer, quantizers[id(weight)][0], modules)
+            continue
+        quantizer = WeightQuantizer(start, weight.dtype, learn_scale=learn_scales, margin=margin)
+        quantizers[id(weight)] = (name, quantizer)
+        rows = quantizer.weights_with_codes(weight_rows(layer, weight.detach()), start.codes, inset)
+        moved[id(weight)] = (weight, rows_to_weight(layer, rows, weight.shape))
+    with torch.no_grad():
+        for weight, value in moved.values():
+            weight.copy_(value)
+    for name in starts:
+        layer = modules[name]
+        start_fake_quantization(layer, quantizers[id(layer._parameters["weight"])][1])
+    return FakeQuantization(model, policy)
+
+
+def _check_layout(name: str, layer: nn.Module, first: str, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a shared weight that two layers cut into rows in different ways."""
+    other = modules[first]
+    if (float_class(layer), getattr(layer, "groups", 1)) != (float_class(other), getattr(other, "groups", 1)) and not (
+        torch.equal(*(weight_rows(each, each._parameters["weight"]) for each in (layer, other)))
+    ):
+        raise ValueError(
+            f"Layers {first!r} and {name!r} share a weight but see it as different rows, so that it cannot be trained "
+            "on one grid; untie them or keep them in float."
+        )

@@ -1,0 +1,152 @@
+"""What turns one weight into its fake-quantized one: grid, learned scales, and the weights that give wanted codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError
+from ..quantizers import QuantizedRows
+from ..quantizers.grid import dequantize, encode, grid_offset, spread
+from ..quantizers.nearest import finite_rows, sum_per_scale
+from .straight_through import FakeQuantizedRows
+
+
+class WeightQuantizer:
+    """The grid of one weight, shared by layers that share the weight.
+
+    A scale is ``first_scale * relative_scale``, rounded to the type that scales are stored in. What an optimizer
+    holds is ``relative_scale``, 1 at the start, with the gradient ``g dL/ds / first_scale``, where
+    ``g = 1 / sqrt(N Q)`` is the gradient scale of LSQ for N weights and Q positive levels (arXiv:1902.08153,
+    section 2.2). A step of gradient descent so moves s itself by LSQ's own ``-lr g dL/ds``, and one of Adam by about
+    ``lr * s``, whatever the size of the weights. Zero points stay as they were.
+
+    Attributes:
+        scheme: Bits, granularity and grid.
+        first_scale: The candidate's scales, float32 or wider, shaped as in `QuantizedRows`; under a zero all weights
+            are zero and stay so.
+        relative_scale: Learned; same shape.
+        zero_point: uint8, same shape; None unless the grid is asymmetric.
+        margin: How far beyond the outermost levels gradients pass, in steps.
+    """
+
+    def __init__(self, start: QuantizedRows, dtype: torch.dtype, *, learn_scale: bool = True, margin: float = 0.0):
+        self.scheme = start.scheme
+        wide = torch.promote_types(dtype, torch.float32)
+        self.first_scale = start.scale.detach().to(wide, copy=True)
+        self.relative_scale = nn.Parameter(torch.ones_like(self.first_scale), requires_grad=learn_scale)
+        self.zero_point = None if start.zero_point is None else start.zero_point.detach().clone()
+        self.margin = margin
+        counts = sum_per_scale(torch.ones(start.codes.shape, dtype=wide, device=start.scale.device), self.scheme)
+        self._gradient_scale = (counts * positive_levels(start)).rsqrt()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return fake-quantized weights, [R, C] in the type of ``rows``."""
+        rounded = FakeQuantizedRows.apply(
+            rows, self.relative_scale, self.scale(), self._slope(), self.zero_point, self.scheme, self.margin
+        )
+        assert isinstance(rounded, Tensor)
+        return rounded
+
+    def scale(self) -> Tensor:
+        """Return the scales as a packed layer would store them, without a gradient."""
+        stored = getattr(torch, self.scheme.scale_dtype)
+        limits = torch.finfo(stored)
+        exact = (self.first_scale * self.relative_scale.detach()).clamp(limits.tiny, limits.max)
+        return torch.where(self.first_scale == 0, self.first_scale, exact).to(stored)
+
+    def quantized(self, rows: Tensor) -> QuantizedRows:
+        """Return codes and scales of weights as the next forward pass would use them.
+
+        Raises:
+            NonFiniteError: If a weight or a scale is NaN or infinite.
+        """
+        scale = self.scale()
+        if not torch.isfinite(scale).all():
+            raise NonFiniteError(f"{int((~torch.isfinite(scale)).sum())} learned scales are NaN or infinite.")
+        return QuantizedRows(
+            encode(finite_rows(rows), scale, self.zero_point, self.scheme), scale, self.zero_point, self.scheme
+        )
+
+    def weights_with_codes(self, rows: Tensor, codes: Tensor, inset: float) -> Tensor:
+        """Return the weights nearest to ``rows`` that are rounded to the given codes.
+
+        Args:
+            rows: [R, C], the float weights.
+            codes: uint8 [R, C].
+            inset: How far from the ends of its cell a weight must lie, in steps, 0 < inset <= 1/2; with 1/2 it
+                lies on the level.
+        """
+        wide = self.first_scale.dtype
+        scale = self.scale()
+        columns = rows.shape[1]
+        step = spread(scale.to(wide), self.scheme, columns)
+        offset = (
+            grid_offset(self.scheme)
+            if self.zero_point is None
+            else spread(self.zero_point.to(wide), self.scheme, columns)
+        )
+        level = codes.to(wide) - offset
+        reach = 0.5 - inset
+        low = level - torch.where(codes == 0, min(reach, self.margin), reach)
+        high = level + torch.where(codes == 2**self.scheme.bits - 1, min(reach, self.margin), reach)
+        moved = torch.minimum(torch.maximum(rows.to(wide), step * low), step * high).to(rows.dtype)
+        moved = torch.where(step == 0, rows, moved)
+        wrong = encode(moved.to(wide), scale, self.zero_point, self.scheme) != codes
+        exact = dequantize(codes, scale, self.zero_point, self.scheme, rows.dtype)
+        return torch.where(wrong, exact, moved)
+
+    def move(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Follow a module to another device; types never change. The learned scales stay the same Parameter."""
+        device = function(torch.empty(0, device=self.first_scale.device)).device
+        self.first_scale = self.first_scale.to(device)
+        self._gradient_scale = self._gradient_scale.to(device)
+        self.zero_point = None if self.zero_point is None else self.zero_point.to(device)
+        self.relative_scale.data = self.relative_scale.data.to(device)
+        if self.relative_scale.grad is not None:
+            self.relative_scale.grad.data = self.relative_scale.grad.data.to(device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `load_state` needs, copied."""
+        state = {"first_scale": self.first_scale, "relative_scale": self.relative_scale.detach()}
+        if self.zero_point is not None:
+            state["zero_point"] = self.zero_point
+        return {name: value.clone() for name, value in state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `state` returned; the learned scales stay the same Parameter.
+
+        Raises:
+            ValueError: If the scales are of another shape.
+        """
+        if state["relative_scale"].shape != self.relative_scale.shape:
+            raise ValueError(
+                f"Expected scales of shape {list(self.relative_scale.shape)}, got "
+                f"{list(state['relative_scale'].shape)}."
+            )
+        with torch.no_grad():
+            self.first_scale.copy_(state["first_scale"])
+            self.relative_scale.copy_(state["relative_scale"])
+            if self.zero_point is not None:
+                self.zero_point.copy_(state["zero_point"])
+
+    def _slope(self) -> Tensor:
+        """Return what turns the gradient of a scale into that of the relative scale."""
+        ones = torch.ones_like(self.first_scale)
+        return torch.where(self.first_scale == 0, ones, self._gradient_scale / self.first_scale)
+
+
+def positive_levels(quantized: QuantizedRows) -> float:
+    """Return the Q of LSQ's gradient scale: the largest level of the grid; half the range if it is asymmetric.
+
+    Example:
+        >>> from lightning_mpq.policy import WeightScheme
+        >>> rows = torch.randn(2, 4)
+        >>> from lightning_mpq.quantizers import quantize_rows
+        >>> [positive_levels(quantize_rows(rows, WeightScheme(2, grid=g))) for g in ("symmetric", "half", "asymmetric")]
+        [1.0, 1.5, 1.5]
+    """
+    scheme = quantized.scheme
+    return float(2 ** (scheme.bits - 1) - (1 if scheme.grid == "symmetric" else 0.5))
