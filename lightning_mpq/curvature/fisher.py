@@ -13,15 +13,16 @@ pass yields the output gradients of all layers at once, whatever their number.
 from __future__ import annotations
 
 import warnings
-from math import sqrt
+from collections.abc import Callable, Iterator
+from math import cos, sqrt
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ..batches import sample_count, slice_batch
+from .batched_forward_mode import BatchedForwardMode
 from .evaluator import Evaluator
-from .forward_mode import output_change
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .likelihood import Likelihood
@@ -64,6 +65,7 @@ class Fisher:
         self._by_forward_mode: dict[tuple[int, int], str] = {}
         self._verified = False
         self._scores: Tensor | None = None
+        self._forward_mode = BatchedForwardMode(evaluator, perturbations)
         self._taps = LayerTaps(evaluator, perturbations, self._add)
 
     def update(self, batch: Any, generator: Generator) -> int:
@@ -75,7 +77,20 @@ class Fisher:
         return samples
 
     def scores(self, batch: Any, generator: Generator) -> Tensor:
-        """Return s for each draw, sample and candidate, [draws, N, K], float64.
+        """Return s for each draw, sample and candidate, [draws, N, K], float64; see `scores_along`."""
+
+        def draws(outputs: Tensor) -> Iterator[Tensor]:
+            return (self._likelihood.score(outputs, batch, generator) for _ in range(self._draws))
+
+        return self.scores_along(batch, self._draws, draws)
+
+    def scores_along(self, batch: Any, count: int, directions: Callable[[Tensor], Iterator[Tensor]]) -> Tensor:
+        """Return ``<v_n, J_n D_i>`` for each output gradient v, sample n and candidate i, [count, N, K], float64.
+
+        Args:
+            batch: The samples.
+            count: Number of output gradients.
+            directions: Outputs to the output gradients, each shaped like them.
 
         Raises:
             ValueError: If the outputs carry no gradient.
@@ -88,23 +103,25 @@ class Fisher:
                     "must not detach, nor run under torch.no_grad()."
                 )
             width = torch.float32 if outputs.device.type == "mps" else torch.float64
-            scores = torch.zeros(
-                self._draws, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device
-            )
+            scores = torch.zeros(count, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device)
             gradients = []
-            for draw in range(self._draws):
-                gradients.append(self._likelihood.score(outputs.detach(), batch, generator))
+            for draw, gradient in enumerate(directions(outputs.detach())):
+                gradients.append(gradient)
                 self._scores = scores[draw]
                 if outputs.requires_grad:
-                    torch.autograd.backward(outputs, gradients[-1], retain_graph=draw + 1 < self._draws)
+                    torch.autograd.backward(outputs, gradient, retain_graph=draw + 1 < count)
         self._scores = None
         if not self._verified:
-            self._verify(batch, scores[0], gradients[0])
-        for start, stop in self._by_forward_mode:
-            for index in range(start, stop):
-                change = output_change(self._evaluator, self._perturbations, index, batch)
-                for draw, gradient in enumerate(gradients):
-                    scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
+            mixture = [cos(1 + draw) for draw in range(count)]  # all directions at once, none of which cancels another
+            mixed_scores = sum(factor * part for factor, part in zip(mixture, scores, strict=True))
+            mixed_gradient = sum(factor * part for factor, part in zip(mixture, gradients, strict=True))
+            assert isinstance(mixed_scores, Tensor)
+            assert isinstance(mixed_gradient, Tensor)
+            self._verify(batch, mixed_scores, mixed_gradient)
+        slow = [index for start, stop in self._by_forward_mode for index in range(start, stop)]
+        for index, change in self._forward_mode.changes(slow, batch):
+            for draw, gradient in enumerate(gradients):
+                scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
         return scores
 
     def _add(self, use: Use, gradient: Tensor) -> None:

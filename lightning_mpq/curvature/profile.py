@@ -75,8 +75,8 @@ def profile(
             `make_candidates` (groups, bits).
         rounded: The weights as `round_candidates` rounded them; None to round each weight by itself.
         curvature: Estimator. ``"fisher"``: sampled, one backward pass for each draw, whatever the number of
-            layers. ``"gauss_newton"``: its exact expectation, one forward-mode pass for each candidate.
-            ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
+            layers. ``"gauss_newton"``: its exact expectation, one backward pass for each output of a sample or one
+            forward-mode pass for each candidate, whichever costs less. ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
             second derivatives of the loss, one double backward pass for each candidate.
         likelihood: What the outputs mean, for the divergence; ``"auto"`` guesses and warns what it took.
         statistics: What BatchNorm normalises by. ``"frozen"``: its running statistics. ``"reestimated"``: the

@@ -6,8 +6,10 @@ at all, and the size of the step is seen where few bits make it large.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .gauss_newton import GaussNewton
@@ -17,11 +19,17 @@ from .weights import substituted
 class Secant(GaussNewton):
     """Measures the output changes of all candidates by running each one; see `GaussNewton`."""
 
-    def _change(self, outputs: Tensor, index: int, batch: Any) -> Tensor:
-        """Return ``f(w + D_i) - f(w)``, shaped like the outputs."""
-        moved = {
-            layer: self._perturbations.weight(layer) + delta
-            for layer, delta in self._perturbations.of_candidate(index).items()
-        }
-        with substituted(self._perturbations, moved):
-            return self._evaluator.outputs(batch) - outputs
+    def rows(self, batch: Any) -> Tensor:
+        """Return ``L^T u_i``, [N, outputs, K]."""
+        with torch.no_grad():
+            return self._by_candidate(self._evaluator.outputs(batch), batch)
+
+    def _changes(self, outputs: Tensor, batch: Any) -> Iterator[tuple[int, Tensor]]:
+        """Yield each candidate with ``f(w + D_i) - f(w)``."""
+        for index in range(self._perturbations.count):
+            moved = {
+                layer: self._perturbations.weight(layer) + delta
+                for layer, delta in self._perturbations.of_candidate(index).items()
+            }
+            with substituted(self._perturbations, moved):
+                yield index, self._evaluator.outputs(batch) - outputs

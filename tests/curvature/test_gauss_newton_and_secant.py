@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
+from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, gauss_newton, profile
 
 
 def in_metric(changes, information):
@@ -19,8 +19,13 @@ def in_metric(changes, information):
     return torch.einsum("noi,nop,npj->ij", changes, information, changes) / len(changes)
 
 
+WAYS = {"from the outputs": 0, "from the candidates": 10**9}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
-def test_gauss_newton_equals_the_dense_one(kind):
+def test_gauss_newton_equals_the_dense_one(kind, way, monkeypatch):
+    monkeypatch.setattr(gauss_newton, "_PASSES_PER_OUTPUT", WAYS[way])
     model, (inputs, labels) = make(kind)
     groups, candidates, deltas = measured(model)
     taylor = profile(
@@ -35,6 +40,57 @@ def test_gauss_newton_equals_the_dense_one(kind):
     exact = in_metric(dense_jacobian(model, inputs) @ deltas, information)
     assert_close(taylor.curvature, exact, rtol=1e-8, atol=1e-11 * float(exact.max()))
     assert taylor.gradient.abs().max() == 0
+
+
+class Counted(nn.Module):
+    """Two layers, 3 outputs; counts forward passes. Its last step is one that torch.vmap does not take, if wanted."""
+
+    def __init__(self, last_step=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.last_step = last_step
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.last_step(self.second(self.first(x).tanh()))
+
+
+def test_gauss_newton_takes_one_pass_for_all_widths_of_a_layer_or_one_for_all_layers():
+    inputs, options = torch.randn(6, 4), {"curvature": "gauss_newton", "likelihood": Categorical()}
+    net = Counted()
+    profile(net, [inputs, inputs + 1], bits=[2, 3, 4], **options)  # 4 * 3 outputs > 6 candidates
+    assert net.passes == 2 * (1 + 2) + 1  # outputs, and each layer's widths together; one comparison with a single one
+    net = Counted()
+    profile(net, [inputs, inputs + 1], bits=range(2, 9), **options)  # 4 * 3 outputs < 14 candidates
+    assert net.passes == 2 * (1 + 1) + 1  # outputs, outputs with a graph; one comparison with weight gradients
+
+
+def through_channels_last(x):
+    """Return the input; torch.vmap has no rule for that memory format."""
+    return x[..., None, None].expand(-1, -1, 2, 2).contiguous(memory_format=torch.channels_last).mean((2, 3))
+
+
+def silently_wrong_when_batched(x):
+    """Double the tangents where several are carried at once, which torch.vmap shows by its levels."""
+    return 2 * x - x.detach() if torch._C._functorch.maybe_current_level() is not None else x
+
+
+@pytest.mark.parametrize(
+    "last_step",
+    [through_channels_last, silently_wrong_when_batched],
+    ids=["refused by vmap", "wrong under vmap"],
+)
+def test_candidates_run_one_at_a_time_where_they_cannot_run_together(last_step, monkeypatch):
+    monkeypatch.setattr(gauss_newton, "_PASSES_PER_OUTPUT", 10**9)
+    inputs = torch.randn(6, 4)
+    options = {"curvature": "gauss_newton", "likelihood": Categorical(), "bits": [2, 3, 4]}
+    plain, net = Counted(), Counted(last_step)
+    expected = profile(plain, [inputs], **options)
+    found = profile(net, [inputs], **options)
+    assert_close(found.curvature, expected.curvature)
+    assert net.passes >= 1 + 6 + 1 > plain.passes
 
 
 @pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
