@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import linear
+
+Operation = Literal["linear", "convolution", "transposed", "lookup", "any", "nonlinear"]
 
 
 def _same_rows(weight: Tensor, groups: int) -> Tensor:
@@ -34,6 +39,15 @@ def _transposed_weight(rows: Tensor, shape: torch.Size, groups: int) -> Tensor:
     return blocks.transpose(1, 2).reshape(shape)
 
 
+def _rows_along(weight: Tensor, groups: int, dim: int) -> Tensor:
+    return weight.movedim(dim, 0).reshape(weight.shape[dim], -1)
+
+
+def _weight_along(rows: Tensor, shape: torch.Size, groups: int, dim: int) -> Tensor:
+    moved = [shape[dim], *(size for axis, size in enumerate(shape) if axis != dim % len(shape))]
+    return rows.reshape(moved).movedim(0, dim)
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """How one layer type stores its weight.
@@ -41,23 +55,67 @@ class LayerKind:
     Attributes:
         to_rows: (weight, groups) to a [rows, columns] view or copy; a row is an output channel.
         from_rows: The inverse: (rows, weight shape, groups) to a weight.
+        operation: How outputs depend on the weight. ``"linear"``: rows times vectors; ``"convolution"`` and
+            ``"transposed"`` convolution; ``"lookup"`` of rows; ``"any"`` other way that is linear in the weight;
+            ``"nonlinear"``: measured by differentiating the network along each candidate.
     """
 
     to_rows: Callable[[Tensor, int], Tensor] = _same_rows
     from_rows: Callable[[Tensor, torch.Size, int], Tensor] = _same_weight
+    operation: Operation = "linear"
+
+    @classmethod
+    def along(cls, output_dim: int, operation: Operation) -> LayerKind:
+        """Return the kind whose output channels lie along a dimension of the weight."""
+        if output_dim == 0:
+            return cls(operation=operation)
+        return cls(partial(_rows_along, dim=output_dim), partial(_weight_along, dim=output_dim), operation)
 
 
-_TRANSPOSED = LayerKind(_transposed_rows, _transposed_weight)
+class ParameterView(nn.Module):
+    """A weight that its module keeps under a name of its own, seen as a layer with one weight.
+
+    It is no part of the model: calling it multiplies inputs with the weight, but the model never calls it.
+
+    Attributes:
+        weight: The Parameter itself, not a copy.
+        owner: The module that holds it.
+        attribute: Its name there, such as ``in_proj_weight``.
+        kind: How the owner uses it.
+    """
+
+    weight: Tensor
+    owner: nn.Module
+    attribute: str
+    kind: LayerKind
+
+    def __init__(self, owner: nn.Module, attribute: str, kind: LayerKind) -> None:
+        """Look at one parameter of a module."""
+        super().__init__()
+        self.__dict__.update(owner=owner, attribute=attribute, kind=kind)  # the owner is not a submodule
+        parameter = owner._parameters[attribute]
+        assert parameter is not None
+        self.weight = parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply vectors along the last dimension with the weight's rows."""
+        return linear(input, weight_rows(self))
+
+
+_CONVOLUTION = LayerKind(operation="convolution")
+_TRANSPOSED = LayerKind(_transposed_rows, _transposed_weight, "transposed")
 LAYER_KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LayerKind(),
-    nn.Conv1d: LayerKind(),
-    nn.Conv2d: LayerKind(),
-    nn.Conv3d: LayerKind(),
+    nn.Conv1d: _CONVOLUTION,
+    nn.Conv2d: _CONVOLUTION,
+    nn.Conv3d: _CONVOLUTION,
     nn.ConvTranspose1d: _TRANSPOSED,
     nn.ConvTranspose2d: _TRANSPOSED,
     nn.ConvTranspose3d: _TRANSPOSED,
-    nn.Embedding: LayerKind(),
+    nn.Embedding: LayerKind(operation="lookup"),
+    ParameterView: LayerKind(),
 }
+"""Types whose one weight is the parameter ``weight``, and how they use it (a `ParameterView` says it itself)."""
 
 
 def float_class(module: nn.Module) -> type[nn.Module] | None:
@@ -72,31 +130,38 @@ def float_class(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return how a layer uses its weight; None if it is of no registered type."""
+    if isinstance(module, ParameterView):
+        return module.kind
+    return LAYER_KINDS.get(float_class(module) or nn.Module)
+
+
 def weight_rows(module: nn.Module, weight: Tensor | None = None) -> Tensor:
     """Return a layer's weight, or another tensor of its shape, as [rows, columns]."""
-    kind = float_class(module)
-    if kind is None:
-        raise TypeError(f"A layer of type {type(module).__name__} cannot be quantized.")
     value = module.weight if weight is None else weight
     assert isinstance(value, Tensor)
-    return LAYER_KINDS[kind].to_rows(value, int(getattr(module, "groups", 1)))
+    return _known_kind(module).to_rows(value, int(getattr(module, "groups", 1)))
 
 
 def rows_to_weight(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
     """Return [rows, columns] in a layer's own weight layout of the given shape."""
-    kind = float_class(module)
-    if kind is None:
-        raise TypeError(f"A layer of type {type(module).__name__} cannot be quantized.")
-    return LAYER_KINDS[kind].from_rows(rows, shape, int(getattr(module, "groups", 1)))
+    return _known_kind(module).from_rows(rows, shape, int(getattr(module, "groups", 1)))
 
 
 def rows_and_columns(module: nn.Module) -> tuple[int, int]:
     """Return the shape of a layer's weight seen as rows by columns."""
-    shape = module.weight.shape
-    assert isinstance(shape, torch.Size)
-    transposed = LAYER_KINDS.get(float_class(module) or nn.Module) is _TRANSPOSED
-    rows = shape[1] * int(module.groups) if transposed else shape[0]  # type: ignore[arg-type]
-    return rows, prod(shape) // max(rows, 1)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    shape = weight_rows(module, torch.empty(weight.shape, device="meta")).shape
+    return shape[0], prod(shape[1:])
+
+
+def _known_kind(module: nn.Module) -> LayerKind:
+    kind = kind_of(module)
+    if kind is None:
+        raise TypeError(f"A layer of type {type(module).__name__} cannot be quantized.")
+    return kind
 
 
 def apply_weight(module: nn.Module, weight: Tensor, *inputs: Tensor, **options: object) -> Tensor:

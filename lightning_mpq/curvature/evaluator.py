@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..batches import describe_batch, tensors_of
 from ..calling import ForwardFn, forward_batch
 from ..errors import NonFiniteError
-from .isolation import shadowed
+from ..shadowing import shadowed
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_no_attention_fast_path())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its backward pass needs training mode
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -99,33 +100,3 @@ def _no_attention_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
-def shadowed(module: object, **attributes: object) -> Iterator[None]:
-    """Let attributes of a module, methods and parameters too, stand in its ``__dict__`` for a while.
-
-    ``nn.Module`` finds parameters only when ordinary lookup fails, so that the parameter itself, its name in
-    the state dict and every optimizer that holds it stay untouched.
-
-    Example:
-        >>> layer = nn.Linear(1, 1, bias=False)
-        >>> with shadowed(layer, weight=torch.full((1, 1), 3.0)):
-        ...     float(layer(torch.ones(1)))
-        3.0
-        >>> "weight" in layer.__dict__, len(list(layer.parameters()))
-        (False, 1)
-    """
-    names = module.__dict__
-    missing = object()
-    before = {name: names.get(name, missing) for name in attributes}
-    try:
-        names.update(attributes)
-        yield
-    finally:
-        for name, value in before.items():
-            if value is missing:
-                with suppress(KeyError):
-                    del names[name]
-            else:
-                names[name] = value

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .isolation import shadowed
+from ..held_weights import standing_in
+from ..shadowing import shadowed
 from .perturbation import Perturbations
 
 
@@ -28,7 +29,7 @@ def substituted(perturbations: Perturbations, weights: Mapping[str, Tensor]) -> 
         for leader, weight in weights.items():
             for layer in perturbations.tied(leader):
                 module = perturbations.modules[layer]
-                stack.enter_context(shadowed(module, weight=weight))
+                stack.enter_context(standing_in(module, weight))
                 if isinstance(module, nn.Embedding):
                     stack.enter_context(shadowed(module, padding_idx=None, scale_grad_by_freq=False, sparse=False))
         yield

@@ -20,6 +20,7 @@ from .convert import (
     stored_bytes,
 )
 from .embedding import PackedEmbedding
+from .holder import PackedWeight, WeightHolder
 from .linear import PackedLinear
 from .packed import PACKED_TYPES, PackedLayer, register_packed
 
@@ -34,7 +35,9 @@ __all__ = [
     "PackedEmbedding",
     "PackedLayer",
     "PackedLinear",
+    "PackedWeight",
     "StoredBytes",
+    "WeightHolder",
     "empty_packed_model",
     "pack_layer",
     "pack_model",

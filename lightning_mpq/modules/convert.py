@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import NonFiniteError
-from ..layers import LAYER_KINDS, float_class, rows_and_columns, weight_rows
+from ..held_weights import named_layers
+from ..layers import ParameterView, float_class, kind_of, rows_and_columns, weight_rows
 from ..policy import BitPolicy, WeightScheme
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
 from . import conv, embedding, linear  # noqa: F401  these register their types
-from .packed import OWN_NAMES, PACKED_TYPES, Memory, PackedLayer
+from .holder import PackedWeight, attach
+from .packed import OWN_NAMES, PACKED_TYPES, Memory, PackedLayer, packed_type
 
 
 class StoredBytes(NamedTuple):
@@ -41,7 +43,7 @@ def pack_layer(module: nn.Module, quantized: QuantizedRows) -> PackedLayer:
     """Return the packed twin of a float layer; the layer itself is left as it is.
 
     Args:
-        module: A layer of a type in ``PACKED_TYPES``.
+        module: A layer of a registered type, or a `ParameterView`.
         quantized: Its weight, rounded, as rows by columns.
 
     Raises:
@@ -57,7 +59,7 @@ def pack_layer(module: nn.Module, quantized: QuantizedRows) -> PackedLayer:
     weight = module.weight
     assert isinstance(weight, Tensor)
     zero_point = None if quantized.zero_point is None else quantized.zero_point.to(weight.device)
-    return _packed_type(module).from_float(
+    return packed_type(module).from_float(
         module,
         quantized.scheme,
         pack_codes(quantized.codes, quantized.scheme.bits).to(weight.device),
@@ -94,7 +96,7 @@ def pack_model(
     schemes = policy.by_layer()
     if unknown := sorted(set(rounded) - set(schemes)):
         raise ValueError(f"Rounded weights were given for {unknown[0]!r}, which the policy does not name.")
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model, remove_duplicate=False)
     given = {id(getattr(modules.get(name), "weight", None)): rows for name, rows in rounded.items()}
 
     def pack(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
@@ -192,7 +194,7 @@ def build_layers(
 
     ``build(name, layer, scheme)`` makes one; layers that share a weight get the buffers of the first of them.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model, remove_duplicate=False)
     built: dict[str, PackedLayer] = {}
     by_weight: dict[tuple[object, ...], tuple[str, PackedLayer]] = {}
     for group, names in policy.layers.items():
@@ -202,8 +204,8 @@ def build_layers(
                 raise ValueError(_unknown_layer(name, model, modules))
             module = modules[name]
             _check_layer(f"Layer {name!r}" if name else "", module)
-            kind = LAYER_KINDS[float_class(module) or nn.Module]
-            key = (id(module.weight), kind, getattr(module, "groups", 1))
+            kind = kind_of(module)
+            key = (id(module.weight), kind and kind.to_rows, getattr(module, "groups", 1))
             if key in by_weight:
                 first, twin = by_weight[key]
                 if twin.scheme != scheme:
@@ -211,7 +213,7 @@ def build_layers(
                         f"Layers {first!r} and {name!r} share one weight, but the policy gives them {twin.scheme} "
                         f"and {scheme}; put them in one group."
                     )
-                layer = _packed_type(module).from_float(module, scheme, twin.packed_codes, twin.scale, twin.zero_point)
+                layer = packed_type(module).from_float(module, scheme, twin.packed_codes, twin.scale, twin.zero_point)
             else:
                 layer = build(name, module, scheme)
                 by_weight[key] = (name, layer)
@@ -228,7 +230,7 @@ def empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLay
     scale_rows = 1 if scheme.granularity == "tensor" else rows
     scale_shape = (scale_rows, scheme.scale_count(rows, columns) // scale_rows)
     zero_point = torch.zeros(scale_shape, dtype=torch.uint8, device=device) if scheme.grid == "asymmetric" else None
-    return _packed_type(module).from_float(
+    return packed_type(module).from_float(
         module,
         scheme,
         torch.zeros(packed_size(rows * columns, scheme.bits), dtype=torch.uint8, device=device),
@@ -248,20 +250,22 @@ def _round(name: str, module: nn.Module, scheme: WeightScheme) -> QuantizedRows:
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Put layers in the places of those now at their names, under every name these have; return the old ones."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model, remove_duplicate=False)
     if missing := [name for name in layers if name not in modules]:
         raise ValueError(_unknown_layer(missing[0], model, modules))
     old = {name: modules[name] for name in layers}
-    new = {id(old[name]): layer for name, layer in layers.items()}
+    new: dict[int, nn.Module] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, (PackedWeight, ParameterView)):
+            owner, _, attribute = name.rpartition(".")
+            attach(modules[owner], attribute, layer)
+        else:
+            new[id(old[name])] = layer
     for parent in list(model.modules()):
         for attribute, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[attribute] = new[id(child)]
     return old
-
-
-def _packed_type(module: nn.Module) -> type[PackedLayer]:
-    return PACKED_TYPES[float_class(module) or nn.Module]
 
 
 def _check_layer(what: str, module: nn.Module) -> None:
@@ -273,9 +277,12 @@ def _check_layer(what: str, module: nn.Module) -> None:
         )
     if isinstance(module, PackedLayer):
         raise TypeError(f"{what} is packed already ({module.scheme}); start from the float model.")
-    if float_class(module) not in PACKED_TYPES:
-        known = ", ".join(kind.__name__ for kind in PACKED_TYPES)
-        raise TypeError(f"{what} is of type {type(module).__name__}; only {known} can be packed.")
+    if float_class(module) is None:
+        known = ", ".join(kind.__name__ for kind in PACKED_TYPES if kind is not ParameterView)
+        raise TypeError(
+            f"{what} is of type {type(module).__name__}; only {known}, and the weights of attention, recurrent and "
+            "registered layers can be packed. See lightning_mpq.register_layer."
+        )
     if "forward" in module.__dict__:
         raise TypeError(f"{what} has a forward of its own set on the instance, which packing would drop; remove it.")
     if not isinstance(module._parameters.get("weight"), nn.Parameter):

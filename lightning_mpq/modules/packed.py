@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..layers import LAYER_KINDS, rows_and_columns
+from ..layers import LAYER_KINDS, ParameterView, float_class, rows_and_columns
 from ..policy import WeightScheme
 from ..quantizers import QuantizedRows
 from ..quantizers.grid import dequantize
@@ -100,8 +100,8 @@ class PackedLayer(nn.Module):
     def dequantize(self) -> Tensor:
         """Compute the weight from the stored buffers."""
         matrix = dequantize(self.codes(), self.scale, self.zero_point, self.scheme, self.weight_dtype)
-        groups = int(getattr(self, "groups", 1))
-        return LAYER_KINDS[self.float_type].from_rows(matrix, self.weight_shape, groups)
+        kind = self.kind if isinstance(self, ParameterView) else LAYER_KINDS[self.float_type]
+        return kind.from_rows(matrix, self.weight_shape, int(getattr(self, "groups", 1)))
 
     def codes(self) -> Tensor:
         """Return the codes, uint8 [rows, columns]."""
@@ -195,3 +195,36 @@ def register_packed(float_type: type[nn.Module]) -> Callable[[type[PackedLayer]]
         return packed_type
 
     return register
+
+
+class GeneratedPackedLayer(PackedLayer):
+    """Mixin of packed types that were made on demand, for layer types that the user registered."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the float type, since the type has no name that could be imported."""
+        return _new_packed, (self.float_type,), self.__getstate__()
+
+
+def packed_type(module: nn.Module) -> type[PackedLayer]:
+    """Return the type that replaces a float layer, making one for a layer type that has none of its own.
+
+    Raises:
+        TypeError: If the layer is of no registered type.
+    """
+    float_type = float_class(module)
+    if float_type is None:
+        raise TypeError(f"A layer of type {type(module).__name__} cannot be packed.")
+    return _packed_type_of(float_type)
+
+
+def _packed_type_of(float_type: type[nn.Module]) -> type[PackedLayer]:
+    if float_type not in PACKED_TYPES:
+        generated = type(f"Packed{float_type.__name__}", (GeneratedPackedLayer, float_type), {"__module__": __name__})
+        register_packed(float_type)(generated)
+    return PACKED_TYPES[float_type]
+
+
+def _new_packed(float_type: type[nn.Module]) -> PackedLayer:
+    """Return an empty instance, for unpickling and copying."""
+    kind = _packed_type_of(float_type)
+    return kind.__new__(kind)

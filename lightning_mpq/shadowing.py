@@ -1,0 +1,38 @@
+"""Attributes of an object that stand aside for a while, parameters of a module too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def shadowed(module: object, **attributes: object) -> Iterator[None]:
+    """Let attributes of a module, methods and parameters too, stand in its ``__dict__`` for a while.
+
+    ``nn.Module`` finds parameters only when ordinary lookup fails, so that the parameter itself, its name in
+    the state dict and every optimizer that holds it stay untouched.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> with shadowed(layer, weight=torch.full((1, 1), 3.0)):
+        ...     float(layer(torch.ones(1)))
+        3.0
+        >>> "weight" in layer.__dict__, len(list(layer.parameters()))
+        (False, 1)
+    """
+    names = module.__dict__
+    missing = object()
+    before = {name: names.get(name, missing) for name in attributes}
+    try:
+        names.update(attributes)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is missing:
+                with suppress(KeyError):
+                    del names[name]
+            else:
+                names[name] = value
