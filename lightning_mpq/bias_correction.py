@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .calling import ForwardFn, forward_batch
 from .curvature.isolation import isolated
+from .distributed import errors_shared, gather, refuse_empty_ranks, sum_over_ranks
 from .layers import float_class
 
 
@@ -56,6 +57,9 @@ def output_means(
 ) -> OutputMeans:
     """Measure the mean outputs of layers with a bias in one pass; on the float model, before it is quantized.
 
+    Where torch.distributed is in use, every process calls this with its own batches, and all get the means over the
+    batches of all; `correct_biases` likewise.
+
     Args:
         model: The float model, left as it was.
         batches: Calibration batches.
@@ -82,14 +86,20 @@ def output_means(
 
         return add
 
-    with _hooks({modules[name]: hook(name) for name in sums}), isolated(model), torch.no_grad():
+    with errors_shared(), _hooks({modules[name]: hook(name) for name in sums}), isolated(model), torch.no_grad():
         for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
             forward_batch(model, batch, forward_fn, number=count)
+    parts = gather((count, {name: sums[name].calls for name in order}))
+    refuse_empty_ranks([batches_of_rank for batches_of_rank, _ in parts])
     if not count:
         raise ValueError("Mean outputs need at least one calibration batch, got none.")
-    skipped |= {name: "it is never called" for name in sums if name not in order}
-    repeated = frozenset(name for name in order if sums[name].calls > count)
-    return OutputMeans({name: sums[name].mean() for name in order}, repeated, skipped)
+    calls = Counter[str]()
+    for _, calls_of_rank in parts:
+        calls.update(calls_of_rank)
+    total = sum(batches_of_rank for batches_of_rank, _ in parts)
+    skipped |= {name: "it is never called" for name in sums if name not in calls}
+    repeated = frozenset(name for name in calls if calls[name] > total)
+    return OutputMeans({name: sums[name].mean(modules[name].bias) for name in calls}, repeated, skipped)
 
 
 def correct_biases(
@@ -127,6 +137,7 @@ def correct_biases(
     modules = dict(model.named_modules(remove_duplicate=False))
     if missing := [name for name in target.means if getattr(modules.get(name), "bias", None) is None]:
         raise ValueError(f"Layer {missing[0]!r} had a bias in the float model, but there is none in this model.")
+    refuse_empty_ranks(gather(len(batches)))
     if not len(batches):
         raise ValueError("Bias correction needs at least one calibration batch, got none.")
     biases: dict[str, Tensor] = {name: modules[name].bias for name in target.means}
@@ -170,9 +181,12 @@ class _Sum:
         self.count += by_channel.shape[1]
         self.calls += 1
 
-    def mean(self) -> Tensor:
-        assert self.total is not None
-        return self.total / max(self.count, 1)
+    def mean(self, bias: Tensor) -> Tensor:
+        """Return the mean over the calls on all processes, shaped like the layer's bias."""
+        wide = torch.float32 if bias.device.type == "mps" else torch.float64
+        total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
+        count = int(sum_over_ranks(torch.tensor(self.count)))
+        return sum_over_ranks(total.detach()) / max(count, 1)
 
 
 def _mean_output(
@@ -186,13 +200,14 @@ def _mean_output(
         if not repeated:
             raise _Behind
 
-    with _hooks({layer: add}):
+    with errors_shared(), _hooks({layer: add}):
         for number, batch in enumerate(batches, start=1):
             try:
                 forward_batch(model, batch, forward_fn, number=number)
             except _Behind:
                 continue
-    return found.mean()
+    assert isinstance(layer.bias, Tensor)
+    return found.mean(layer.bias)
 
 
 @contextmanager

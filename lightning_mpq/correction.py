@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .calling import forward_batch
+from .distributed import active, errors_shared, gather, refuse_empty_ranks, sum_over_ranks
 
 
 class BatchNormStatistics(NamedTuple):
@@ -50,6 +52,9 @@ def reestimate_batchnorm(
     ``before``, statistics are not replaced but moved: the mean by the difference and the variance by the ratio of
     what the same batches give after and before quantization, so that what the sample adds by chance cancels.
 
+    Where torch.distributed is in use, every process calls this with its own batches, and all get the same averages
+    over the batches of all.
+
     Args:
         model: Module in any mode; modes are restored.
         batches: Calibration batches.
@@ -74,10 +79,13 @@ def reestimate_batchnorm(
         for layer in layers.values():
             layer.reset_running_stats()
         count = 0
-        for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
-            forward_batch(model, batch, forward_fn, number=count)
+        with errors_shared():
+            for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
+                forward_batch(model, batch, forward_fn, number=count)
+        refuse_empty_ranks(gather(count))
         if count == 0:
             raise ValueError("BatchNorm statistics need at least one calibration batch, got none.")
+        _average_over_ranks(layers.values())
         if before is not None:
             for name, layer in layers.items():
                 _move(layer, stored[name], before[name])
@@ -104,6 +112,21 @@ def measure_batchnorm(
         return {name: _statistics(layer) for name, layer in layers.items()}
     finally:
         restore_statistics(layers, saved)
+
+
+def _average_over_ranks(layers: Iterable[_BatchNorm]) -> None:
+    """Let cumulative averages be those of all processes, each batch counting the same."""
+    if not active():
+        return
+    for layer in layers:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        calls = sum_over_ranks(layer.num_batches_tracked)
+        share = layer.num_batches_tracked.double() / calls
+        for average in (layer.running_mean, layer.running_var) if calls > 0 else ():
+            average.copy_(sum_over_ranks(average.double() * share))
+        layer.num_batches_tracked.copy_(calls)
 
 
 def _statistics(layer: _BatchNorm) -> BatchNormStatistics:
@@ -154,17 +177,24 @@ def restore_statistics(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Map
 
 @contextmanager
 def _only_these_in_training(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[None]:
-    """Evaluation mode for all but the given layers, which average cumulatively; everything restored."""
+    """Evaluation mode for all but the given layers, which average cumulatively; everything restored.
+
+    A SyncBatchNorm layer would exchange statistics in every pass, and hang where processes have different numbers of
+    batches; it works like the others for that time.
+    """
     modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers.values()}
     model.eval()
     for layer in layers.values():
         layer.train()
         layer.momentum = None  # torch's name for a cumulative average
+        if isinstance(layer, nn.SyncBatchNorm):
+            layer.__dict__["forward"] = MethodType(_BatchNorm.forward, layer)
     try:
         yield
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
+            layer.__dict__.pop("forward", None)
         for module, mode in modes.items():
             module.training = mode

@@ -13,6 +13,7 @@ from .calling import ForwardFn, forward_batch
 from .candidates import Candidate
 from .curvature.evaluator import check_finite_parameters
 from .curvature.isolation import isolated
+from .distributed import errors_shared, gather, on_rank_zero, refuse_empty_ranks
 from .errors import NonFiniteError
 from .groups import LayerGroup
 from .layers import weight_rows
@@ -64,6 +65,9 @@ def round_candidates(
     The model runs once over the batches, whatever the number of layers and candidates, in evaluation mode, and is
     left exactly as it was. Moments take 8 bytes times columns squared for each layer until it is rounded.
 
+    Where torch.distributed is in use, every process calls this with its own batches: moments are summed over all of
+    them, rank 0 rounds, and every process gets its codes.
+
     Args:
         model: The float model.
         batches: Calibration batches; not touched if no scheme needs them.
@@ -101,11 +105,30 @@ def round_candidates(
     moments: dict[int, InputMoment] = {}
     if any(candidate.scheme.needs_inputs for candidate in candidates):
         moments = input_moments(model, batches, layers, forward_fn, lambda f, m: tell(f / 2, m))
+    # One rank decides for all: the least difference in arithmetic between two machines could flip a code.
+    return on_rank_zero(
+        lambda: _round_all(
+            layers, moments, groups, candidates, best_grid, centred, damping, lambda f, m: tell(0.5 + f / 2, m)
+        )
+    )
+
+
+def _round_all(
+    layers: Mapping[str, nn.Module],
+    moments: dict[int, InputMoment],
+    groups: Sequence[LayerGroup],
+    candidates: Sequence[Candidate],
+    best_grid: bool,
+    centred: bool,
+    damping: float,
+    tell: Progress,
+) -> RoundedWeights:
+    """Round every layer; see `round_candidates`. Each moment is dropped once its layer is rounded."""
     kept: list[Candidate] = []
     rows: dict[tuple[str, WeightScheme], QuantizedRows] = {}
     errors: dict[tuple[str, WeightScheme], float] = {}
     for number, group in enumerate(groups):
-        tell(0.5 + number / (2 * len(groups)), f"round {group.name}")
+        tell(number / len(groups), f"round {group.name}")
         offered = [candidate for candidate in candidates if candidate.group == group.name]
         schemes = [candidate.scheme for candidate in offered]
         found: dict[int, list[RoundedRows]] = {}
@@ -143,14 +166,18 @@ def round_policy(
     moments: dict[int, InputMoment] = {}
     if any(scheme.needs_inputs for scheme in schemes.values()):
         moments = input_moments(model, batches, layers, forward_fn)
-    rounded: dict[int, QuantizedRows] = {}
-    for layer, scheme in schemes.items():
-        weight = id(layers[layer].weight)
-        if weight not in rounded:
-            moment = moments.pop(weight, None)
-            result = _round_layer(layer, layers[layer], moment, [scheme], centred, damping)[0]
-            rounded[weight] = result.quantized
-    return {layer: rounded[id(layers[layer].weight)] for layer in schemes}
+
+    def round_all() -> dict[str, QuantizedRows]:
+        rounded: dict[int, QuantizedRows] = {}
+        for layer, scheme in schemes.items():
+            weight = id(layers[layer].weight)
+            if weight not in rounded:
+                moment = moments.pop(weight, None)
+                result = _round_layer(layer, layers[layer], moment, [scheme], centred, damping)[0]
+                rounded[weight] = result.quantized
+        return {layer: rounded[id(layers[layer].weight)] for layer in schemes}
+
+    return on_rank_zero(round_all)
 
 
 def input_moments(
@@ -160,7 +187,7 @@ def input_moments(
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
 ) -> dict[int, InputMoment]:
-    """Measure the inputs of layers in one pass over the batches.
+    """Measure the inputs of layers in one pass over the batches, those of all processes.
 
     Args:
         model: The model, left as it was.
@@ -184,7 +211,7 @@ def input_moments(
         for name, layer in layers.items():
             updater = _updater(name, found[name], lambda: count)
             handles.append(layer.register_forward_hook(updater, with_kwargs=True))
-        with isolated(model), torch.no_grad():
+        with errors_shared(), isolated(model), torch.no_grad():
             for count, batch in enumerate(batches, start=1):
                 forward_batch(model, batch, forward_fn, number=count)
                 if progress is not None:
@@ -192,12 +219,13 @@ def input_moments(
     finally:
         for handle in handles:
             handle.remove()
+    refuse_empty_ranks(gather(count))
     if not count:
         raise ValueError("Rounding by the layers' inputs needs at least one calibration batch, got none.")
     shared: dict[int, InputMoment] = {}
     for name, layer in layers.items():
-        weight = id(layer.weight)
-        shared[weight] = shared[weight].merge(found[name]) if weight in shared else found[name]
+        weight, moment = id(layer.weight), found.pop(name).over_ranks()
+        shared[weight] = shared[weight].merge(moment) if weight in shared else moment
     return shared
 
 

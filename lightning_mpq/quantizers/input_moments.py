@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..distributed import sum_over_ranks
 from ..layers import float_class, rows_and_columns
 
 _CHUNK_ELEMENTS = 2**22
@@ -93,6 +94,12 @@ class InputMoment:
         if other.row_counts is not None:  # each row is looked up count / rows times on average
             second = torch.diag_embed(other.second / len(other.row_counts))
         return InputMoment(self.first + other.first, self.second + second, self.count + other.count)
+
+    def over_ranks(self) -> InputMoment:
+        """Return the moment of what all processes saw; every rank must call it, and gets the same bits."""
+        counts = None if self.row_counts is None else sum_over_ranks(self.row_counts)
+        count = int(sum_over_ranks(torch.tensor(self.count)))
+        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts)
 
     def matrix(self, centred: bool = False) -> Tensor:
         """Return M as [groups, columns, columns], the mean of x x^T; zero if the layer was never called.

@@ -14,13 +14,15 @@ from ..calling import ForwardFn, device_of
 from ..curvature.evaluator import Evaluator, LossFn
 from ..curvature.isolation import isolated
 from ..curvature.likelihood import Likelihood, guess_likelihood
+from ..distributed import errors_shared, gather
 
 
 class LossChange:
     """Measures by how much a model's loss differs from what it was when this object was made.
 
     The divergence is ``KL(p_float || p_now)`` in nats per sample; the task loss is the mean of ``loss_fn`` over
-    the batches, each weighted by its samples.
+    the batches, each weighted by its samples. Where torch.distributed is in use, every process measures its own
+    batches, and all get the loss over the batches of all.
 
     Attributes:
         reference: Task loss of the float model; 0 for the divergence.
@@ -64,12 +66,13 @@ class LossChange:
 
     def _mean(self, total_of: Any) -> float:
         total, samples = 0.0, 0
-        with isolated(self._model), torch.no_grad():
+        with errors_shared(), isolated(self._model), torch.no_grad():
             for number, batch in enumerate(self._batches):
                 self._evaluator.batch_number = number + 1
                 value, count = total_of(number, to_device(batch, device_of(self._model)))
                 total, samples = total + value, samples + count
-        return total / max(samples, 1)
+        parts = gather((total, samples))
+        return sum(own for own, _ in parts) / max(sum(count for _, count in parts), 1)
 
     def _task_loss(self, number: int, batch: Any) -> tuple[float, int]:
         count = sample_count(batch) or 1
