@@ -1,6 +1,6 @@
-"""Draw README's figure and table from the committed results, so that a number and its picture cannot disagree.
+"""Write README's figures and tables from the committed results, so that a number and its picture cannot disagree.
 
-python -m benchmarks.readme          rewrites the block in README.md and the figure
+python -m benchmarks.readme          rewrites the blocks in README.md and the figures
 python -m benchmarks.readme --check  fails if README.md is not what the results say
 """
 
@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from math import sqrt
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .figures import RESULTS, draw_all, read, standard_error
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
-FIGURE = RESULTS / "main_job.svg"
 DEMANDS = ROOT / "benchmarks" / "RESULTS.md"
 BEGIN, END = "<!-- main_job:begin -->", "<!-- main_job:end -->"
 
@@ -27,16 +26,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     arguments = parser.parse_args()
-    wanted = {README: with_block(README.read_text(), main_job_block(_read("fashion_mnist"))), DEMANDS: demands_page()}
+    wanted = {
+        README: with_block(README.read_text(), main_job_block(read("main_job-fashion_mnist"))),
+        DEMANDS: demands_page(),
+    }
     if arguments.check:
         for path, text in wanted.items():
             if not path.exists() or path.read_text() != text:
                 sys.exit(f"{path.name} is not what benchmarks/results say: run python -m benchmarks.readme")
         return
-    draw(_read("fashion_mnist"), FIGURE)
+    figures = draw_all()
     for path, text in wanted.items():
         path.write_text(text)
-    print(f"written: {README}, {FIGURE}, {DEMANDS}")
+    print("written:", *wanted, *figures)
 
 
 def with_block(text: str, block: str) -> str:
@@ -58,7 +60,7 @@ def main_job_block(content: Mapping[str, Any]) -> str:
         f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
         f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
         "scales and float leftovers included. One standard error of an accuracy is "
-        f"{_standard_error(base):.2f} points: below that, differences are noise, and the divergence from the float "
+        f"{standard_error(base['test_accuracy']):.2f} points: below that, differences are noise, and the divergence from the float "
         "model (KL in nats per calibration image, after repair) tells more.",
         "",
         "| budget, average bits | chosen plan | bytes | smaller | divergence | additive plan | uniform |",
@@ -100,56 +102,8 @@ def demands_page() -> str:
     return "\n".join(lines)
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Draw test accuracy and divergence from the float model against stored kilobytes for all models."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "lightning_mpq"  # the same figure gives the same file
-    from matplotlib import pyplot as plt
-
-    rows: Sequence[Mapping[str, Any]] = content["results"]
-    base = next(row for row in rows if row["model"] == "float")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    styles = {
-        "uniform": ("s", "#999999", "one width everywhere"),
-        "additive": ("^", "#d08000", "additive plan"),
-        "chosen": ("o", "#6206e0", "chosen plan"),
-    }
-    for model, (marker, color, label) in styles.items():
-        mine = [row for row in rows if row["model"] == model]
-        for axes, key, factor in ((left, "test_accuracy", 100), (right, "measured_loss", 1)):
-            points = sorted({(row["stored_bytes"] / 1000, factor * row[key]) for row in mine})
-            axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=label)
-    accuracy = 100 * base["test_accuracy"]
-    left.axhline(
-        accuracy, color="black", linestyle="--", linewidth=1, label=f"float ({base['stored_bytes'] / 1e3:,.0f} kB)"
-    )
-    noise = _standard_error(base)
-    left.axhspan(accuracy - noise, accuracy + noise, color="black", alpha=0.08, label="one standard error")
-    left.set(ylabel="test accuracy, %", ylim=(accuracy - 2, accuracy + 1), title="accuracy on 10,000 test images")
-    right.set(ylabel="nats per image", yscale="log", title="divergence from the float model")
-    for axes in (left, right):
-        axes.set_xlabel("stored bytes of the whole model, kB")
-        axes.grid(alpha=0.3)
-    left.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def _standard_error(row: Mapping[str, Any]) -> float:
-    """Return the standard error of an accuracy on 10,000 images, in points."""
-    return 100 * sqrt(row["test_accuracy"] * (1 - row["test_accuracy"]) / 10_000)
-
-
 def _percent(row: Mapping[str, Any]) -> str:
     return f"{100 * row['test_accuracy']:.2f} %"
-
-
-def _read(experiment: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"main_job-{experiment}.json").read_text())
-    return content
 
 
 if __name__ == "__main__":
