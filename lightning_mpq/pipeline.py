@@ -6,13 +6,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .allocation import Allocation, Budget, allocate
+from .allocation.preparation import Preparation
 from .batches import sample_count
 from .calling import ForwardFn
 from .candidates import make_candidates
@@ -21,6 +22,7 @@ from .curvature import TaylorModel, profile
 from .curvature.evaluator import LossFn
 from .curvature.sanity import order_violations
 from .curvature.shrinkage import shrink
+from .distributed import gather, mean_over_ranks, on_rank_zero, refuse_empty_ranks, share_buffers
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
@@ -108,6 +110,9 @@ class Pipeline:
     ) -> Outcome:
         """Quantize a trained model in place by its loss.
 
+        Where torch.distributed is in use, every process calls this with its own batches; all end with the same
+        quantized model. Buffers are those of rank 0, and metrics the mean over ranks.
+
         Args:
             model: The float model; on an error it is left as it was.
             batches: Calibration batches from the training data, at least one.
@@ -156,10 +161,24 @@ class Pipeline:
         """
         self.seconds.clear()
         _check(model, batches)
+        share_buffers(model)
         groups, rounded, taylor = self.measure(model, batches)
         with self._stage("allocate"):
-            allocation = allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5))
+            allocation = self.allocate(taylor)
         return Plan(groups, rounded, taylor, allocation)
+
+    def allocate(self, taylor: TaylorModel) -> Allocation:
+        """Choose the bits; of several processes rank 0 alone solves, and all get its plan."""
+        solved: list[Allocation] = []
+
+        def solve() -> Allocation:
+            solved.append(allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5)))
+            return replace(solved[0], preparation=None)  # may hold cost functions, which cannot be sent
+
+        plan = on_rank_zero(solve)
+        if solved:
+            return solved[0]
+        return replace(plan, preparation=Preparation.make(taylor, self.budget, self.solver.rules))
 
     def measure(
         self, model: nn.Module, batches: Sequence[Any]
@@ -235,7 +254,7 @@ class Pipeline:
             batches,
             groups,
             taylor,
-            evaluate,
+            lambda: mean_over_ranks(dict(evaluate())),
             forward_fn=self.forward_fn,
             loss_fn=self.loss_fn,
             likelihood=None if self.curvature.likelihood == "auto" else self.curvature.likelihood,
@@ -301,7 +320,7 @@ class Pipeline:
             left_in_float=verdict.groups.left_in_float,
             solver=allocation.to_dict(),
             seconds=dict(self.seconds),
-            samples=sum(sample_count(batch) or 0 for batch in verdict.batches),
+            samples=sum(gather(sum(sample_count(batch) or 0 for batch in verdict.batches))),
         )
 
     @contextmanager
@@ -338,6 +357,7 @@ def _warn_of_wrong_order(taylor: TaylorModel) -> None:
 
 
 def _check(model: nn.Module, batches: Sequence[Any]) -> None:
+    refuse_empty_ranks(gather(len(batches)))
     if not batches:
         raise ValueError("Calibration needs at least one batch of training data, got none.")
     if packed := packed_layers(model):
