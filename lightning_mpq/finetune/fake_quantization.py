@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..layers import float_class, rows_to_weight, weight_rows
-from ..modules import pack_model, packed_layers, restore_layers
+from ..held_weights import named_layers
+from ..layers import weight_rows
+from ..modules import PackedLayer, pack_model, restore_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
-from .layer import FakeQuantizedLayer, fake_quantized_layers, float_weights, start_fake_quantization
-from .layer import stop_fake_quantization as stop
+from .layer import (
+    FakeQuantizedLayer,
+    fake_quantized_layers,
+    fake_quantized_weights,
+    float_weights,
+    start_all,
+    start_fake_quantization,
+    stop_all,
+)
 from .quantizer import WeightQuantizer
 
 INSET = 0.05
@@ -40,19 +48,24 @@ class FakeQuantization:
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLayer]:
-        """The fake-quantized layers by name, each once."""
+        """The layers with fake-quantized weights by name, each once."""
         return fake_quantized_layers(self.model)
 
     @property
+    def weights(self) -> dict[str, tuple[nn.Parameter, WeightQuantizer]]:
+        """Each weight once, and its quantizer, by the first of its names."""
+        found: dict[int, tuple[str, nn.Parameter, WeightQuantizer]] = {}
+        for name, parameter, quantizer in fake_quantized_weights(self.model):
+            found.setdefault(id(quantizer), (name, parameter, quantizer))
+        return {name: (parameter, quantizer) for name, parameter, quantizer in found.values()}
+
+    @property
     def quantizers(self) -> dict[str, WeightQuantizer]:
-        """The quantizers by the name of the first layer that uses them."""
-        found: dict[int, tuple[str, WeightQuantizer]] = {}
-        for name, layer in self.layers.items():
-            found.setdefault(id(layer.weight_quantizer), (name, layer.weight_quantizer))
-        return dict(found.values())
+        """The quantizers by the first name of their weight."""
+        return {name: quantizer for name, (_, quantizer) in self.weights.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield layer name and learned scales (relative to those at the start), if scales learn."""
+        """Yield weight name and learned scales (relative to those at the start), if scales learn."""
         for name, quantizer in self.quantizers.items():
             if quantizer.relative_scale.requires_grad:
                 yield name, quantizer.relative_scale
@@ -63,15 +76,15 @@ class FakeQuantization:
             yield parameter
 
     def quantized_rows(self) -> dict[str, QuantizedRows]:
-        """Return the codes and scales that the next forward pass computes with, by layer.
+        """Return the codes and scales that the next forward pass computes with, by name as in the policy.
 
         Raises:
             NonFiniteError: If a weight or scale is NaN or infinite; the message names the layer.
         """
         found = {}
-        for name, layer in self.layers.items():
+        for name, (parameter, quantizer) in self.weights.items():
             try:
-                found[name] = layer.weight_quantizer.quantized(weight_rows(layer, layer._parameters["weight"]))
+                found[name] = quantizer.quantized(parameter)
             except NonFiniteError as error:
                 raise NonFiniteError(f"Layer {name!r}: {error}") from error
         return found
@@ -82,8 +95,7 @@ class FakeQuantization:
 
     def restore(self) -> None:
         """End fake quantization: the layers are of their own classes again, with the weights as trained."""
-        for layer in self.layers.values():
-            stop(layer)
+        stop_all(self.model)
 
     def pack(self) -> dict[str, nn.Module]:
         """Replace the layers by packed ones that compute what they computed last, to the last bit.
@@ -95,13 +107,11 @@ class FakeQuantization:
             NonFiniteError: If a weight or scale is NaN or infinite; the model is then as it was.
         """
         rounded = self.quantized_rows()
-        quantizers = {layer: layer.weight_quantizer for layer in self.layers.values()}
-        self.restore()
+        quantizers = stop_all(self.model)
         try:
             return pack_model(self.model, self.policy, rounded)
         except BaseException:
-            for layer, quantizer in quantizers.items():
-                start_fake_quantization(layer, quantizer)
+            start_all(quantizers)
             raise
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,39 +216,43 @@ def fake_quantize(
         )
     floats = pack_model(model, policy, rounded)
     try:
-        starts = {name: layer.quantized_rows() for name, layer in packed_layers(model).items() if name in floats}
+        packed = dict(model.named_modules(remove_duplicate=False))
+        starts = {name: _rounded(packed[name]) for name in floats}
     finally:
         restore_layers(model, floats)
-    modules = dict(model.named_modules())
-    quantizers: dict[int, tuple[str, WeightQuantizer]] = {}
-    moved: dict[int, tuple[nn.Parameter, Tensor]] = {}
-    for name, start in starts.items():
-        layer = modules[name]
-        weight = layer._parameters["weight"]
-        assert weight is not None
+    layers = {name: layer for name, layer in named_layers(model, remove_duplicate=False).items() if name in starts}
+    quantizers: dict[int, tuple[nn.Module, WeightQuantizer]] = {}
+    moved: dict[int, Tensor] = {}
+    for name, layer in layers.items():
+        weight = layer.weight
+        assert isinstance(weight, nn.Parameter)
         if id(weight) in quantizers:
-            _check_layout(name, layer, quantizers[id(weight)][0], modules)
+            _check_layout(name, layer, quantizers[id(weight)][1])
             continue
-        quantizer = WeightQuantizer(start, weight.dtype, learn_scale=learn_scales, margin=margin)
-        quantizers[id(weight)] = (name, quantizer)
-        rows = quantizer.weights_with_codes(weight_rows(layer, weight.detach()), start.codes, inset)
-        moved[id(weight)] = (weight, rows_to_weight(layer, rows, weight.shape))
-    with torch.no_grad():
-        for weight, value in moved.values():
-            weight.copy_(value)
-    for name in starts:
-        layer = modules[name]
-        start_fake_quantization(layer, quantizers[id(layer._parameters["weight"])][1])
+        quantizer = WeightQuantizer(layer, starts[name], learn_scale=learn_scales, margin=margin)
+        quantizers[id(weight)] = (layer, quantizer)
+        moved[id(weight)] = quantizer.weights_with_codes(
+            quantizer.rows(weight.detach()), starts[name].codes.to(weight.device), inset
+        )
+    for key, (layer, quantizer) in quantizers.items():
+        quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
+    for layer in layers.values():
+        start_fake_quantization(layer, quantizers[id(layer.weight)][1])
     return FakeQuantization(model, policy)
 
 
-def _check_layout(name: str, layer: nn.Module, first: str, modules: Mapping[str, nn.Module]) -> None:
+def _rounded(layer: nn.Module) -> QuantizedRows:
+    assert isinstance(layer, PackedLayer)
+    return layer.quantized_rows()
+
+
+def _check_layout(name: str, layer: nn.Module, quantizer: WeightQuantizer) -> None:
     """Refuse a shared weight that two layers cut into rows in different ways."""
-    other = modules[first]
-    if (float_class(layer), getattr(layer, "groups", 1)) != (float_class(other), getattr(other, "groups", 1)) and not (
-        torch.equal(*(weight_rows(each, each._parameters["weight"]) for each in (layer, other)))
-    ):
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    marks = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+    if not torch.equal(weight_rows(layer, marks), quantizer.rows(marks)):
         raise ValueError(
-            f"Layers {first!r} and {name!r} share a weight but see it as different rows, so that it cannot be trained "
+            f"Layer {name!r} shares a weight with another that sees it as different rows, so that it cannot be trained "
             "on one grid; untie them or keep them in float."
         )

@@ -1,73 +1,74 @@
-"""Layers that compute with a fake-quantized weight, and stay the same objects with the same parameters."""
+"""Layers that compute with fake-quantized weights, and stay the same objects with the same parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ..layers import rows_to_weight, weight_rows
+from ..held_weights import held_by
+from ..layers import kind_of
+from ..shadowing import shadowed
+from .class_change import change_back, change_class
 from .quantizer import WeightQuantizer
 
-QUANTIZER = "weight_quantizer"
-"""Attribute of a layer that holds its quantizer; no parameter, buffer or module of it, so not in its state dict."""
+QUANTIZERS = "weight_quantizers"
 
 
 class FakeQuantizedLayer(nn.Module):
-    """Mixin whose ``weight`` is the fake-quantized one, computed from the layer's own parameter when it is read.
+    """Mixin whose weights are the fake-quantized ones, computed from the layer's own parameters when they are read.
 
-    The inherited forward reads it, and so does everything else that asks for ``layer.weight``, as with packed layers.
-    Parameters, state dict, optimizers and data-parallel wrappers see the float parameter that is trained.
+    The inherited forward reads them, and so does everything else that asks for ``layer.weight``, as with packed
+    layers. Parameters, state dict, optimizers and data-parallel wrappers see the float parameters that are trained.
 
     Attributes:
-        weight_quantizer: The grid and its learned scales.
+        weight_quantizers: Parameter name to its grid and learned scales; no parameter, buffer or module of the layer,
+            so not in its state dict.
     """
 
-    float_class: ClassVar[type[nn.Module]]
-    weight_quantizer: WeightQuantizer
+    prefix: ClassVar[str] = "FakeQuantized"
+    weight_quantizers: dict[str, WeightQuantizer]
 
-    def _weight(self) -> Tensor:
-        """Return the fake-quantized weight in the parameter's own layout."""
-        parameter = self._parameters["weight"]
+    def compute(self, name: str) -> Tensor:
+        """Return a fake-quantized weight in the parameter's own layout."""
+        parameter = self._parameters[name]
         assert parameter is not None
-        rounded = self.weight_quantizer(weight_rows(self, parameter))
-        return rows_to_weight(self, rounded, parameter.shape)
-
-    weight: Tensor = property(_weight)  # type: ignore[assignment]
+        return self.weight_quantizers[name](parameter)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the quantizer with the layer."""
+        """Move the quantizers with the layer."""
         super()._apply(fn, recurse)
-        self.weight_quantizer.move(fn)
+        for quantizer in self.weight_quantizers.values():
+            quantizer.move(fn)
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Copy and pickle by the float class, since this one is made on the fly."""
-        return _new_layer, (type(self).float_class,), self.__getstate__()
+
+class FakeQuantizedRecurrentLayer(FakeQuantizedLayer):
+    """LSTM, GRU or RNN, whose list of all weights is made anew for each call."""
+
+    _flat_weights: list[Tensor]
+    _flat_weight_refs: list[Any]
+    _flat_weights_names: list[str]
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """Run the recurrent layer on its fake-quantized weights."""
+        with shadowed(self, _flat_weights=[getattr(self, name) for name in self._flat_weights_names]):
+            return super().forward(*args, **options)
+
+    def _init_flat_weights(self) -> None:
+        """Keep no list between calls; it would keep the graph behind the weights alive."""
+        self._flat_weights, self._flat_weight_refs = [], []
+
+    def _update_flat_weights(self) -> None:
+        """Leave the list that `forward` has made."""
 
 
 def start_fake_quantization(layer: nn.Module, quantizer: WeightQuantizer) -> None:
-    """Let a float layer compute with its weight fake-quantized from now on."""
-    layer.__dict__[QUANTIZER] = quantizer
-    layer.__class__ = fake_quantized_class(type(layer))  # type: ignore[arg-type]  # mypy: a metaclass's __hash__
-
-
-def stop_fake_quantization(layer: FakeQuantizedLayer) -> None:
-    """Make a layer a float one again; its weight is the parameter as it is now."""
-    layer.__class__ = type(layer).float_class  # type: ignore[assignment]
-    del layer.__dict__[QUANTIZER]
-
-
-@cache
-def fake_quantized_class(float_class: type[nn.Module]) -> type[FakeQuantizedLayer]:
-    """Return the subclass of a layer's class whose weight is fake-quantized; the same one each time."""
-    body = {"float_class": float_class, "__module__": float_class.__module__, "__doc__": float_class.__doc__}
-    made: type = type(float_class)(f"FakeQuantized{float_class.__name__}", (FakeQuantizedLayer, float_class), body)  # type: ignore[misc]
-    assert issubclass(made, FakeQuantizedLayer)
-    return made
+    """Let a weight be fake-quantized wherever its layer reads it from now on; ``layer`` may be a `ParameterView`."""
+    owner, attribute = held_by(layer)
+    _start(owner, {**owner.__dict__.get(QUANTIZERS, {}), attribute: quantizer})
 
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
@@ -75,19 +76,47 @@ def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantizedLayer)}
 
 
+def fake_quantized_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, WeightQuantizer]]:
+    """Yield (name as in a policy, parameter, quantizer) for each weight; a shared one under each of its names."""
+    for name, layer in fake_quantized_layers(model).items():
+        for attribute, quantizer in layer.weight_quantizers.items():
+            parameter = layer._parameters[attribute]
+            assert parameter is not None
+            known_by_layer = kind_of(layer) is not None
+            yield (name if known_by_layer else f"{name}.{attribute}".lstrip("."), parameter, quantizer)
+
+
+def stop_all(model: nn.Module) -> dict[FakeQuantizedLayer, dict[str, WeightQuantizer]]:
+    """Make all layers float ones again; return what `start_all` takes."""
+    found = {layer: layer.weight_quantizers for layer in fake_quantized_layers(model).values()}
+    for layer in found:
+        del layer.__dict__[QUANTIZERS]
+        change_back(layer)
+        if isinstance(layer, nn.RNNBase):
+            layer._init_flat_weights()
+    return found
+
+
+def start_all(found: Mapping[FakeQuantizedLayer, dict[str, WeightQuantizer]]) -> None:
+    """Undo `stop_all`."""
+    for layer, quantizers in found.items():
+        _start(layer, quantizers)
+
+
 @contextmanager
 def float_weights(model: nn.Module) -> Iterator[None]:
     """Let fake-quantized layers be float ones for a while, with their parameters as they are."""
-    paused = {layer: layer.weight_quantizer for layer in fake_quantized_layers(model).values()}
-    for layer in paused:
-        stop_fake_quantization(layer)
+    paused = stop_all(model)
     try:
         yield
     finally:
-        for layer, quantizer in paused.items():
-            start_fake_quantization(layer, quantizer)
+        start_all(paused)
 
 
-def _new_layer(float_class: type[nn.Module]) -> FakeQuantizedLayer:
-    made = fake_quantized_class(float_class)  # type: ignore[arg-type]
-    return made.__new__(made)
+def _start(owner: nn.Module, quantizers: dict[str, WeightQuantizer]) -> None:
+    owner.__dict__[QUANTIZERS] = quantizers
+    recurrent = isinstance(owner, nn.RNNBase)
+    mixin = FakeQuantizedRecurrentLayer if recurrent else FakeQuantizedLayer
+    change_class(owner, mixin, tuple(quantizers))
+    if recurrent:
+        owner._init_flat_weights()  # type: ignore[operator]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..layers import kind_of
 from ..quantizers import QuantizedRows
 from ..quantizers.grid import dequantize, encode, grid_offset, spread
 from ..quantizers.nearest import finite_rows, sum_per_scale
@@ -24,6 +25,8 @@ class WeightQuantizer:
     ``lr * s``, whatever the size of the weights. Zero points stay as they were.
 
     Attributes:
+        kind: How the weight is cut into rows.
+        groups: Convolution groups.
         scheme: Bits, granularity and grid.
         first_scale: The candidate's scales, float32 or wider, shaped as in `QuantizedRows`; under a zero all weights
             are zero and stay so.
@@ -32,9 +35,24 @@ class WeightQuantizer:
         margin: How far beyond the outermost levels gradients pass, in steps.
     """
 
-    def __init__(self, start: QuantizedRows, dtype: torch.dtype, *, learn_scale: bool = True, margin: float = 0.0):
+    def __init__(
+        self, layer: nn.Module, start: QuantizedRows, *, learn_scale: bool = True, margin: float = 0.0
+    ) -> None:
+        """Begin with the grid of a rounded weight.
+
+        Args:
+            layer: A layer with one ``weight``, or a `ParameterView`: knows how the weight is cut into rows.
+            start: The rounded weight.
+            learn_scale: Whether the scales learn.
+            margin: See above.
+        """
+        kind = kind_of(layer)
+        assert kind is not None
+        assert isinstance(layer.weight, Tensor)
+        self.kind = kind
+        self.groups = int(getattr(layer, "groups", 1))
         self.scheme = start.scheme
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
         self.first_scale = start.scale.detach().to(wide, copy=True)
         self.relative_scale = nn.Parameter(torch.ones_like(self.first_scale), requires_grad=learn_scale)
         self.zero_point = None if start.zero_point is None else start.zero_point.detach().clone()
@@ -42,13 +60,28 @@ class WeightQuantizer:
         counts = sum_per_scale(torch.ones(start.codes.shape, dtype=wide, device=start.scale.device), self.scheme)
         self._gradient_scale = (counts * positive_levels(start)).rsqrt()
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Return fake-quantized weights, [R, C] in the type of ``rows``."""
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Return the fake-quantized weight in the layout and type of ``weight``."""
         rounded = FakeQuantizedRows.apply(
-            rows, self.relative_scale, self.scale(), self._slope(), self.zero_point, self.scheme, self.margin
+            self.rows(weight),
+            self.relative_scale,
+            self.scale(),
+            self._slope(),
+            self.zero_point,
+            self.scheme,
+            self.margin,
         )
         assert isinstance(rounded, Tensor)
-        return rounded
+        return self.kind.from_rows(rounded, weight.shape, self.groups)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return a weight as [R, C], laid out in memory like the codes of a packed layer."""
+        return self.kind.to_rows(weight, self.groups).contiguous()
+
+    def write_rows(self, weight: Tensor, rows: Tensor) -> None:
+        """Copy [R, C] into a weight, in place."""
+        with torch.no_grad():
+            weight.copy_(self.kind.from_rows(rows, weight.shape, self.groups))
 
     def scale(self) -> Tensor:
         """Return the scales as a packed layer would store them, without a gradient."""
@@ -57,8 +90,8 @@ class WeightQuantizer:
         exact = (self.first_scale * self.relative_scale.detach()).clamp(limits.tiny, limits.max)
         return torch.where(self.first_scale == 0, self.first_scale, exact).to(stored)
 
-    def quantized(self, rows: Tensor) -> QuantizedRows:
-        """Return codes and scales of weights as the next forward pass would use them.
+    def quantized(self, weight: Tensor) -> QuantizedRows:
+        """Return codes and scales of a weight as the next forward pass would use them.
 
         Raises:
             NonFiniteError: If a weight or a scale is NaN or infinite.
@@ -66,9 +99,8 @@ class WeightQuantizer:
         scale = self.scale()
         if not torch.isfinite(scale).all():
             raise NonFiniteError(f"{int((~torch.isfinite(scale)).sum())} learned scales are NaN or infinite.")
-        return QuantizedRows(
-            encode(finite_rows(rows), scale, self.zero_point, self.scheme), scale, self.zero_point, self.scheme
-        )
+        codes = encode(finite_rows(self.rows(weight)), scale, self.zero_point, self.scheme)
+        return QuantizedRows(codes, scale, self.zero_point, self.scheme)
 
     def weights_with_codes(self, rows: Tensor, codes: Tensor, inset: float) -> Tensor:
         """Return the weights nearest to ``rows`` that are rounded to the given codes.
@@ -81,13 +113,7 @@ class WeightQuantizer:
         """
         wide = self.first_scale.dtype
         scale = self.scale()
-        columns = rows.shape[1]
-        step = spread(scale.to(wide), self.scheme, columns)
-        offset = (
-            grid_offset(self.scheme)
-            if self.zero_point is None
-            else spread(self.zero_point.to(wide), self.scheme, columns)
-        )
+        step, offset = self._step_and_offset(rows.shape[1])
         level = codes.to(wide) - offset
         reach = 0.5 - inset
         low = level - torch.where(codes == 0, min(reach, self.margin), reach)
@@ -95,8 +121,26 @@ class WeightQuantizer:
         moved = torch.minimum(torch.maximum(rows.to(wide), step * low), step * high).to(rows.dtype)
         moved = torch.where(step == 0, rows, moved)
         wrong = encode(moved.to(wide), scale, self.zero_point, self.scheme) != codes
-        exact = dequantize(codes, scale, self.zero_point, self.scheme, rows.dtype)
-        return torch.where(wrong, exact, moved)
+        return torch.where(wrong, self.levels(codes, rows.dtype), moved)
+
+    def levels(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the weights, [R, C], that codes stand for at the present scales."""
+        return dequantize(codes, self.scale(), self.zero_point, self.scheme, dtype)
+
+    def squared_rounding_error(self, weight: Tensor) -> Tensor:
+        """Return the sum of squared distances to the levels that weights are rounded to; see `damping_loss`."""
+        rows = self.rows(weight).to(self.first_scale.dtype)
+        with torch.no_grad():
+            step, offset = self._step_and_offset(rows.shape[1])
+            levels = dequantize(
+                encode(rows, self.scale(), self.zero_point, self.scheme),
+                self.scale(),
+                self.zero_point,
+                self.scheme,
+                rows.dtype,
+            )
+            low, high = step * -offset, step * (2**self.scheme.bits - 1 - offset)
+        return (levels - torch.minimum(torch.maximum(rows, low), high)).square().sum()
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Follow a module to another device; types never change. The learned scales stay the same Parameter."""
@@ -131,6 +175,14 @@ class WeightQuantizer:
             self.relative_scale.copy_(state["relative_scale"])
             if self.zero_point is not None:
                 self.zero_point.copy_(state["zero_point"])
+
+    def _step_and_offset(self, columns: int) -> tuple[Tensor, Tensor | float]:
+        """Return the scale of each weight, and the code that stands for zero, to broadcast with [R, C]."""
+        wide = self.first_scale.dtype
+        step = spread(self.scale().to(wide), self.scheme, columns)
+        if self.zero_point is None:
+            return step, grid_offset(self.scheme)
+        return step, spread(self.zero_point.to(wide), self.scheme, columns)
 
     def _slope(self) -> Tensor:
         """Return what turns the gradient of a scale into that of the relative scale."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_mpq.finetune.quantizer import WeightQuantizer
 from lightning_mpq.policy import GRIDS, WeightScheme
@@ -14,11 +15,16 @@ def blocks_of(granularity, columns):
     return {"tensor": columns, "channel": columns}.get(granularity, granularity)
 
 
+def quantizer_of(rows, scheme, **options):
+    layer = nn.Linear(rows.shape[1], rows.shape[0], dtype=rows.dtype)
+    return WeightQuantizer(layer, quantize_rows(rows, scheme), **options)
+
+
 def prepared(grid, granularity, bits=2, margin=0.0):
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(4, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     scheme = WeightScheme(bits, granularity=granularity, grid=grid, clip=0.6, scale_dtype="float32")
-    quantizer = WeightQuantizer(quantize_rows(rows, scheme), rows.dtype, margin=margin)
+    quantizer = quantizer_of(rows, scheme, margin=margin)
     return rows, quantizer, torch.randn(4, 7, generator=generator, dtype=torch.float64)
 
 
@@ -92,7 +98,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(grid, granularity):
 
 def test_a_scale_of_zero_stays_dead():
     rows = torch.tensor([[0.0, 0.0], [1.0, -1.0]], requires_grad=True)
-    quantizer = WeightQuantizer(quantize_rows(rows, WeightScheme(2, grid="half")), rows.dtype)
+    quantizer = quantizer_of(rows, WeightScheme(2, grid="half"))
     quantizer(rows).sum().backward()
     assert torch.equal(rows.grad[0], torch.zeros(2))
     assert torch.isfinite(quantizer.relative_scale.grad).all()
@@ -102,7 +108,7 @@ def test_a_scale_of_zero_stays_dead():
 
 def test_a_scale_never_turns_negative():
     rows = torch.randn(2, 5)
-    quantizer = WeightQuantizer(quantize_rows(rows, WeightScheme(2)), rows.dtype)
+    quantizer = quantizer_of(rows, WeightScheme(2))
     quantizer.relative_scale.data.fill_(-1.0)
     assert (quantizer.scale() > 0).all()
     assert torch.isfinite(quantizer(rows)).all()
