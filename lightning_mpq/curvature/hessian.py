@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..batches import batch_weight
+from .double_backward import check_custom_functions, check_symmetry, custom_functions, differentiate
 from .evaluator import Evaluator
 from .likelihood import Likelihood
 from .moments import WeightedMoments
@@ -21,6 +22,8 @@ from .perturbation import Perturbations
 from .weights import inner_products, substituted, twice_differentiable, weight_variables
 
 BatchLoss = Callable[[Any], Tensor]
+_WAITING_BYTES = 2**28
+"""Bytes of products ``H D_i`` that are kept for one pass over all perturbations."""
 
 
 def divergence_loss(evaluator: Evaluator, likelihood: Likelihood) -> BatchLoss:
@@ -54,21 +57,25 @@ class TaskGradient:
     def update(self, batch: Any, generator: Generator) -> int:
         """Add a batch and return its number of samples."""
         samples = batch_weight(batch)
-        variables = weight_variables(self._perturbations)
-        with substituted(self._perturbations, variables):
-            slopes = self._slopes(variables, batch, create_graph=False)
-        self.gradient.update(inner_products(self._perturbations, [slopes])[0], weight=samples)
+        slopes = self._slopes_at(weight_variables(self._perturbations), batch)
+        self.gradient.update(inner_products(self._perturbations, [list(slopes.values())])[0], weight=samples)
         return samples
 
-    def _slopes(self, variables: dict[str, Tensor], batch: Any, create_graph: bool) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the loss for each variable; None where it does not depend on it."""
+    def _loss_of(self, batch: Any) -> Tensor:
         loss = self._loss(batch)
         if not loss.requires_grad:
             raise ValueError(
                 "The loss does not depend on any quantized layer in a way that can be differentiated. The functions "
                 "passed must not detach, nor run under torch.no_grad()."
             )
-        return torch.autograd.grad(loss, list(variables.values()), create_graph=create_graph, allow_unused=True)
+        return loss
+
+    def _slopes_at(self, variables: dict[str, Tensor], batch: Any) -> dict[str, Tensor | None]:
+        """Return leading layer name to the gradient of the loss at the given weights; None where it has none."""
+        with substituted(self._perturbations, variables):
+            loss = self._loss_of(batch)
+            slopes = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
+        return dict(zip(variables, slopes, strict=True))
 
 
 class Hessian(TaskGradient):
@@ -92,29 +99,92 @@ class Hessian(TaskGradient):
             )
         super().__init__(loss, perturbations)
         self.curvature = WeightedMoments((perturbations.count, perturbations.count))
+        self._checked = False
 
     def update(self, batch: Any, generator: Generator) -> int:
         """Add a batch and return its number of samples."""
         samples = batch_weight(batch)
-        variables = weight_variables(self._perturbations)
-        with substituted(self._perturbations, variables):  # until the end: checkpointed blocks run again backwards
-            slopes = self._slopes(variables, batch, create_graph=True)
-            curvature = torch.stack([self._row(variables, slopes, i) for i in range(self._perturbations.count)])
-        self.gradient.update(inner_products(self._perturbations, [slopes])[0], weight=samples)
-        self.curvature.update((curvature + curvature.T) / 2, weight=samples)
+        gradient, curvature = self.measure(batch)
+        self.gradient.update(gradient, weight=samples)
+        self.curvature.update(curvature, weight=samples)
         return samples
 
-    def _row(self, variables: dict[str, Tensor], slopes: Sequence[Tensor | None], index: int) -> Tensor:
-        """Return ``D_i^T H D_j`` for one i and all j, [K]."""
-        by_layer = dict(zip(variables, slopes, strict=True))
+    def measure(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the gradient along all candidates, [K], and the curvature along all pairs, [K, K].
+
+        Raises:
+            NotImplementedError: If an operation has no second derivative, or a custom function hides it.
+        """
+        variables = weight_variables(self._perturbations)
+        leaves = list(variables.values())
+        with substituted(self._perturbations, variables):  # until the end: checkpointed blocks run again backwards
+            loss = self._loss_of(batch)
+            names = [] if self._checked else custom_functions(loss)
+            found = differentiate(
+                "derivative of the loss that can be differentiated again", loss, leaves, create_graph=True
+            )
+            slopes = dict(zip(variables, found, strict=True))
+            if names:
+                check_custom_functions(names, variables, slopes, lambda moved: self._slopes_at(_leaves(moved), batch))
+            self._checked = True
+            curvature = self._curvature(variables, slopes, names)
+        return inner_products(self._perturbations, [found])[0], curvature
+
+    def _curvature(
+        self, variables: dict[str, Tensor], slopes: dict[str, Tensor | None], doubtful: Sequence[str]
+    ) -> Tensor:
+        """Return ``D_i^T H D_j``, [K, K].
+
+        Since it is symmetric, the row of a candidate is taken along its own and later groups only: autograd then leaves
+        out everything before the first of these layers, about half of the network on average. Rows wait until
+        `_WAITING_BYTES` of them are together, so that perturbations are made once for many rows.
+
+        Args:
+            variables: Leading layer name to its weight.
+            slopes: Leading layer name to the gradient there, with a graph.
+            doubtful: Custom functions that may hide second derivatives; if there are any, whole rows are taken and
+                checked for symmetry.
+        """
+        count = self._perturbations.count
+        total = torch.zeros(count, count, dtype=torch.float64)
+        waiting: dict[int, list[Tensor | None]] = {}
+        size = 0
+        for index in range(count):
+            waiting[index] = self._products(variables, slopes, index, 0 if doubtful else self._start(index))
+            size += sum(p.numel() * p.element_size() for p in waiting[index] if p is not None)
+            if size > _WAITING_BYTES or index + 1 == count:
+                total[list(waiting)] = inner_products(self._perturbations, list(waiting.values())).to(total)
+                waiting, size = {}, 0
+        if doubtful:
+            check_symmetry(doubtful, total, {layer: self._perturbations.columns[layer] for layer in variables})
+            return (total + total.T) / 2
+        later = torch.tensor([self._start(index) for index in range(count)])
+        measured = later[:, None] <= torch.arange(count)[None, :]
+        both = measured & measured.T  # within a group
+        return torch.where(both, (total + total.T) / 2, torch.where(measured, total, total.T))
+
+    def _start(self, index: int) -> int:
+        """Return the first candidate of the group of a candidate."""
+        return next(c.start for c in self._perturbations.columns.values() if c.start <= index < c.stop)
+
+    def _products(
+        self, variables: dict[str, Tensor], slopes: dict[str, Tensor | None], index: int, start: int
+    ) -> list[Tensor | None]:
+        """Return ``H D_i`` for the weights of groups that begin at candidate ``start`` or later; None for others."""
+        deltas = self._perturbations.of_candidate(index)
         terms = [
             (slope * delta).sum()
-            for layer, delta in self._perturbations.of_candidate(index).items()
-            if (slope := by_layer[layer]) is not None and slope.requires_grad
+            for layer, delta in deltas.items()
+            if (slope := slopes[layer]) is not None and slope.requires_grad
         ]
-        leaves = list(variables.values())
-        products: Sequence[Tensor | None] = [None] * len(leaves)
+        products: dict[str, Tensor | None] = dict.fromkeys(variables)
         if terms:
-            along = torch.stack(terms).sum()
-            products = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
-        return inner_products(self._perturbations, [products])[0]
+            later = [layer for layer in variables if self._perturbations.columns[layer].start >= start]
+            what = f"second derivative of the loss with respect to the weight of {', '.join(deltas)}"
+            found = differentiate(what, torch.stack(terms).sum(), [variables[layer] for layer in later])
+            products |= dict(zip(later, found, strict=True))
+        return list(products.values())
+
+
+def _leaves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {layer: weight.detach().requires_grad_() for layer, weight in weights.items()}

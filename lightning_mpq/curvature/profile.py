@@ -76,8 +76,9 @@ def profile(
         rounded: The weights as `round_candidates` rounded them; None to round each weight by itself.
         curvature: Estimator. ``"fisher"``: sampled, one backward pass for each draw, whatever the number of
             layers. ``"gauss_newton"``: its exact expectation, one backward pass for each output of a sample or one
-            forward-mode pass for each candidate, whichever costs less. ``"secant"``: as that with finite steps, one forward pass for each candidate. ``"hessian"``: exact
-            second derivatives of the loss, one double backward pass for each candidate.
+            forward-mode pass for each candidate, whichever costs less. ``"secant"``: as that with finite steps, one
+            forward pass for each candidate. ``"hessian"``: exact second derivatives of the loss, one double backward
+            pass for each candidate.
         likelihood: What the outputs mean, for the divergence; ``"auto"`` guesses and warns what it took.
         statistics: What BatchNorm normalises by. ``"frozen"``: its running statistics. ``"reestimated"``: the
             statistics of each batch (chunk), which follow the perturbed weights, so that the model predicts the

@@ -7,6 +7,7 @@ import torch
 from curvature_oracles import (
     MODELS,
     Convolutions,
+    TiedLanguageModel,
     categorical_information,
     dense_hessian,
     dense_jacobian,
@@ -91,3 +92,118 @@ def test_a_linear_loss_has_a_gradient_and_no_curvature():
     taylor = profile(model, [inputs], curvature="hessian", loss_fn=lambda net, x: net(x).mean(), bits=[2, 3])
     assert taylor.gradient.abs().min() > 0
     assert taylor.curvature.abs().max() == 0
+
+
+class Once(torch.autograd.Function):
+    """The sine, with a derivative that says that it cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class Hidden(Once):
+    """The sine, with a derivative that autograd does not follow."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.no_grad():
+            return gradient * ctx.saved_tensors[0].cos()
+
+
+class HalfHidden(Once):
+    """The sine, with a derivative that follows the gradient that comes in but not the input."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].detach().cos()
+
+
+class Twice(Once):
+    """The sine, with a derivative that can be differentiated as often as wanted."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+def through(function):
+    """Return a network of two layers with a function between them, and a batch."""
+
+    class ThroughFunction(nn.Module):
+        shape = (4,)
+
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.after(function(self.before(x)))
+
+    model, (_, labels) = make(ThroughFunction)
+    return model, (torch.randn(6, 4, dtype=torch.float64), labels)
+
+
+def test_a_custom_function_that_can_be_differentiated_twice_is_measured_in_peace(recwarn):
+    (model, batch), (plain, _) = through(Twice.apply), through(torch.sin)
+    options = {"curvature": "hessian", "loss_fn": task_loss, "bits": [2, 4]}
+    assert_close(profile(model, [batch], **options).curvature, profile(plain, [batch], **options).curvature)
+    assert not [w for w in recwarn if "custom autograd function" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (Once.apply, r"function\(s\) Once .* weights of before and after depends on the order"),
+        (Hidden.apply, r"function\(s\) Hidden .* weights of before and after depends on the order"),
+        (lambda x: torch.cdist(x, x, p=1.5)[:, :5], "weight of before: .*cdist"),
+        (nn.functional.hardsigmoid, "weight of before: .*hardsigmoid"),
+    ],
+    ids=["once differentiable", "hidden", "cdist", "hardsigmoid"],
+)
+def test_a_second_derivative_that_is_missing_or_silently_zero_is_an_error_with_the_way_out(function, words):
+    model, batch = through(function)
+    with pytest.raises(NotImplementedError, match=f"(?s){words}.*curvature='fisher' or 'gauss_newton'"):
+        profile(model, [batch], curvature="hessian", loss_fn=task_loss, bits=[2, 4])
+    profile(model, [batch], curvature="secant", likelihood=Categorical(), bits=[2, 4])
+
+
+def test_a_second_derivative_that_misses_a_part_is_a_warning():
+    model, batch = through(lambda x: HalfHidden.apply(3 * x))
+    with pytest.warns(UserWarning, match=r"HalfHidden stand.* differ from differences of gradients at before \(\d+%\)"):
+        profile(model, [batch], curvature="hessian", loss_fn=task_loss, bits=[2, 4])
+
+
+def test_a_hidden_last_step_leaves_a_zero_that_differences_of_gradients_show():
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(4, 3)).double(), torch.randn(6, 4, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="weights of 0 comes out as zero"):
+        profile(model, [inputs], curvature="hessian", loss_fn=lambda net, x: Hidden.apply(net(x)).mean(), bits=[2, 4])
+
+
+def test_a_row_is_measured_along_its_own_and_later_layers_only(monkeypatch):
+    model, batch = make(Convolutions)
+    asked = []
+    original = torch.autograd.grad
+
+    def counted(outputs, inputs, *args, **options):
+        asked.append(len(inputs))
+        return original(outputs, inputs, *args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    profile(model, [batch], curvature="hessian", loss_fn=task_loss, bits=[2, 4])
+    assert asked == [4] + [4, 4, 3, 3, 2, 2, 1, 1]
+
+
+def test_rows_may_wait_for_each_other_or_not(monkeypatch):
+    model, batch = make(TiedLanguageModel)
+    options = {"curvature": "hessian", "loss_fn": task_loss, "bits": [2, 3]}
+    together = profile(model, [batch], **options)
+    monkeypatch.setattr("lightning_mpq.curvature.hessian._WAITING_BYTES", 0)
+    assert_close(profile(model, [batch], **options).curvature, together.curvature, rtol=1e-12, atol=1e-14)
