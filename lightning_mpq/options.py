@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,3 +109,75 @@ class SolverOptions:
     seed: int = 0
     robust: float = 0.0
     rules: Rules | None = None
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What makes up for rounding once a plan is chosen.
+
+    Attributes:
+        sequential: Whether layers are rounded one after the other, each so that it comes closest to the float model's
+            outputs behind what is rounded already; layers whose scheme rounds to nearest are not.
+        batchnorm: Whether BatchNorm statistics are measured again behind the quantized weights.
+        biases: Whether biases are shifted until mean outputs are those of the float model, layer by layer. "auto":
+            where there is no BatchNorm that makes up for them.
+    """
+
+    sequential: bool = True
+    batchnorm: bool = True
+    biases: Literal["auto"] | bool = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what is neither on nor off."""
+        for name in ("sequential", "batchnorm", "biases"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (name, value) != ("biases", "auto"):
+                raise ValueError(f"{name} must be true or false{' or auto' * (name == 'biases')}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How a model is trained on behind quantization.
+
+    Attributes:
+        learning_rate: Factor on the learning rates of ``configure_optimizers``, or of ``optimizers``.
+        schedule: "cosine" decays to zero over the fine-tuning, "constant" does not. The module's own schedulers rest.
+        learn_scales: Whether scales learn with the weights (LSQ); otherwise rounding alone is straight-through.
+        scale_learning_rate: Factor on the learning rate of scales, on top of the other.
+        margin: How far beyond the outermost levels gradients pass, in steps (see `fake_quantize`).
+        batchnorm: "average" statistics on as in training, or keep them "frozen" as they are after quantization.
+        distill: Weight of the divergence from the float model's outputs, which is added to the loss of
+            ``training_step``; 0 for none.
+        temperature: Of the distillation.
+        distill_from: Name of the submodule whose outputs are compared; by default the module itself.
+        teacher_dtype: Type in which the float weights are kept for it: "float32", "bfloat16" or "float16".
+        damping: Weight of the squared distance of weights to their levels, added to the loss against oscillations.
+        optimizers: ``module -> what configure_optimizers may return``, to be used instead of it.
+        reallocate_every: Epochs after which bits are decided again around the quantized model; 0 for never.
+    """
+
+    learning_rate: float = 0.1
+    schedule: Literal["cosine", "constant"] = "cosine"
+    learn_scales: bool = True
+    scale_learning_rate: float = 1.0
+    margin: float = 0.5
+    batchnorm: Literal["average", "frozen"] = "average"
+    distill: float = 0.0
+    temperature: float = 1.0
+    distill_from: str | None = None
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    damping: float = 0.0
+    optimizers: Callable[[Any], Any] | None = None
+    reallocate_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("learning_rate", "scale_learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
+        for name in ("distill", "damping", "reallocate_every", "margin"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}.")
+        for name, allowed in (("schedule", ("cosine", "constant")), ("batchnorm", ("average", "frozen"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,7 +17,6 @@ from .allocation.preparation import Preparation
 from .batches import sample_count
 from .calling import ForwardFn
 from .candidates import make_candidates
-from .correction import batchnorm_layers
 from .curvature import TaylorModel, profile
 from .curvature.evaluator import LossFn
 from .curvature.sanity import order_violations
@@ -25,10 +24,11 @@ from .curvature.shrinkage import shrink
 from .distributed import gather, mean_over_ranks, on_rank_zero, refuse_empty_ranks, share_buffers
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
-from .options import CandidateOptions, CurvatureOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
 from .quantize import apply_policy, quantize
 from .quantizers import QuantizedRows
-from .report import GroupRow, ModelRow, Report
+from .repair import reestimates
+from .report import GroupRow, ModelRow, RepairRow, Report
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
 from .verdict import Verdict, compared_policies
@@ -89,7 +89,7 @@ class Pipeline:
         solver: How the bits are assigned.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
-        reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
+        repair: What makes up for rounding once the plan is chosen.
         cache_dir: Folder where Taylor models are kept and found again; None for no cache.
         progress: Told how far the job is, from 0 to 1, and what it does.
     """
@@ -100,7 +100,7 @@ class Pipeline:
     solver: SolverOptions = field(default_factory=SolverOptions)
     forward_fn: ForwardFn | None = None
     loss_fn: LossFn | None = None
-    reestimate: bool = True
+    repair: RepairOptions = field(default_factory=RepairOptions)
     cache_dir: str | Path | None = None
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -135,8 +135,8 @@ class Pipeline:
                     allocation.policy,
                     batches,
                     rounded=rounded,
+                    repair=self.repair,
                     forward_fn=self.forward_fn,
-                    reestimate=self.reestimate,
                 )
         else:
             with self._stage("verdict"):
@@ -237,7 +237,7 @@ class Pipeline:
     def _predicts_repaired(self, model: nn.Module) -> bool:
         """Tell whether the loss is predicted as it is after BatchNorm statistics are measured again."""
         if self.curvature.statistics == "auto":
-            return self.reestimate and bool(batchnorm_layers(model))
+            return reestimates(model, self.repair)
         return self.curvature.statistics == "reestimated"
 
     def _verdict(
@@ -258,7 +258,7 @@ class Pipeline:
             forward_fn=self.forward_fn,
             loss_fn=self.loss_fn,
             likelihood=None if self.curvature.likelihood == "auto" else self.curvature.likelihood,
-            reestimate=self.reestimate,
+            options=self.repair,
             reestimated=self._predicts_repaired(model),
             rounded=rounded,
         )
@@ -276,47 +276,46 @@ class Pipeline:
         """
         with self._stage("verdict"):
             verdict = self._verdict(model, batches, plan.groups, plan.rounded, plan.taylor, evaluate)
-        rows, group_rows = self._compared_rows(verdict, plan.allocation)
+        rows = self._compared_rows(verdict, plan.allocation)
         with self._stage("verdict"):
-            rows.append(verdict.trial("chosen plan", plan.allocation.policy))
-        return self._report(verdict, plan.allocation, rows, group_rows)
+            rows.models.append(verdict.trial("chosen plan", plan.allocation.policy))
+        return self._report(verdict, plan.allocation, rows)
 
     def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, allocation: Allocation) -> Report:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
         policy = allocation.policy
-        rows, group_rows = self._compared_rows(verdict, allocation)
+        rows = self._compared_rows(verdict, allocation)
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
             undo = apply_policy(model, policy, verdict.codes(policy))
         try:
-            with self._stage("verdict"):
-                frozen = verdict.loss_change()
             with self._stage("quantize"):
-                verdict.repair()
+                verdict.repair.apply()
             with self._stage("verdict"):
-                rows.append(verdict.row("chosen plan", policy, frozen))
+                rows.models.append(verdict.row("chosen plan", policy))
         except BaseException:
             undo()
             raise
-        return self._report(verdict, allocation, rows, group_rows)
+        return self._report(verdict, allocation, rows)
 
-    def _compared_rows(self, verdict: Verdict, allocation: Allocation) -> tuple[list[ModelRow], tuple[GroupRow, ...]]:
-        """Measure the float model, the plans to compare with, and each group of the chosen plan alone."""
+    def _compared_rows(self, verdict: Verdict, allocation: Allocation) -> _Rows:
+        """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone."""
         with self._stage("verdict"):
             rows = [verdict.float_row()]
             for number, (name, other) in enumerate(compared_policies(verdict.taylor, allocation).items()):
                 self._tell(0.5 + 0.1 * number, f"measure the {name}")
                 rows.append(verdict.trial(name, other))
-            self._tell(0.7, "measure each group alone")
-            return rows, verdict.groups_alone(allocation.policy)
+            self._tell(0.7, "measure what repair gains")
+            repair = verdict.repair_rows(allocation.policy)
+            self._tell(0.8, "measure each group alone")
+            return _Rows(rows, repair, verdict.groups_alone(allocation.policy))
 
-    def _report(
-        self, verdict: Verdict, allocation: Allocation, rows: Sequence[ModelRow], group_rows: tuple[GroupRow, ...]
-    ) -> Report:
+    def _report(self, verdict: Verdict, allocation: Allocation, rows: _Rows) -> Report:
         return Report(
             loss=verdict.taylor.loss,
-            models=tuple(rows),
-            groups=group_rows,
+            models=tuple(rows.models),
+            groups=rows.groups,
+            repair=rows.repair,
             left_in_float=verdict.groups.left_in_float,
             solver=allocation.to_dict(),
             seconds=dict(self.seconds),
@@ -339,6 +338,14 @@ class Pipeline:
     def _within(self, start: float, stop: float) -> Progress | None:
         """Return a progress function for a stage that takes the job from ``start`` to ``stop``."""
         return lambda fraction, message: self._tell(start + fraction * (stop - start), message)
+
+
+class _Rows(NamedTuple):
+    """What a verdict has measured, for the report."""
+
+    models: list[ModelRow]
+    repair: tuple[RepairRow, ...]
+    groups: tuple[GroupRow, ...]
 
 
 def _warn_of_wrong_order(taylor: TaylorModel) -> None:

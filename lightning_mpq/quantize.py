@@ -1,4 +1,4 @@
-"""Put a policy into effect: packed layers, then repaired statistics; all of it or nothing."""
+"""Put a policy into effect: packed layers, then repair; all of it or nothing."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from .calling import ForwardFn
-from .correction import (
-    batchnorm_layers,
-    measure_batchnorm,
-    reestimate_batchnorm,
-    restore_statistics,
-    save_statistics,
-)
+from .correction import batchnorm_layers, restore_statistics, save_statistics
 from .modules import pack_model, restore_layers
+from .options import RepairOptions
 from .policy import BitPolicy
 from .quantizers import QuantizedRows
+from .repair import Repair, final_codes, reestimates, rounds_in_sequence
 from .rounded_weights import RoundedWeights
-from .rounding import round_policy
 
 
 def quantize(
@@ -29,19 +25,19 @@ def quantize(
     batches: Iterable[Any] | None = None,
     *,
     rounded: RoundedWeights | None = None,
+    repair: RepairOptions | None = None,
     forward_fn: ForwardFn | None = None,
-    reestimate: bool = True,
 ) -> nn.Module:
-    """Replace the layers that a policy names by packed ones, in place, and re-estimate BatchNorm statistics.
+    """Replace the layers that a policy names by packed ones, in place, and make up for what rounding did.
 
     Args:
         model: Float model; on an error it is left as it was.
         policy: Group to scheme, as in ``allocation.policy``.
-        batches: Calibration batches; needed if the model has BatchNorm layers and ``reestimate`` is set, or if
-            schemes are rounded by their inputs and ``rounded`` is not given.
-        rounded: What `round_candidates` returned, so that the very codes that were profiled are packed.
+        batches: Calibration batches; needed if schemes are rounded by their inputs, or if the model has BatchNorm
+            layers whose statistics are to be measured again. Without them no bias is corrected.
+        rounded: What `round_candidates` returned: its codes are packed, unless they are rounded anew in sequence.
+        repair: What is repaired; by default all that helps.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
-        reestimate: Whether BatchNorm statistics are measured again behind the quantized weights.
 
     Returns:
         The same model.
@@ -55,19 +51,23 @@ def quantize(
         >>> type(net[0]).__name__
         'PackedLinear'
     """
-    repair = reestimate and bool(batchnorm_layers(model))
-    if repair and batches is None:
+    options = repair or RepairOptions()
+    if batches is None and reestimates(model, options):
         raise ValueError(
             "The model has BatchNorm layers, whose statistics must be measured again behind quantized weights. "
-            "Pass batches=, or reestimate=False to keep those of the float model."
+            "Pass batches=, or repair=RepairOptions(batchnorm=False) to keep those of the float model."
+        )
+    if batches is None and rounded is not None and rounds_in_sequence(policy, options):
+        raise ValueError(
+            "Rounding layer by layer needs calibration batches. Pass batches=, or "
+            "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
         )
     known: Sequence[Any] = batches if isinstance(batches, Sequence) else list(batches or ())
-    codes = codes_of(model, policy, known, rounded, forward_fn)
-    before = measure_batchnorm(model, known, forward_fn) if repair else None
+    codes = final_codes(model, known, policy, options, rounded, forward_fn)
+    mending = Repair(model, known, policy.by_layer(), options, forward_fn)
     undo = apply_policy(model, policy, codes)
     try:
-        if repair:
-            reestimate_batchnorm(model, known, forward_fn, before)
+        mending.apply()
     except BaseException:
         undo()
         raise
@@ -81,29 +81,31 @@ def codes_of(
     rounded: RoundedWeights | None = None,
     forward_fn: ForwardFn | None = None,
 ) -> dict[str, QuantizedRows]:
-    """Return the rounded weights that `pack_model` cannot make by itself, by layer.
+    """Return the rounded weights that `pack_model` cannot make by itself, by layer, each rounded by float inputs.
 
     Raises:
         ValueError: If a scheme is rounded by its inputs, and there are neither rounded weights nor batches.
     """
-    if rounded is not None:
-        return rounded.of_policy(policy)
-    if any(scheme.needs_inputs for scheme in policy.values()):
-        return round_policy(model, batches, policy, forward_fn=forward_fn)
-    return {}
+    return final_codes(model, batches, policy, RepairOptions(sequential=False), rounded, forward_fn)
 
 
 def apply_policy(
     model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
 ) -> Callable[[], None]:
-    """Pack the layers of a policy; return the function that brings them and the BatchNorm statistics back."""
+    """Pack the layers of a policy; return the function that brings them, biases and BatchNorm statistics back."""
     layers = batchnorm_layers(model)
     statistics = save_statistics(layers)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    owners = [modules[name] for name in policy.by_layer() if name in modules]
+    biases = {bias: bias.detach().clone() for owner in owners if (bias := owner._parameters.get("bias")) is not None}
     floats = pack_model(model, policy, rounded)
 
     def undo() -> None:
         restore_layers(model, floats)
         restore_statistics(layers, statistics)
+        with torch.no_grad():
+            for bias, before in biases.items():
+                bias.copy_(before)
 
     return undo
 

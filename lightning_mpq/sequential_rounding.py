@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .calling import ForwardFn
 from .curvature.isolation import isolated
+from .distributed import broadcast, errors_shared, gather, on_rank_zero, refuse_empty_ranks, sum_over_ranks
 from .layers import float_class, rows_to_weight, weight_rows
 from .paused_passes import PausedPasses, Stop, order_of_calls
 from .policy import BitPolicy, WeightScheme
@@ -45,10 +46,13 @@ def round_sequentially(
     share a weight and layers that are called several times in one pass are rounded by their inputs in the float model,
     as `round_policy` does.
 
+    Where torch.distributed is in use, every process calls this with its own batches: moments are summed over all of
+    them, rank 0 rounds, and every process gets its codes.
+
     Args:
         model: The float model, left as it was.
         batches: Calibration batches.
-        policy: The schemes; all of them are rounded by error feedback, whatever they say of rounding.
+        policy: The schemes; layers whose scheme says that they are rounded to nearest are so.
         rounded: The policy's layers as they were rounded before, such as ``RoundedWeights.of_policy(policy)``: taken
             for the layers that cannot be rounded in sequence; by default these are rounded by `round_policy`.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
@@ -63,10 +67,14 @@ def round_sequentially(
         ValueError: If there is no batch, or policy and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
     """
+    refuse_empty_ranks(gather(len(batches)))
     if not len(batches):
         raise ValueError("Sequential rounding needs at least one calibration batch, got none.")
     schemes = policy.by_layer()
-    order = _in_sequence(model, batches[0], list(schemes), forward_fn)
+    by_inputs = [layer for layer, scheme in schemes.items() if scheme.rounding == "second_order"]
+    with errors_shared():
+        order = _in_sequence(model, batches[0], by_inputs, forward_fn)
+    order = broadcast(order)
     found = _apart(model, batches, policy, set(order), rounded, damping, forward_fn)
     twin = copy.deepcopy(model)
     for layer, quantized in found.items():
@@ -83,7 +91,7 @@ def round_sequentially(
             if progress is not None:
                 progress(number / len(order), f"round {layer} behind {number} rounded layers")
             moments = _joint_moments(module, floats.at(layer), twins.at(layer))
-            found[layer] = _round_to_float_outputs(module, moments, schemes[layer], damping)
+            found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, moments, schemes[layer], damping))
             _set_weight(stops[1][layer], found[layer])
     return {layer: found[layer] for layer in schemes}
 
@@ -132,15 +140,17 @@ def _joint_moments(module: nn.Module, floats: Iterable[Stop], twins: Iterable[St
     """Return the means of x z^T and z z^T, [groups, columns, columns], with x from the model and z from its twin."""
     cross = own = torch.zeros(())
     count = 0
-    for with_x, with_z in zip(floats, twins, strict=True):
-        assert with_x.output is not None
-        chunks = [unfolded_chunks(module, stop.inputs, with_x.output.shape) for stop in (with_x, with_z)]
-        for x, z in zip(*chunks, strict=True):
-            wide = torch.float32 if x.device.type == "mps" else torch.float64
-            cross = (x.mT @ z).to(wide) + cross.to(x.device)
-            own = (z.mT @ z).to(wide) + own.to(x.device)
-            count += z.shape[1]
-    return cross / max(count, 1), own / max(count, 1)
+    with errors_shared():
+        for with_x, with_z in zip(floats, twins, strict=True):
+            assert with_x.output is not None
+            chunks = [unfolded_chunks(module, stop.inputs, with_x.output.shape) for stop in (with_x, with_z)]
+            for x, z in zip(*chunks, strict=True):
+                wide = torch.float32 if x.device.type == "mps" else torch.float64
+                cross = (x.mT @ z).to(wide) + cross.to(x.device)
+                own = (z.mT @ z).to(wide) + own.to(x.device)
+                count += z.shape[1]
+    count = max(sum(gather(count)), 1)
+    return sum_over_ranks(cross) / count, sum_over_ranks(own) / count
 
 
 def _round_to_float_outputs(
@@ -154,6 +164,4 @@ def _round_to_float_outputs(
     shift = damping * torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
     identity = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
     target = torch.linalg.solve(own + shift * identity, weights @ cross + shift * weights, left=False)
-    feedback = replace(scheme, rounding="second_order")
-    found = round_rows(target.flatten(0, 1).to(rows.dtype), own, [feedback], damping=damping)[0].quantized
-    return replace(found, scheme=scheme)
+    return round_rows(target.flatten(0, 1).to(rows.dtype), own, [scheme], damping=damping)[0].quantized

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import floor
 from typing import Any
@@ -17,10 +17,12 @@ from .curvature import Likelihood, TaylorModel
 from .curvature.evaluator import LossFn
 from .groups import LayerGroups
 from .modules import stored_bytes
+from .options import RepairOptions
 from .policy import BitPolicy
 from .quantize import temporarily_packed
 from .quantizers import QuantizedRows
-from .report import GroupRow, ModelRow
+from .repair import Repair, final_codes, rounds_in_sequence
+from .report import GroupRow, ModelRow, RepairRow
 from .report.measure import LossChange
 from .rounded_weights import RoundedWeights
 
@@ -40,7 +42,7 @@ class Verdict:
         forward_fn: ``(model, batch) -> outputs``.
         loss_fn: ``(model, batch) -> scalar``.
         likelihood: What the outputs mean; None to guess.
-        reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
+        options: What is repaired behind quantized weights.
         reestimated: Whether the Taylor model predicts the loss after that.
         rounded: The rounded weights that were profiled; None if all are rounded to nearest.
     """
@@ -53,7 +55,7 @@ class Verdict:
     forward_fn: ForwardFn | None = None
     loss_fn: LossFn | None = None
     likelihood: Likelihood | None = None
-    reestimate: bool = True
+    options: RepairOptions = field(default_factory=RepairOptions)
     reestimated: bool = False
     rounded: RoundedWeights | None = None
 
@@ -70,8 +72,10 @@ class Verdict:
         # Each group alone is one more pass: on so many batches that all groups cost about as much as the profile.
         self._few = self.batches[: max(1, _PASSES_FOR_GROUPS_ALONE * len(self.batches) // len(self.groups))]
         self._change, self._change_of_group = changes(self.batches), changes(self._few)
-        if self.reestimate:
-            self._statistics = measure_batchnorm(self.model, self.batches, self.forward_fn)
+        layers = [layer for group in self.groups for layer in group.layers]
+        self.repair = Repair(self.model, self.batches, layers, self.options, self.forward_fn)
+        self._codes: dict[str, dict[str, QuantizedRows]] = {}
+        self._frozen: dict[str, float] = {}
         if self.reestimated:
             self._statistics_of_few = measure_batchnorm(self.model, self._few, self.forward_fn)
 
@@ -84,31 +88,51 @@ class Verdict:
 
     def trial(self, name: str, policy: BitPolicy) -> ModelRow:
         """Measure the model under a policy, before and after repair, and take the policy back."""
+        key = policy.to_json()
+        if key not in self._frozen:
+            with temporarily_packed(self.model, policy, self.profiled_codes(policy)):
+                self._frozen[key] = self.loss_change()
         with temporarily_packed(self.model, policy, self.codes(policy)):
-            frozen = self.loss_change()
-            self.repair()
-            return self.row(name, policy, frozen)
+            self.repair.apply()
+            return self.row(name, policy)
 
-    def codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+    def profiled_codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
         """Return the codes that were profiled; none where rounding needs nothing but the weight."""
         return {} if self.rounded is None else self.rounded.of_policy(policy)
 
-    def repair(self) -> None:
-        """Measure BatchNorm statistics of the packed model again."""
-        if self.reestimate:
-            reestimate_batchnorm(self.model, self.batches, self.forward_fn, self._statistics)
+    def codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+        """Return the codes to pack, rounded in sequence if that was asked for; kept, so that asking again is free."""
+        key = policy.to_json()
+        if key not in self._codes:
+            self._codes[key] = final_codes(
+                self.model, self.batches, policy, self.options, self.rounded, self.forward_fn
+            )
+        return self._codes[key]
+
+    def repair_rows(self, policy: BitPolicy) -> tuple[RepairRow, ...]:
+        """Measure what each step of repair gains, with the codes that were profiled and with those to be packed."""
+        ways = {"by float inputs": self.profiled_codes}
+        if rounds_in_sequence(policy, self.options):
+            ways["in sequence"] = self.codes
+        rows = []
+        for rounding, codes in ways.items():
+            with temporarily_packed(self.model, policy, codes(policy)):
+                rows.append(RepairRow(rounding, (), self.loss_change()))
+                for step in self.repair.steps():
+                    rows.append(RepairRow(rounding, (*rows[-1].repaired, step), self.loss_change()))
+        self._frozen[policy.to_json()] = rows[0].measured_loss
+        return tuple(rows)
 
     def loss_change(self) -> float:
         """Return the change of the loss of the model as it is."""
         return self._change.measure()
 
-    def row(self, name: str, policy: BitPolicy, frozen: float) -> ModelRow:
+    def row(self, name: str, policy: BitPolicy) -> ModelRow:
         """Measure the packed model as it is; its bytes are counted from what is really packed.
 
         Args:
             name: Name of the row.
             policy: The policy behind.
-            frozen: Change of the loss before repair.
         """
         stored = stored_bytes(self.model)
         return ModelRow(
@@ -117,7 +141,7 @@ class Verdict:
             stored_bytes=stored.total,
             predicted_loss=self.taylor.predict(policy).value,
             measured_loss=self.loss_change(),
-            measured_frozen=frozen,
+            measured_frozen=self._frozen.get(policy.to_json()),
             metrics=dict(self.evaluate()),
         )
 
@@ -131,7 +155,7 @@ class Verdict:
         for position, (group, index) in enumerate(zip(self.taylor.groups, chosen, strict=True)):
             candidate = self.taylor.candidates[index]
             single = BitPolicy({group.name: candidate.scheme}, {group.name: group.layers})
-            with temporarily_packed(self.model, single, self.codes(single)):
+            with temporarily_packed(self.model, single, self.profiled_codes(single)):
                 if self.reestimated:
                     reestimate_batchnorm(self.model, self._few, self.forward_fn, self._statistics_of_few)
                 measured = self._change_of_group.measure()

@@ -19,7 +19,7 @@ from lightning_mpq.callback import MixedPrecisionQuantization
 from lightning_mpq.errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from lightning_mpq.export.checkpoint import load_checkpoint
 from lightning_mpq.modules import packed_layers, stored_bytes
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = {"network.0", "network.4", "network.8"}
@@ -219,7 +219,8 @@ def test_averaged_weights_are_the_ones_that_are_quantized(tmp_path):
         def on_train_end(self, trainer, pl_module):
             self.state = {key: value.clone() for key, value in pl_module.state_dict().items()}
 
-    keep, mixed = Keep(), make_callback(9, candidates=CandidateOptions(bits=(8,)))
+    repair = RepairOptions(sequential=False)
+    keep, mixed = Keep(), make_callback(9, candidates=CandidateOptions(bits=(8,)), repair=repair)
     _, module = trained(tmp_path, EMAWeightAveraging(decay=0.5), keep, mixed)
     weight = keep.state["network.8.weight"]
     assert (packed_layers(module)["network.8"].weight - weight).abs().max() <= weight.abs().max() / 127

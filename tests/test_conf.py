@@ -16,7 +16,7 @@ from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
 from lightning_mpq.groups import find_groups
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
@@ -28,6 +28,7 @@ TYPES: dict[str, type] = {
     "candidates": CandidateOptions,
     "budget": Budget,
     "solver": SolverOptions,
+    "repair": RepairOptions,
     "callbacks": MixedPrecisionQuantization,
 }
 
@@ -63,7 +64,7 @@ def test_each_file_instantiates(name: str) -> None:
     found = instantiate(config[group].mpq if group == "callbacks" else config[group])
     assert isinstance(found, TYPES[group])
     config = config[group]
-    if group in ("curvature", "candidates", "budget", "solver"):  # every value arrives as a plain one
+    if group in ("curvature", "candidates", "budget", "solver", "repair"):  # every value arrives as a plain one
         for key, value in vars(found).items():
             assert not OmegaConf.is_config(value)
             if key in config:
@@ -128,6 +129,7 @@ def test_candidate_schemes_can_be_written_out() -> None:
         ("callbacks/mpq.yaml", set()),
         ("candidates/default.yaml", set()),
         ("solver/quadratic.yaml", set()),
+        ("repair/default.yaml", set()),
         ("curvature/fisher.yaml", set()),
         ("data/digits.yaml", set()),
         ("data/fashion_mnist.yaml", set()),
@@ -159,11 +161,11 @@ def foreign_app(folder: Path, callbacks: str) -> Path:
 @pytest.mark.parametrize("callbacks", ["mpq", "[early, mpq]"])
 def test_another_application_adds_the_callback(tmp_path: Path, callbacks: str) -> None:
     with initialize_config_dir(str(foreign_app(tmp_path, callbacks)), version_base="1.3"):
-        config = compose("config", ["callbacks.mpq.budget.average_bits=2.5", "callbacks.mpq.reestimate=false"])
+        config = compose("config", ["callbacks.mpq.budget.average_bits=2.5", "callbacks.mpq.repair.batchnorm=false"])
     assert set(config) == {"solver", "callbacks"}
     assert config.solver == {"lr": 0.1}
     found: Any = instantiate(config.callbacks.mpq)
     assert isinstance(found, MixedPrecisionQuantization)
     assert found.pipeline.budget == Budget(average_bits=2.5)
-    assert not found.pipeline.reestimate
+    assert found.pipeline.repair == RepairOptions(batchnorm=False)
     assert ("early" in config.callbacks) == ("early" in callbacks)

@@ -13,7 +13,7 @@ ROWS = [
     {"rounded_weights"},
     {"curvature"},
     {"allocation", "modules", "rounding", "sequential_rounding", "correction", "bias_correction"},
-    {"latency", "export", "finetune", "options", "quantize"},
+    {"latency", "export", "finetune", "options", "repair", "quantize"},
     {"report"},
     {"verdict"},
     {"pipeline", "trainer_tools"},

@@ -12,12 +12,15 @@ from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.options import CandidateOptions, CurvatureOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions
 from lightning_mpq.pipeline import Pipeline
 from lightning_mpq.report.measure import LossChange
 from lightning_mpq.verdict import uniform_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
+
+
+NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
 
 
 def network() -> nn.Sequential:
@@ -92,7 +95,11 @@ def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
         assert sum(g.predicted_share for g in report.groups) == pytest.approx(outcome.allocation.predicted_loss)
         assert sum(g.weights for g in report.groups) == 48 + 64 + 24
         assert report.samples == 51
-        assert report["chosen"].measured_loss == pytest.approx(report["chosen"].measured_frozen)  # no BatchNorm here
+        rows = {(row.rounding, row.repaired): row.measured_loss for row in report.repair}
+        assert list(rows) == [(r, done) for r in ("by float inputs", "in sequence") for done in ((), ("biases",))]
+        assert report["chosen"].measured_frozen == rows["by float inputs", ()]
+        assert report["chosen"].measured_loss == rows["in sequence", ("biases",)]
+        assert min(rows.values()) > 0
 
 
 def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
@@ -125,9 +132,9 @@ def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
     budget = Budget(average_bits=12)
     model = network()
     change = LossChange(model, batches(), "task", loss_fn=loss["loss_fn"])
-    outcome = Pipeline(budget, curvature=CurvatureOptions(estimator="hessian", shrink=False), **loss).run(
-        model, batches()
-    )
+    outcome = Pipeline(
+        budget, curvature=CurvatureOptions(estimator="hessian", shrink=False), repair=NOTHING, **loss
+    ).run(model, batches())
     assert change.measure() == pytest.approx(outcome.allocation.predicted_loss, rel=0.05, abs=1e-6)
 
 

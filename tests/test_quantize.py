@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_mpq.correction import reestimate_batchnorm
 from lightning_mpq.modules import packed_layers
+from lightning_mpq.options import RepairOptions
 from lightning_mpq.policy import BitPolicy, WeightScheme
 from lightning_mpq.quantize import quantize, temporarily_packed
 
@@ -59,7 +60,7 @@ def test_schemes_that_need_inputs_are_rounded_on_the_batches():
     quantize(nearest, POLICY, batches())
     assert {name: layer.scheme for name, layer in packed_layers(model).items()} == policy.by_layer()
     with pytest.raises(ValueError, match="needs at least one calibration batch"):
-        quantize(network(), policy, reestimate=False)
+        quantize(network(), policy, repair=RepairOptions(batchnorm=False))
 
 
 def test_a_with_block_gives_everything_back():
@@ -78,10 +79,10 @@ def test_a_with_block_gives_everything_back():
 def test_batchnorm_without_batches_is_refused_before_anything_happens():
     model = network()
     before = state(model)
-    with pytest.raises(ValueError, match="Pass batches=, or reestimate=False"):
+    with pytest.raises(ValueError, match=r"Pass batches=, or repair=RepairOptions\(batchnorm=False\)"):
         quantize(model, POLICY)
     assert same(state(model), before)
-    quantize(model, POLICY, reestimate=False)
+    quantize(model, POLICY, repair=RepairOptions(batchnorm=False))
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
 
 

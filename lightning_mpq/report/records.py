@@ -23,8 +23,8 @@ class ModelRow:
         average_bits: Bits stored per quantized weight, scales and zero points included.
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
-        measured_loss: Change measured on the calibration batches, as deployed (statistics re-estimated).
-        measured_frozen: The same before statistics were re-estimated.
+        measured_loss: Change measured on the calibration batches, as deployed: with all repair.
+        measured_frozen: The same before any repair, with the codes that were profiled.
         metrics: What the module logged in validation.
     """
 
@@ -65,6 +65,22 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class RepairRow:
+    """The chosen plan after a step of repair.
+
+    Attributes:
+        rounding: "by float inputs" (or by the weight alone, if the schemes say so), as it was profiled, or "in
+            sequence".
+        repaired: What was repaired by then, in order.
+        measured_loss: Change of the loss on the calibration batches.
+    """
+
+    rounding: str
+    repaired: tuple[str, ...]
+    measured_loss: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a user needs to judge a quantized model.
 
@@ -76,6 +92,7 @@ class Report:
         solver: Status, predicted loss, lower bound, gap and costs of the allocation.
         seconds: Wall time of each stage.
         samples: Samples in the calibration batches.
+        repair: The chosen plan after each step of repair.
     """
 
     loss: str
@@ -85,6 +102,7 @@ class Report:
     solver: Mapping[str, Any]
     seconds: Mapping[str, float]
     samples: int
+    repair: tuple[RepairRow, ...] = ()
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -111,7 +129,11 @@ class Report:
             )
         fields = {key: value for key, value in values.items() if key not in ("format", "version")}
         groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])
-        return cls(**{**fields, "models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups})
+        rows: dict[str, Any] = {"models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups}
+        rows["repair"] = tuple(
+            RepairRow(**{**row, "repaired": tuple(row["repaired"])}) for row in fields.get("repair", ())
+        )
+        return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:
         """Return ``model/number`` to value, for a logger."""

@@ -18,6 +18,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console = Console(width=_LOG_WIDTH)
     console.print(models_table(report))
     console.print(groups_table(report))
+    if len(report.repair) > 1:
+        console.print(repair_table(report))
     for layer, reason in report.left_in_float.items():
         console.print(f"left in float: {layer}: {reason}", markup=False, highlight=False)
     console.print(_summary(report), markup=False, highlight=False)
@@ -28,7 +30,15 @@ def models_table(report: Report) -> Table:
     table = Table(title=f"The verdict (loss: {_meaning(report.loss)})")
     names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
     table.add_column("model")
-    for title in ("bits/weight", "stored bytes", "x smaller", "predicted loss", "measured, frozen", "repaired", *names):
+    for title in (
+        "bits/weight",
+        "stored bytes",
+        "x smaller",
+        "predicted loss",
+        "measured, as rounded",
+        "repaired",
+        *names,
+    ):
         table.add_column(title, justify="right")
     largest = max(row.stored_bytes for row in report.models)
     for row in report.models:
@@ -62,6 +72,17 @@ def groups_table(report: Report) -> Table:
             _number(row.predicted_alone),
             _number(row.measured_alone),
         )
+    return table
+
+
+def repair_table(report: Report) -> Table:
+    """Return one row a step of repair of the chosen plan."""
+    table = Table(title="What repair gains")
+    table.add_column("rounding")
+    table.add_column("repaired")
+    table.add_column("measured loss", justify="right")
+    for row in report.repair:
+        table.add_row(row.rounding, " + ".join(row.repaired) or "-", _number(row.measured_loss))
     return table
 
 

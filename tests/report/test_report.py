@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from lightning_mpq.report import GroupRow, ModelRow, Report, print_report
+from lightning_mpq.report import GroupRow, ModelRow, RepairRow, Report, print_report
 
 
 def make_report() -> Report:
@@ -22,6 +22,11 @@ def make_report() -> Report:
         solver={"status": "WITHIN_GAP", "predicted_loss": 0.0123, "lower_bound": 0.0122, "gap": 0.008},
         seconds={"profile": 1.5},
         samples=512,
+        repair=(
+            RepairRow("by float inputs", (), 0.031),
+            RepairRow("in sequence", (), 0.022),
+            RepairRow("in sequence", ("biases", "BatchNorm statistics"), 0.021),
+        ),
     )
 
 
@@ -69,5 +74,8 @@ def test_the_tables_show_every_row_and_number():
         "body.attention[0]: not supported yet",
         "0.800 %",
         "512 samples",
+        "in sequence",
+        "biases + BatchNorm statistics",
+        "0.021",
     ):
         assert part in shown
