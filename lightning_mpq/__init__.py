@@ -21,6 +21,7 @@ from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import load, load_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
 from .latency import measure_latency
+from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .policy import BitPolicy, WeightScheme
 from .quantize import quantize
@@ -51,6 +52,8 @@ __all__ = [
     "reestimate_batchnorm",
     "output_means",
     "correct_biases",
+    "use_kernels",
+    "set_memory",
     "save",
     "load",
     "load_checkpoint",
@@ -76,6 +79,8 @@ __all__ = [
     "LatencyTable",
     "Frontier",
     "Report",
+    "KernelChoice",
+    "KernelChoices",
     # what may go wrong
     "CorruptModelError",
     "InfeasibleBudgetError",

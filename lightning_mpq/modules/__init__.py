@@ -21,10 +21,13 @@ from .convert import (
 )
 from .embedding import PackedEmbedding
 from .holder import PackedWeight, WeightHolder
+from .kernel_choice import KernelChoice, KernelChoices, use_kernels
 from .linear import PackedLinear
 from .packed import PACKED_TYPES, PackedLayer, register_packed
 
 __all__ = [
+    "KernelChoice",
+    "KernelChoices",
     "PACKED_TYPES",
     "PackedConv1d",
     "PackedConv2d",
@@ -47,4 +50,5 @@ __all__ = [
     "restore_layers",
     "set_memory",
     "stored_bytes",
+    "use_kernels",
 ]

@@ -17,6 +17,7 @@ from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
+from .linear import PackedLinear
 from .packed import OWN_NAMES, PACKED_TYPES, Memory, PackedLayer, packed_type
 
 
@@ -26,7 +27,8 @@ class StoredBytes(NamedTuple):
     Attributes:
         packed: Bytes of codes, scales and zero points.
         floating: Bytes of every other parameter and buffer.
-        cached: Bytes of dequantized weights kept in memory only (``memory="fast"``); never saved.
+        cached: Bytes kept in memory only and never saved: dequantized weights (``memory="fast"``), and weights in
+            the layout of a kernel (`use_kernels`).
     """
 
     packed: int
@@ -166,7 +168,9 @@ def stored_bytes(model: nn.Module) -> StoredBytes:
     cached = {id(layer.dense_weight): layer.dense_weight for layer in layers if layer.dense_weight is not None}
     every = {id(value): value for value in [*model.parameters(), *model.buffers()]}
     other = {key: value for key, value in every.items() if key not in packed and key not in cached}
-    return StoredBytes(*(sum(t.numel() * t.element_size() for t in part.values()) for part in (packed, other, cached)))
+    counts = [sum(t.numel() * t.element_size() for t in part.values()) for part in (packed, other, cached)]
+    by_kernels = {id(layer.packed_codes): layer.kernel_bytes for layer in layers if isinstance(layer, PackedLinear)}
+    return StoredBytes(counts[0], counts[1], counts[2] + sum(by_kernels.values()))
 
 
 def set_memory(model: nn.Module, memory: Memory) -> int:

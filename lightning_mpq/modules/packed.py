@@ -17,7 +17,9 @@ from ..quantizers.packing import unpack_codes
 Memory = Literal["packed", "fast"]
 STORED = ("packed_codes", "scale", "zero_point")
 """The buffers that hold the weight. Their types never change: they are the stored format."""
-OWN_NAMES = {*STORED, "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape", "group", "memory"}
+OWN_NAMES = {
+    *STORED, "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape", "group", "memory", "kernel_choice"
+}  # fmt: skip
 """Names that a float layer must not use itself if it is to be packed."""
 
 PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
