@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
@@ -19,12 +18,14 @@ from .allocation import Allocation, Budget
 from .calling import ForwardFn
 from .curvature import TaylorModel
 from .curvature.evaluator import LossFn
+from .distributed import alone
 from .export.checkpoint import policy_in_checkpoint
 from .modules import empty_packed_model, packed_layers
-from .options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, SolverOptions
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
 from .report import Report, print_report
+from .strategies import refuse_several_processes, refuse_unsupported, share_of_batches
 from .trainer_tools import progress_bar, validation_metrics
 
 
@@ -34,7 +35,8 @@ class MixedPrecisionQuantization(Callback):
     After the last training epoch the callback measures a second-order Taylor model of the loss on calibration
     batches, assigns bits under the budget by an integer program, replaces the layers by packed ones,
     re-estimates BatchNorm statistics, and validates float, uniform, additive and chosen model side by side.
-    Training itself is not touched. One device, CPU or GPU.
+    Training itself is not touched. One device, CPU or GPU, or several under ``strategy="ddp"``: each process then
+    measures its share of the calibration batches, one of them solves, and all pack the same model.
 
     Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
     (unaugmented training data is best), otherwise from the training loader.
@@ -44,11 +46,11 @@ class MixedPrecisionQuantization(Callback):
         candidates: What may be quantized, and how.
         curvature: How the loss is measured.
         solver: How the bits are assigned.
-        calibration_batches: How many batches to calibrate on.
+        calibration_batches: How many batches to calibrate on, all processes together.
         forward_fn: ``(module, batch) -> outputs``; by default the module is called on the batch, or on the first
             item of a tuple or list.
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
-        repair: What makes up for rounding once the plan is chosen.
+        reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
         verdict: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory; None for no file.
         cache_dir: Folder where Taylor models are kept, so that another budget on the same weights, candidates
@@ -77,7 +79,7 @@ class MixedPrecisionQuantization(Callback):
         calibration_batches: int = 8,
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
-        repair: RepairOptions | None = None,
+        reestimate: bool = True,
         verdict: bool = True,
         report_path: str | Path | None = "report.json",
         cache_dir: str | Path | None = None,
@@ -92,7 +94,7 @@ class MixedPrecisionQuantization(Callback):
             solver=solver or SolverOptions(),
             forward_fn=forward_fn,
             loss_fn=loss_fn,
-            repair=repair or RepairOptions(),
+            reestimate=reestimate,
             cache_dir=cache_dir,
         )
         self.calibration_batches = calibration_batches
@@ -106,12 +108,7 @@ class MixedPrecisionQuantization(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any time is spent, and make ready for a packed checkpoint."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise ValueError(
-                f"MixedPrecisionQuantization works on one device, CPU or GPU, and got the strategy "
-                f"{type(trainer.strategy).__name__}. Use Trainer(devices=1), or train as you do and call "
-                "quantize_trained with a Trainer on one device afterwards."
-            )
+        refuse_unsupported(trainer.strategy)
         if stage == "fit":
             self._refuse_averaging_behind_us(trainer)
         # A callback learns its state only after the weights are loaded; the module's own hook comes before.
@@ -130,7 +127,8 @@ class MixedPrecisionQuantization(Callback):
         loader = self._calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
 
         def batches() -> list[Any]:
-            return [trainer.strategy.batch_to_device(batch) for batch in islice(loader, self.calibration_batches)]
+            own = share_of_batches(loader, self.calibration_batches)
+            return [trainer.strategy.batch_to_device(batch) for batch in own]
 
         self._run(trainer, pl_module, batches, lambda: validation_metrics(trainer, pl_module))
 
@@ -147,6 +145,7 @@ class MixedPrecisionQuantization(Callback):
         Returns:
             What was found; the attributes of the callback are set as well.
         """
+        refuse_several_processes(trainer.strategy)
         if datamodule is not None:
             datamodule.prepare_data()
             datamodule.setup("fit")
@@ -158,7 +157,8 @@ class MixedPrecisionQuantization(Callback):
             pl_module.to(trainer.strategy.root_device)  # trainer.validate leaves the module on the CPU
             return metrics
 
-        return self._run(trainer, pl_module, lambda: list(islice(loader, self.calibration_batches)), evaluate)
+        with alone():  # whatever other processes do, such as those of a fit that is over
+            return self._run(trainer, pl_module, lambda: list(islice(loader, self.calibration_batches)), evaluate)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -208,12 +208,15 @@ class MixedPrecisionQuantization(Callback):
         return outcome
 
     def _publish(self, trainer: L.Trainer, report: Report) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
+        if not trainer.is_global_zero:
+            return
         scalars = {f"mpq/{name}": value for name, value in report.scalars().items()}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
             logger.save()
         if self.report_path is not None:
-            path = report.save(Path(trainer.log_dir or trainer.default_root_dir) / self.report_path)
+            path = report.save(folder / self.report_path)
             rank_zero_info(f"MixedPrecisionQuantization: report written to {path}")
         if getattr(trainer.progress_bar_callback, "is_enabled", False):
             print_report(report)

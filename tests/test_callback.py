@@ -226,11 +226,6 @@ def test_averaged_weights_are_the_ones_that_are_quantized(tmp_path):
     assert (packed_layers(module)["network.8"].weight - weight).abs().max() <= weight.abs().max() / 127
 
 
-def test_other_strategies_are_refused_in_setup(tmp_path):
-    with pytest.raises(ValueError, match="works on one device.*DDPStrategy.*devices=1"):
-        make_trainer(tmp_path, make_callback(), strategy="ddp", devices=1).fit(SmallClassifier(), SmallData())
-
-
 class Broken(SmallData):
     """Calibration data of the test's choice."""
 

@@ -16,7 +16,7 @@ ROWS = [
     {"latency", "export", "finetune", "options", "repair", "quantize"},
     {"report"},
     {"verdict"},
-    {"pipeline", "trainer_tools"},
+    {"pipeline", "strategies", "trainer_tools"},
     {"callback"},
     {"demo"},
     {"cli"},
@@ -26,7 +26,7 @@ ROOMS = {
     "mip": {"allocation"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "lightning": {"callback", "trainer_tools", "cli", "demo"},
+    "lightning": {"callback", "strategies", "trainer_tools", "cli", "demo"},
     "matplotlib": {"allocation"},
     "sklearn": {"demo"},
 }
