@@ -21,7 +21,7 @@ from .curvature.evaluator import LossFn
 from .distributed import alone
 from .export.checkpoint import policy_in_checkpoint
 from .modules import empty_packed_model, packed_layers
-from .options import CandidateOptions, CurvatureOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
 from .report import Report, print_report
@@ -50,7 +50,7 @@ class MixedPrecisionQuantization(Callback):
         forward_fn: ``(module, batch) -> outputs``; by default the module is called on the batch, or on the first
             item of a tuple or list.
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
-        reestimate: Whether BatchNorm statistics are measured again behind quantized weights.
+        repair: What makes up for rounding once the plan is chosen.
         verdict: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory; None for no file.
         cache_dir: Folder where Taylor models are kept, so that another budget on the same weights, candidates
@@ -79,7 +79,7 @@ class MixedPrecisionQuantization(Callback):
         calibration_batches: int = 8,
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
-        reestimate: bool = True,
+        repair: RepairOptions | None = None,
         verdict: bool = True,
         report_path: str | Path | None = "report.json",
         cache_dir: str | Path | None = None,
@@ -94,7 +94,7 @@ class MixedPrecisionQuantization(Callback):
             solver=solver or SolverOptions(),
             forward_fn=forward_fn,
             loss_fn=loss_fn,
-            reestimate=reestimate,
+            repair=repair or RepairOptions(),
             cache_dir=cache_dir,
         )
         self.calibration_batches = calibration_batches
