@@ -151,7 +151,7 @@ def _plans(taylor: TaylorModel, budget: float) -> Iterator[tuple[str, BitPolicy]
 
 def chosen(rows: Sequence[Mapping[str, Any]], network: str, budget: float) -> list[Mapping[str, Any]]:
     """Return the rows of what the callback does by default, one for each seed."""
-    wanted = {"network": network, "rounding": "second_order", "plan": "full", "repair": True, "budget": budget}
+    wanted = {"network": network, "rounding": "sequential", "plan": "full", "repair": True, "budget": budget}
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
