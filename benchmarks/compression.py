@@ -111,7 +111,7 @@ def compress(name: str, seed: int, root: str, epochs: int, budgets: Sequence[flo
                     codes = {rounding: {} if rounded is None else rounded.of_policy(policy)}
                     start = time.perf_counter()
                     if rounding == "second_order" and plan == "full":
-                        codes["sequential"] = round_sequentially(model, batches, policy)
+                        codes["sequential"] = round_sequentially(model, batches, policy, rounded=codes[rounding])
                     seconds = time.perf_counter() - start
                     for way, rows in codes.items():
                         with temporarily_packed(model, policy, rows):
