@@ -60,8 +60,8 @@ def main_job_block(content: Mapping[str, Any]) -> str:
         f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
         f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
         "scales and float leftovers included. One standard error of an accuracy is "
-        f"{standard_error(base['test_accuracy']):.2f} points: below that, differences are noise, and the divergence from the float "
-        "model (KL in nats per calibration image, after repair) tells more.",
+        f"{standard_error(base['test_accuracy']):.2f} points: below that, differences are noise, and the divergence "
+        "from the float model (KL in nats per calibration image, after repair) tells more.",
         "",
         "| budget, average bits | chosen plan | bytes | smaller | divergence | additive plan | uniform |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
