@@ -18,7 +18,7 @@ from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
 from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile, shrink
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
-from .export import load, load_checkpoint, save
+from .export import PackedCheckpoints, load, load_checkpoint, load_from_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
 from .latency import measure_latency
 from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
@@ -57,6 +57,9 @@ __all__ = [
     "save",
     "load",
     "load_checkpoint",
+    "export_onnx",
+    "load_from_checkpoint",
+    "PackedCheckpoints",
     "print_report",
     # what the steps return and take
     "LayerGroup",
@@ -79,6 +82,7 @@ __all__ = [
     "LatencyTable",
     "Frontier",
     "Report",
+    "OnnxExport",
     "KernelChoice",
     "KernelChoices",
     # what may go wrong

@@ -1,6 +1,7 @@
 """Packed models as files, for this library and for others."""
 
 from .checkpoint import load_checkpoint
+from .packed_checkpoints import PackedCheckpoints, load_from_checkpoint
 from .safetensors import load, save
 
-__all__ = ["load", "load_checkpoint", "save"]
+__all__ = ["PackedCheckpoints", "load", "load_checkpoint", "load_from_checkpoint", "save"]
