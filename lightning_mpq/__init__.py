@@ -20,6 +20,7 @@ from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import PackedCheckpoints, load, load_checkpoint, load_from_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
+from .held_weights import register_layer
 from .latency import measure_latency
 from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
 from .options import CandidateOptions, CurvatureOptions, SolverOptions
@@ -39,6 +40,7 @@ __all__ = [
     "SolverOptions",
     # the steps one by one
     "find_groups",
+    "register_layer",
     "make_candidates",
     "round_candidates",
     "round_sequentially",
@@ -57,7 +59,6 @@ __all__ = [
     "save",
     "load",
     "load_checkpoint",
-    "export_onnx",
     "load_from_checkpoint",
     "PackedCheckpoints",
     "print_report",
@@ -82,7 +83,6 @@ __all__ = [
     "LatencyTable",
     "Frontier",
     "Report",
-    "OnnxExport",
     "KernelChoice",
     "KernelChoices",
     # what may go wrong
