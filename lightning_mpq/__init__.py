@@ -18,7 +18,7 @@ from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
 from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile, shrink
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
-from .export import PackedCheckpoints, load, load_checkpoint, load_from_checkpoint, save
+from .export import OnnxExport, PackedCheckpoints, export_onnx, load, load_checkpoint, load_from_checkpoint, save
 from .groups import LayerGroup, LayerGroups, find_groups
 from .held_weights import register_layer
 from .latency import measure_latency
@@ -59,6 +59,7 @@ __all__ = [
     "save",
     "load",
     "load_checkpoint",
+    "export_onnx",
     "load_from_checkpoint",
     "PackedCheckpoints",
     "print_report",
@@ -83,6 +84,7 @@ __all__ = [
     "LatencyTable",
     "Frontier",
     "Report",
+    "OnnxExport",
     "KernelChoice",
     "KernelChoices",
     # what may go wrong

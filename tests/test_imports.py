@@ -29,6 +29,7 @@ ROOMS = {
     "lightning": {"callback", "strategies", "trainer_tools", "cli", "demo"},
     "matplotlib": {"allocation"},
     "sklearn": {"demo"},
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnx_ir", "compressed_tensors", "torchao"), {"export"}),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts and path.parent != PACKAGE / "conf")
 

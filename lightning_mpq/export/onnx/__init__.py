@@ -1,0 +1,5 @@
+"""Packed models as standard ONNX (extra ``onnx``)."""
+
+from .exporting import OnnxExport, export_onnx
+
+__all__ = ["OnnxExport", "export_onnx"]

@@ -1,0 +1,119 @@
+"""An ONNX model run by onnxruntime beside the PyTorch model that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Products in float32. The default of onnxruntime rounds the inputs of fused products to 8 bits."""
+ROUGH = 0.5
+"""Relative error of that default that is no longer rounding but a wrong result."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far onnxruntime is from PyTorch, relative to the largest output.
+
+    Attributes:
+        error: With products in float32.
+        default_error: With onnxruntime's default.
+        fused: Products that it computes from integers.
+    """
+
+    error: float
+    default_error: float
+    fused: int
+
+
+def compare(
+    content: bytes, batches: Sequence[Sequence[Tensor]], expected: Sequence[Any], tolerance: float
+) -> Comparison:
+    """Run a model in onnxruntime on the CPU and compare with what PyTorch returned.
+
+    Args:
+        content: The ONNX file.
+        batches: Inputs, in the order of the model's inputs.
+        expected: What the PyTorch model returned for each.
+        tolerance: Largest relative error with products in float32.
+
+    Raises:
+        ValueError: If onnxruntime cannot run the model, or the results differ by more.
+    """
+    try:
+        onnx.checker.check_model(content, full_check=True)
+        exact, operations = _run(content, batches, EXACT)
+        default, _ = _run(content, batches, {})
+    except Exception as reason:  # onnxruntime's errors share no type of their own
+        advice = "" if len(batches) == 1 else " If its batch size must be fixed, pass dynamic_batch=False."
+        raise ValueError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the exported model, and nothing was written: "
+            f"{str(reason).strip()}{advice}"
+        ) from reason
+    wanted = [flat(outputs) for outputs in expected]
+    error, default_error = (
+        max(relative_error(own, other) for own, other in zip(found, wanted, strict=True)) for found in (exact, default)
+    )
+    for difference, allowed in ((error, tolerance), (default_error, max(tolerance, ROUGH))):
+        if not difference <= allowed:
+            raise ValueError(
+                f"onnxruntime {onnxruntime.__version__} and PyTorch differ by {difference:.3g} of the largest output, "
+                f"more than {allowed:g}; nothing was written. Try other example inputs, or a larger tolerance for a "
+                "model in half precision."
+            )
+    return Comparison(error, default_error, fused=operations.count("MatMulNBits"))
+
+
+def _run(
+    content: bytes, batches: Sequence[Sequence[Tensor]], config: Mapping[str, str]
+) -> tuple[list[list[Tensor]], list[str]]:
+    """Return the outputs for each batch, and the operations that onnxruntime made of the graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the graph which it optimized here is for this machine
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    with TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    names = [description.name for description in session.get_inputs()]
+    outputs = []
+    for batch in batches:
+        feeds = {name: value.detach().cpu().numpy() for name, value in zip(names, batch, strict=True)}
+        outputs.append([torch.as_tensor(value) for value in session.run(None, feeds)])
+    return outputs, [node.op_type for node in graph.node]
+
+
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest difference over all outputs, each relative to the largest number in that output.
+
+    Raises:
+        ValueError: If the outputs are not as many, or not of the same shapes.
+
+    Example:
+        >>> relative_error([torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 4.0])])
+        0.25
+    """
+    shapes = [[list(value.shape) for value in values] for values in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"onnxruntime returned outputs of shapes {shapes[0]}, PyTorch {shapes[1]}.")
+    worst = 0.0
+    for own, other in zip(found, expected, strict=True):
+        if other.numel():
+            wide = other.detach().cpu().double()
+            difference = (own.double() - wide).abs().nan_to_num(torch.inf)
+            worst = max(worst, float(difference.max()) / (float(wide.abs().max()) or 1.0))
+    return worst
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    """Return the tensors among a model's outputs, in the order that an export lists them."""
+    return [value for value in torch.utils._pytree.tree_leaves(outputs) if isinstance(value, Tensor)]

@@ -1,0 +1,130 @@
+"""From a PyTorch model to a simplified ONNX graph with codes in the place of weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import onnx_ir as ir
+import torch
+from google.protobuf.message import EncodeError
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from ...modules import PackedLayer
+from ...quantizers import QuantizedRows
+from ..float_twins import layer_groups, shared_key, to_weight
+from .containers import TWO_BITS_OPSET, hold
+from .graph import merge_shared, put_weight_in, take_weight_out
+
+TWO_BITS_IR_VERSION = 13
+"""The first version of the file format that knows INT2."""
+
+
+def trace(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    opset: int,
+    dynamic_batch: bool,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> ir.Model:
+    """Return a float model as an ONNX graph in which every parameter is an initializer under its name.
+
+    Raises:
+        ValueError: If PyTorch cannot export the model.
+    """
+    batch = torch.export.Dim("batch")
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                tuple(inputs),
+                dynamo=True,
+                optimize=False,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own type wraps whatever happened
+        advice = " If its batch size must be fixed, pass dynamic_batch=False." if dynamic_batch else ""
+        cause = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
+        raise ValueError(
+            f"PyTorch cannot export {type(model).__name__} to ONNX ({type(error).__name__}: {cause}).{advice}"
+        ) from error
+    assert program is not None
+    return program.model
+
+
+def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer]]) -> dict[str, str]:
+    """Replace float weights by codes and simplify the graph.
+
+    Args:
+        exported: What `trace` returned; changed in place.
+        owners: Name of a parameter to the name of its layer and the layer.
+
+    Returns:
+        Layer name to the ONNX type that holds its codes.
+
+    Raises:
+        ValueError: If a layer cannot be carried; it is named.
+    """
+    graph = exported.graph
+    opset = exported.opset_imports[""]
+    standing = {name: owner for name, owner in owners.items() if name in graph.initializers}
+    kept = merge_shared(graph, {name: shared_key(layer) for name, (_, layer) in standing.items()})
+    places = {name: take_weight_out(graph, name) for name in dict.fromkeys(kept.values())}
+    with _quiet():
+        optimizer.optimize_ir(exported)
+    ClearMetadataAndDocStringPass()(exported)  # where each node stood in which Python file
+    held_in = {}
+    for name, place in places.items():
+        layer_name, layer = standing[name]
+        two_bits = opset >= TWO_BITS_OPSET and (not place.multiplied or layer.row_shape[0] % 4 == 0)
+        held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied, two_bits=two_bits)
+        try:
+            put_weight_in(graph, place, held, partial(to_weight, layer), layer_groups(layer))
+        except ValueError as error:
+            raise ValueError(f"Layer {layer_name!r} ({layer.scheme}) cannot be written as ONNX: {error}.") from error
+        held_in[name] = held.container
+    if opset >= TWO_BITS_OPSET:
+        exported.ir_version = max(exported.ir_version, TWO_BITS_IR_VERSION)
+    by_key = {shared_key(standing[name][1]): held_in[first] for name, first in kept.items()}
+    return {name: by_key[key] for name, layer in owners.values() if (key := shared_key(layer)) in by_key}
+
+
+def serialized(exported: ir.Model) -> bytes:
+    """Return the content of the file.
+
+    Raises:
+        ValueError: If it is over 2 GB, which one ONNX file cannot hold.
+    """
+    try:
+        return ir.to_proto(exported).SerializeToString()
+    except (ValueError, EncodeError) as error:  # protobuf's limit
+        raise ValueError(f"The model does not fit in one ONNX file of at most 2 GB: {error}.") from error
+
+
+def _on_cpu(rows: QuantizedRows) -> QuantizedRows:
+    zero_point = None if rows.zero_point is None else rows.zero_point.cpu()
+    return QuantizedRows(rows.codes.cpu(), rows.scale.cpu(), zero_point, rows.scheme)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what the exporter says about its own past and about packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
