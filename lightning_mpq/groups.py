@@ -132,7 +132,9 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
         if name in inside or isinstance(module, nn.MultiheadAttention):
             continue
         own = [parameter for parameter in module._parameters.values() if parameter is not None]
-        if is_parametrized(module):
+        if "weight_quantizers" in module.__dict__:
+            refused[name] = "it is fake-quantized; restore it, or look at it inside of float_weights()"
+        elif is_parametrized(module):
             refused[name] = "its weight is computed by a parametrization; remove it first"
         elif float_class(module) is None:
             if any(parameter.dim() > 1 for parameter in own):

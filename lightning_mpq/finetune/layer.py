@@ -13,6 +13,7 @@ from ..layers import kind_of
 from ..shadowing import shadowed
 from .class_change import change_back, change_class
 from .quantizer import WeightQuantizer
+from .straight_through import DenseGradient
 
 QUANTIZERS = "weight_quantizers"
 
@@ -22,6 +23,7 @@ class FakeQuantizedLayer(nn.Module):
 
     The inherited forward reads them, and so does everything else that asks for ``layer.weight``, as with packed
     layers. Parameters, state dict, optimizers and data-parallel wrappers see the float parameters that are trained.
+    Gradients of these are dense, also where an embedding makes sparse ones: every weight's rounding counts.
 
     Attributes:
         weight_quantizers: Parameter name to its grid and learned scales; no parameter, buffer or module of the layer,
@@ -35,7 +37,8 @@ class FakeQuantizedLayer(nn.Module):
         """Return a fake-quantized weight in the parameter's own layout."""
         parameter = self._parameters[name]
         assert parameter is not None
-        return self.weight_quantizers[name](parameter)
+        rounded = self.weight_quantizers[name](parameter)
+        return DenseGradient.apply(rounded) if getattr(self, "sparse", False) else rounded
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the quantizers with the layer."""

@@ -60,8 +60,7 @@ class FakeQuantizedRows(torch.autograd.Function):
         rows, codes, scale, slope, zero_point = ctx.saved_tensors
         scheme: WeightScheme = ctx.scheme
         wide = torch.promote_types(rows.dtype, torch.float32)
-        gradient = gradients[0].to_dense() if gradients[0].is_sparse else gradients[0]
-        gradient = gradient.to(wide)
+        gradient = gradients[0].to(wide)
         columns = rows.shape[1]
         steps_of = spread(scale.to(wide), scheme, columns)
         live = steps_of != 0
@@ -77,3 +76,17 @@ class FakeQuantizedRows(torch.autograd.Function):
             slopes = torch.where(inside, levels - steps, levels)
             of_scale = sum_per_scale(gradient * slopes, scheme) * slope
         return of_rows, of_scale, None, None, None, None, None
+
+
+class DenseGradient(torch.autograd.Function):
+    """The identity, behind which a sparse gradient is a dense one."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the same values."""
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient, dense."""
+        return gradients[0].to_dense() if gradients[0].is_sparse else gradients[0]
