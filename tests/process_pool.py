@@ -29,7 +29,7 @@ class ProcessPool:
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
 
-    def run(self, function: Callable[..., Any], *arguments: Any, seconds: float = 60) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, seconds: float = 240) -> list[Any]:
         """Return what ``function(*arguments)`` returned on each rank.
 
         Raises:

@@ -1,12 +1,29 @@
 """Two processes: what they exchange, errors that both raise, and numbers equal to those of a single process."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
 from process_pool import ProcessPool
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from lightning_mpq import distributed
+from lightning_mpq.allocation import Budget, CustomCost
+from lightning_mpq.bias_correction import correct_biases, output_means
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.curvature import Categorical, profile
 from lightning_mpq.distributed import Rounds, errors_shared, gather, on_rank_zero, sum_over_ranks
+from lightning_mpq.groups import find_groups
+from lightning_mpq.modules import pack_model, packed_layers
+from lightning_mpq.options import CurvatureOptions
+from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.report.measure import LossChange
+from lightning_mpq.rounding import round_candidates, second_order_schemes
+from lightning_mpq.sequential_rounding import round_sequentially
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +159,243 @@ def test_a_rank_without_batches_is_named(pool):
     for kind, text, _ in pool.run(message_of, rounds_of, (2, 0)):
         assert kind == "ValueError"
         assert "of 2 processes rank 1 got none" in text
+
+
+# What one process measures on all batches, two measure on half of them each.
+
+
+def network() -> nn.Module:
+    """Two convolutions with BatchNorm and a head, its statistics those of some data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten()
+    )
+    model = model.append(nn.Linear(16, 3))
+    for _ in range(10):
+        model(torch.randn(32, 1, 6, 6))
+    return model.eval()
+
+
+def batches(count: int = 5) -> list:
+    generator = torch.Generator().manual_seed(1)
+    sizes = [12 + 3 * number for number in range(count)]  # uneven
+    return [
+        (torch.randn(size, 1, 6, 6, generator=generator), torch.randint(3, (size,), generator=generator))
+        for size in sizes
+    ]
+
+
+def own(items: list) -> list:
+    """Return this rank's batches, interleaved as a DistributedSampler would."""
+    return items[distributed.rank() :: distributed.world_size()]
+
+
+def class_loss(model, batch):
+    return cross_entropy(model(batch[0]), batch[1])
+
+
+SETTINGS = {
+    "fisher": {"curvature": "fisher"},
+    "fisher of batches": {"curvature": "fisher", "statistics": "reestimated", "chunk_size": 8, "draws": 2},
+    "task": {"curvature": "fisher", "loss": "task"},
+    "gauss_newton": {"curvature": "gauss_newton"},
+    "hessian": {"curvature": "hessian"},
+}
+
+
+def taylor_of(name, items, **more):
+    settings = {"bits": [2, 4], "likelihood": Categorical(), "loss_fn": class_loss} | SETTINGS[name] | more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return profile(network().double(), [(x.double(), y) for x, y in items], **settings)
+
+
+def measured_by_ranks(name):
+    taylor = taylor_of(name, own(batches()))
+    return taylor.gradient, taylor.curvature, taylor.gradient_error, taylor.curvature_error, *facts_of(taylor)
+
+
+def facts_of(taylor):
+    return taylor.samples, taylor.fingerprint, sorted(taylor.batch_hashes)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_profile_what_one_does(pool, name):
+    whole = taylor_of(name, batches())
+    first, second = pool.run(measured_by_ranks, name)
+    for one, other in zip(first[:4], second[:4], strict=True):
+        assert torch.equal(one, other)  # bit for bit, so that all ranks go on alike
+    expected = (whole.gradient, whole.curvature, whole.gradient_error, whole.curvature_error)
+    for value, single in zip(first[:4], expected, strict=True):
+        torch.testing.assert_close(value, single, rtol=1e-5, atol=1e-12)
+    assert first[4:] == second[4:]
+    assert first[4:6] == facts_of(whole)[:2]
+    assert float(whole.curvature_error.max()) > 0
+
+
+def stopped_early():
+    items = [batches(5)[number % 5] for number in range(40)]
+    items = [(x + 0.01 * number, y) for number, (x, y) in enumerate(items)]
+    taylor = taylor_of("fisher", own(items) if distributed.active() else items, tolerance=0.25)
+    return len(taylor.batch_hashes), float(taylor.curvature.sum())
+
+
+def test_tolerance_ends_all_ranks_at_once(pool):
+    first, second = pool.run(stopped_early)
+    assert first == second
+    with distributed.alone():
+        alone, _ = stopped_early()
+    assert 8 <= alone < 40
+    assert first[0] in (alone, alone + 1)  # looked at after each round of two
+
+
+def interrupted_and_resumed(folder):
+    """Measure three batches, then all five, then all five again with another division among ranks."""
+    reports = []
+
+    def tell(fraction, message):
+        reports.append(message)
+
+    taylor_of("fisher", own(batches()[:3]), cache_dir=folder)
+    taylor = taylor_of("fisher", own(batches()), cache_dir=folder)
+    turned = batches()[2:] + batches()[:2]
+    again = taylor_of("fisher", own(turned), cache_dir=folder, progress=tell)
+    return taylor.curvature, facts_of(taylor), again.curvature, facts_of(again)[:2], reports
+
+
+def test_the_cache_is_rank_zeros_and_serves_all(pool, tmp_path):
+    whole = taylor_of("fisher", batches())
+    for curvature, facts, again, facts_again, reports in pool.run(interrupted_and_resumed, tmp_path):
+        torch.testing.assert_close(curvature, whole.curvature, rtol=1e-5, atol=1e-12)
+        assert facts == facts_of(whole)
+        assert torch.equal(again, curvature)
+        assert facts_again == facts[:2]
+        assert len(reports) == 1
+        assert "found in" in reports[0]
+    assert len(list(tmp_path.iterdir())) == 2  # of three batches, and of five
+
+
+class Different:
+    """Models that are not the same on all ranks."""
+
+    @staticmethod
+    def statistics():
+        model = network()
+        model[1].running_mean += distributed.rank()
+        profile(model, own(batches()), bits=[4], likelihood=Categorical())
+
+    @staticmethod
+    def repaired_statistics():
+        model = network()
+        model[1].running_mean += distributed.rank()
+        distributed.share_buffers(model)
+        profile(model, own(batches()), bits=[4], likelihood=Categorical())
+
+    @staticmethod
+    def guesses():
+        model, labels = nn.Linear(4, 1), torch.zeros(8, 1) if distributed.rank() else torch.randn(8, 1)
+        profile(model, [(torch.ones(8, 4), labels)], bits=[4])
+
+    @staticmethod
+    def nothing():
+        profile(network(), own(batches(1)), bits=[4], likelihood=Categorical())
+
+    @staticmethod
+    def not_finite():
+        broken = [(x * (torch.nan if x.shape[0] == 18 else 1), y) for x, y in batches()]
+        profile(network(), own(broken), bits=[4], likelihood=Categorical())
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("statistics", "different weights or buffers"),
+        ("repaired_statistics", None),
+        ("guesses", "on different processes; pass likelihood="),
+        ("nothing", "of 2 processes rank 1 got none"),
+        ("not_finite", "in batch 2"),
+    ],
+)
+def test_ranks_that_cannot_go_on_together_say_so(pool, case, said):
+    for found in pool.run(message_of, getattr(Different, case)):
+        assert (found is None) == (said is None)
+        assert said is None or said in found[1]
+
+
+def rounded_and_repaired():
+    """Round, quantize and repair on this rank's batches; return codes and repaired tensors."""
+    items = own(batches())
+    model = network()
+    groups = find_groups(model)
+    rounded = round_candidates(model, items, groups, make_candidates(groups, schemes=second_order_schemes([3])))
+    policy = BitPolicy({c.group: c.scheme for c in rounded.candidates}, {g.name: g.layers for g in groups})
+    by_order = round_sequentially(model, items, policy)
+    codes = [rows.codes for rows in rounded.of_policy(policy).values()] + [r.codes for r in by_order.values()]
+    change = LossChange(model, items, "divergence", likelihood=Categorical())
+    means = output_means(model, items)
+    before = measure_batchnorm(model, items)
+    pack_model(model, policy, rounded.of_policy(policy))
+    frozen = change.measure()
+    correct_biases(model, items, means)
+    biases = [layer.bias.detach().clone() for layer in (model[0], model[3], model[6])]
+    reestimate_batchnorm(model, items, before=before)
+    statistics = [value.clone() for index in (1, 4) for value in model[index].buffers()]
+    return codes, [*biases, *statistics, *[s for b in before.values() for s in b]], [frozen, change.measure()]
+
+
+def test_two_processes_round_and_repair_as_one_does(pool):
+    first, second = pool.run(rounded_and_repaired)
+    codes, repaired, changes = rounded_and_repaired()
+    for one, other, single in zip(first[0], second[0], codes, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, single)
+    for one, other, single in zip(first[1], second[1], repaired, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, single, rtol=1e-5, atol=1e-6)
+    assert first[2] == second[2]
+    assert first[2] == pytest.approx(changes, rel=1e-4)
+    assert changes[0] > 0
+
+
+def whole_job():
+    """Run the pipeline with buffers that differ from rank to rank, which must not matter."""
+    model = network()
+    if distributed.rank():
+        model[1].running_mean += 1
+    seen = []
+
+    def evaluate():
+        seen.append(len(packed_layers(model)))
+        return {"rank": float(distributed.rank())}
+
+    budget = Budget(average_bits=4.5, custom=(CustomCost("layers", lambda group, scheme: 1.0),))
+    pipeline = Pipeline(budget, curvature=CurvatureOptions(likelihood=Categorical()))
+    outcome = pipeline.run(model, own(batches()), evaluate)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    report = outcome.report
+    return (
+        outcome.allocation.policy.to_json(),
+        state,
+        [row.measured_loss for row in report.models],
+        report.samples,
+        [row.metrics["rank"] for row in report.models],
+        str(outcome.allocation.explain()),
+        len(seen),
+    )
+
+
+def test_two_processes_quantize_as_one_does(pool):
+    first, second = pool.run(whole_job)
+    policy, state, losses, samples, _, explained, evaluated = whole_job()
+    assert first[0] == second[0] == policy
+    assert first[1].keys() == second[1].keys() == state.keys()
+    for name, value in first[1].items():
+        assert torch.equal(value, second[1][name]), name
+        torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert first[2] == second[2]
+    assert first[2] == pytest.approx(losses, rel=1e-3, abs=1e-6)
+    assert first[3] == second[3] == samples
+    assert first[4] == second[4] == [0.5] * len(losses)  # the mean over ranks
+    assert first[5] == second[5]
+    assert explained
+    assert first[6] == second[6] == evaluated
