@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .calling import ForwardFn, forward_batch
 from .curvature.isolation import isolated
 from .distributed import errors_shared, gather, refuse_empty_ranks, sum_over_ranks
-from .layers import float_class
+from .held_weights import named_layers
+from .layers import ParameterView, kind_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def output_means(
     Raises:
         ValueError: If there is no batch, or a layer is not in the model.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model, remove_duplicate=False)
     names = [name for name, m in model.named_modules() if _is_affine(m)] if layers is None else list(layers)
     if missing := [name for name in names if name not in modules]:
         raise ValueError(f"{type(model).__name__} has no layer {missing[0]!r}.")
@@ -224,7 +225,8 @@ def _hooks(hooks: Mapping[nn.Module, Callable[..., None]]) -> Any:
 
 
 def _is_affine(module: nn.Module) -> bool:
-    return float_class(module) not in (None, nn.Embedding)
+    kind = None if isinstance(module, ParameterView) else kind_of(module)
+    return kind is not None and kind.operation in ("linear", "convolution", "transposed")
 
 
 def _without_own_bias(model: nn.Module, names: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -234,7 +236,9 @@ def _without_own_bias(model: nn.Module, names: Iterable[str], modules: Mapping[s
     reasons: dict[str, str] = {}
     for name in names:
         bias = modules[name]._parameters.get("bias")
-        if not _is_affine(modules[name]):
+        if isinstance(modules[name], ParameterView):
+            reasons[name] = "the outputs of this weight alone are not seen"
+        elif not _is_affine(modules[name]):
             reasons[name] = f"a {type(modules[name]).__name__} has no bias to correct"
         elif bias is None:
             reasons[name] = "it has no bias"

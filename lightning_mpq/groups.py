@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .layers import float_class, rows_and_columns
+from .held_weights import held_by, held_weights, named_layers
+from .layers import kind_of, rows_and_columns
 from .patterns import matching
 from .policy import WeightScheme
 
@@ -83,7 +84,9 @@ def find_groups(
     ``re:`` (``"re:layer[12]\..*conv.*"``) that must match the whole name.
 
     Args:
-        model: Any module; Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d and Embedding layers are found.
+        model: Any module. Found are Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Bilinear and Embedding layers, the
+            projections of MultiheadAttention (``attention.in_proj_weight``, ``attention.out_proj``), the weights of
+            LSTM, GRU, RNN and their cells (``lstm.weight_hh_l0``), and layers of types that `register_layer` knows.
         groups: Group name to one pattern or several. All layers they match share one scheme. Layers that
             no pattern matches form a group each; layers that share a weight share a group by themselves.
         keep_float: Patterns of layers that are not quantized.
@@ -112,7 +115,7 @@ def find_groups(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_in_float.items())
         raise ValueError(
             f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
-            f"Embedding with a floating-point weight). {reasons}".rstrip()
+            f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
         )
     members = _partition(layers, groups or {})
     allowed = _allowed_bits(layers, fixed_bits or {}, min_bits or {}, max_bits or {})
@@ -124,23 +127,21 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
     """Return name -> layer for what can be quantized, and name -> reason for what cannot."""
     layers: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
-    inside: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            refused[name] = "MultiheadAttention reads its projection weights itself; not supported yet"
-            inside |= {f"{name}.{child}": name for child, _ in module.named_modules() if child}
-        if name in inside or isinstance(module, nn.MultiheadAttention):
-            continue
-        own = [parameter for parameter in module._parameters.values() if parameter is not None]
-        if "weight_quantizers" in module.__dict__:
+    for name, module in named_layers(model).items():
+        if "weight_quantizers" in held_by(module)[0].__dict__ and "weight" in module._parameters:
             refused[name] = "it is fake-quantized; restore it, or look at it inside of float_weights()"
         elif is_parametrized(module):
             refused[name] = "its weight is computed by a parametrization; remove it first"
-        elif float_class(module) is None:
-            if any(parameter.dim() > 1 for parameter in own):
-                refused[name] = f"layers of type {type(module).__name__} are not supported yet"
         elif "packed_codes" in module._buffers:
             refused[name] = "it is packed already; start from the float model"
+        elif kind_of(module) is None:
+            if any(
+                p.dim() > 1 for n, p in module._parameters.items() if p is not None and n not in held_weights(module)
+            ):
+                refused[name] = (
+                    f"layers of type {type(module).__name__} are not known; register_layer makes them known, if "
+                    "forward does no more with their weights than to compute with them"
+                )
         elif "weight" not in module._parameters:
             refused[name] = "its weight is not a parameter (weight_norm or a lazy layer?)"
         elif not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from .layers import LAYER_KINDS, LayerKind, ParameterView
 from .shadowing import shadowed
 
-_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_ATTENTION = {"in_proj_weight": LayerKind(parts=3)}  # rows for queries, keys and values
+_ATTENTION |= dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight"), LayerKind())
 _NONLINEAR = LayerKind(operation="nonlinear")
 
 
 def _attention_weights(module: nn.Module) -> dict[str, LayerKind]:
-    return dict.fromkeys(_ATTENTION, LayerKind())  # the output projection is a Linear layer of its own
+    return _ATTENTION  # the output projection is a Linear layer of its own
 
 
 def _recurrent_weights(module: nn.Module) -> dict[str, LayerKind]:

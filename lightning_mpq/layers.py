@@ -58,11 +58,13 @@ class LayerKind:
         operation: How outputs depend on the weight. ``"linear"``: rows times vectors; ``"convolution"`` and
             ``"transposed"`` convolution; ``"lookup"`` of rows; ``"any"`` other way that is linear in the weight;
             ``"nonlinear"``: measured by differentiating the network along each candidate.
+        parts: Equal blocks of rows that may be multiplied with different inputs (for convolutions: in each group).
     """
 
     to_rows: Callable[[Tensor, int], Tensor] = _same_rows
     from_rows: Callable[[Tensor, torch.Size, int], Tensor] = _same_weight
     operation: Operation = "linear"
+    parts: int = 1
 
     @classmethod
     def along(cls, output_dim: int, operation: Operation) -> LayerKind:
@@ -113,6 +115,7 @@ LAYER_KINDS: dict[type[nn.Module], LayerKind] = {
     nn.ConvTranspose2d: _TRANSPOSED,
     nn.ConvTranspose3d: _TRANSPOSED,
     nn.Embedding: LayerKind(operation="lookup"),
+    nn.Bilinear: LayerKind(operation="any"),
     ParameterView: LayerKind(),
 }
 """Types whose one weight is the parameter ``weight``, and how they use it (a `ParameterView` says it itself)."""
@@ -147,6 +150,11 @@ def weight_rows(module: nn.Module, weight: Tensor | None = None) -> Tensor:
 def rows_to_weight(module: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
     """Return [rows, columns] in a layer's own weight layout of the given shape."""
     return _known_kind(module).from_rows(rows, shape, int(getattr(module, "groups", 1)))
+
+
+def row_parts(module: nn.Module) -> int:
+    """Return into how many blocks of rows with inputs of their own a weight falls."""
+    return _known_kind(module).parts * int(getattr(module, "groups", 1))
 
 
 def rows_and_columns(module: nn.Module) -> tuple[int, int]:

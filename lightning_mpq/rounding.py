@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .calling import ForwardFn, forward_batch
+from .calibration import Progress, input_moments
+from .calling import ForwardFn
 from .candidates import Candidate
 from .curvature.evaluator import check_finite_parameters
-from .curvature.isolation import isolated
-from .distributed import errors_shared, gather, on_rank_zero, refuse_empty_ranks
-from .errors import NonFiniteError
+from .distributed import on_rank_zero
 from .groups import LayerGroup
-from .layers import weight_rows
+from .held_weights import named_layers
+from .layers import row_parts, weight_rows
 from .policy import GRIDS, BitPolicy, Grid, WeightScheme
 from .quantizers import InputMoment, QuantizedRows, RoundedRows, round_rows
 from .rounded_weights import RoundedWeights
-
-Progress = Callable[[float, str], None]
 
 
 def second_order_schemes(
@@ -180,69 +178,8 @@ def round_policy(
     return on_rank_zero(round_all)
 
 
-def input_moments(
-    model: nn.Module,
-    batches: Iterable[Any],
-    layers: Mapping[str, nn.Module],
-    forward_fn: ForwardFn | None = None,
-    progress: Progress | None = None,
-) -> dict[int, InputMoment]:
-    """Measure the inputs of layers in one pass over the batches, those of all processes.
-
-    Args:
-        model: The model, left as it was.
-        batches: Calibration batches.
-        layers: Name to layer. Only what passes through the layer's own forward is seen, not other uses of its weight.
-        forward_fn: ``(model, batch) -> outputs``.
-        progress: Called with the fraction done (0 if the number of batches is unknown) and a message.
-
-    Returns:
-        ``id(layer.weight)`` to the moment of all layers with that weight.
-
-    Raises:
-        ValueError: If there is no batch.
-        NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
-    """
-    found = {name: InputMoment.of_layer(layer) for name, layer in layers.items()}
-    handles = []
-    total = len(batches) if isinstance(batches, Sequence) else None
-    count = 0
-    try:
-        for name, layer in layers.items():
-            updater = _updater(name, found[name], lambda: count)
-            handles.append(layer.register_forward_hook(updater, with_kwargs=True))
-        with errors_shared(), isolated(model), torch.no_grad():
-            for count, batch in enumerate(batches, start=1):
-                forward_batch(model, batch, forward_fn, number=count)
-                if progress is not None:
-                    progress(count / total if total else 0.0, f"moments of inputs: {count} batches")
-    finally:
-        for handle in handles:
-            handle.remove()
-    refuse_empty_ranks(gather(count))
-    if not count:
-        raise ValueError("Rounding by the layers' inputs needs at least one calibration batch, got none.")
-    shared: dict[int, InputMoment] = {}
-    for name, layer in layers.items():
-        weight, moment = id(layer.weight), found.pop(name).over_ranks()
-        shared[weight] = shared[weight].merge(moment) if weight in shared else moment
-    return shared
-
-
-def _updater(name: str, moment: InputMoment, batch_number: Callable[[], int]) -> Callable[..., None]:
-    """Return a forward hook that adds a call to a moment."""
-
-    def update(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        inputs = args[0] if args else kwargs["input"]
-        if not torch.isfinite(inputs).all():
-            raise NonFiniteError(f"The inputs of the layer {name!r} are NaN or infinite in batch {batch_number()}.")
-        moment.update(layer, inputs, output.shape)
-
-    return update
-
-
 def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = named_layers(model, remove_duplicate=False)
     if missing := [name for name in names if name not in modules]:
         raise ValueError(f"{type(model).__name__} has no layer {missing[0]!r}; find its groups in this very model.")
     return {name: modules[name] for name in names}
@@ -258,7 +195,7 @@ def _round_layer(
 ) -> list[RoundedRows]:
     """Round one weight to several schemes; errors are relative to the mean square of the layer's output."""
     rows = weight_rows(layer).detach()
-    parts = int(getattr(layer, "groups", 1))
+    parts = row_parts(layer)
     if moment is None:
         matrix = torch.eye(rows.shape[1], device=rows.device).expand(parts, -1, -1)
     else:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .calling import ForwardFn
 from .curvature.isolation import isolated
 from .distributed import broadcast, errors_shared, gather, on_rank_zero, refuse_empty_ranks, sum_over_ranks
-from .layers import float_class, rows_to_weight, weight_rows
+from .held_weights import named_layers
+from .layers import kind_of, rows_to_weight, weight_rows
 from .paused_passes import PausedPasses, Stop, order_of_calls
 from .policy import BitPolicy, WeightScheme
 from .quantizers import QuantizedRows, round_rows
@@ -77,9 +78,10 @@ def round_sequentially(
     order = broadcast(order)
     found = _apart(model, batches, policy, set(order), rounded, damping, forward_fn)
     twin = copy.deepcopy(model)
+    copies = named_layers(twin, remove_duplicate=False)
     for layer, quantized in found.items():
-        _set_weight(twin.get_submodule(layer), quantized)
-    stops = [{name: which.get_submodule(name) for name in order} for which in (model, twin)]
+        _set_weight(copies[layer], quantized)
+    stops = [{name: which[name] for name in order} for which in (named_layers(model, remove_duplicate=False), copies)]
     with (
         isolated(model),
         isolated(twin),
@@ -116,17 +118,18 @@ def _apart(
 
 def _in_sequence(model: nn.Module, batch: Any, layers: Sequence[str], forward_fn: ForwardFn | None) -> list[str]:
     """Return the layers that can be rounded in sequence, in the order of their calls."""
-    modules = {name: model.get_submodule(name) for name in layers}
+    known = named_layers(model, remove_duplicate=False)
+    modules = {name: known[name] for name in layers if _has_known_inputs(known[name])}
     with isolated(model):
         calls = order_of_calls(model, batch, modules, forward_fn)
     weights = [id(module._parameters.get("weight")) for module in model.modules()]
-    return [
-        name
-        for name in calls
-        if calls.count(name) == 1
-        and weights.count(id(modules[name].weight)) == 1
-        and float_class(modules[name]) is not nn.Embedding
-    ]
+    return [name for name in calls if calls.count(name) == 1 and weights.count(id(modules[name].weight)) == 1]
+
+
+def _has_known_inputs(layer: nn.Module) -> bool:
+    """Tell whether calls of a layer show what its weight is multiplied with."""
+    kind = kind_of(layer)
+    return kind is not None and kind.operation in ("linear", "convolution", "transposed")
 
 
 def _set_weight(module: nn.Module, quantized: QuantizedRows) -> None:

@@ -91,18 +91,44 @@ def test_what_cannot_be_quantized_is_named():
     model = nn.ModuleDict(
         {
             "plain": nn.Linear(2, 2),
-            "lstm": nn.LSTM(2, 2),
-            "attention": nn.MultiheadAttention(4, 2),
+            "bag": nn.EmbeddingBag(4, 2),
             "strange": Strange(2, 2),
             "normed": parametrizations.weight_norm(nn.Linear(2, 2)),
         }
     )
     found = find_groups(model)
     assert [g.name for g in found] == ["plain"]
-    assert "type LSTM" in found.left_in_float["lstm"]
-    assert "MultiheadAttention" in found.left_in_float["attention"]
+    assert "type EmbeddingBag" in found.left_in_float["bag"]
+    assert "register_layer" in found.left_in_float["bag"]
     assert "type Strange" in found.left_in_float["strange"]
     assert "parametrization" in found.left_in_float["normed"]
+
+
+def test_weights_are_found_by_the_name_of_their_layer_or_their_own():
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(4, 2),
+            "across": nn.MultiheadAttention(4, 2, kdim=3, vdim=2),
+            "lstm": nn.LSTM(2, 3, bidirectional=True),
+            "cell": nn.GRUCell(3, 2),
+        }
+    )
+    found = find_groups(model, {"lstm": "lstm.*"}, keep_float=["across.out_proj"], max_bits={"attention.*": 4})
+    shapes = {group.name: group.shapes for group in found}
+    assert shapes == {
+        "attention.in_proj_weight": ((12, 4),),
+        "attention.out_proj": ((4, 4),),
+        "across.q_proj_weight": ((4, 4),),
+        "across.k_proj_weight": ((4, 3),),
+        "across.v_proj_weight": ((4, 2),),
+        "lstm": ((12, 2), (12, 3), (12, 2), (12, 3)),
+        "cell.weight_ih": ((6, 3),),
+        "cell.weight_hh": ((6, 2),),
+    }
+    assert found[0].bits == (2, 3, 4)
+    left = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 1 or n == "across.out_proj.weight")
+    assert found.float_bytes == 4 * left
+    assert sum(group.weight_count for group in found) == sum(p.numel() for p in model.parameters()) - left
 
 
 def test_a_packed_model_says_so():

@@ -21,12 +21,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..batches import sample_count, slice_batch
+from ..layers import kind_of
 from .batched_forward_mode import BatchedForwardMode
 from .evaluator import Evaluator
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .likelihood import Likelihood
-from .moments import WeightedMoments, sums_of_products
+from .measurement import Measurement
 from .perturbation import Perturbations
 from .weights import inner_products, substituted, weight_variables
 
@@ -36,10 +37,8 @@ class Fisher:
 
     Groups whose weights are used in ways that layer calls do not show (outside of their layer's forward, or where
     samples cannot be told apart) are found on the first batch by comparison with ordinary automatic
-    differentiation and measured by forward mode: ``s_ni = <v_n, J D_i>``, one more pass for each such candidate.
-
-    Attributes:
-        curvature: Moments of the per-sample products s_ni s_nj, [K, K].
+    differentiation and measured by forward mode: ``s_ni = <v_n, J D_i>``, one more pass for each such candidate. So
+    are, from the start, weights that outputs of their layer are not linear in (LSTM, GRU, RNN).
     """
 
     def __init__(
@@ -57,24 +56,25 @@ class Fisher:
             likelihood: What the outputs mean.
             draws: Random output gradients for each sample.
         """
-        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._draws = draws
-        self._by_forward_mode: dict[tuple[int, int], str] = {}
+        self._nonlinear = {
+            (columns.start, columns.stop): layer
+            for layer, columns in perturbations.columns.items()
+            if (kind := kind_of(perturbations.modules[layer])) is not None and kind.operation == "nonlinear"
+        }
+        self._by_forward_mode = dict(self._nonlinear)
         self._verified = False
         self._scores: Tensor | None = None
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
         self._taps = LayerTaps(evaluator, perturbations, self._add)
 
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add the samples of a batch and return their number."""
-        scores = self.scores(batch, generator)
-        draws, samples, _ = scores.shape
-        rows = scores.transpose(0, 1) / sqrt(draws)
-        self.curvature.update(*sums_of_products(rows), samples)
-        return samples
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the scores of each sample."""
+        rows = self.scores(batch, generator).transpose(0, 1) / sqrt(self._draws)
+        return Measurement(len(rows), rows=rows)
 
     def scores(self, batch: Any, generator: Generator) -> Tensor:
         """Return s for each draw, sample and candidate, [draws, N, K], float64; see `scores_along`."""
@@ -136,13 +136,17 @@ class Fisher:
                 "its weight could not be trained either. Use the operation that is not in place."
             )
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
-        inputs = use.inputs
-        if inputs.dim() == 0 or inputs.shape[0] % samples:
-            if inputs.dim() < 2 or inputs.shape[1] != samples:
+        kind = kind_of(module)
+        inputs, fixed = use.inputs, kind is not None and kind.operation == "any"
+        leading = gradient if fixed else inputs
+        if leading.dim() == 0 or leading.shape[0] % samples:
+            if fixed or inputs.dim() < 2 or inputs.shape[1] != samples:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
                 return
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
-        rows = layer_scores(module, inputs, gradient, self._perturbations.of_layer(use.layer), use.extra)
+        deltas = self._perturbations.of_layer(use.layer)
+        deltas = deltas if use.call.rows is None else deltas[:, use.call.rows]
+        rows = layer_scores(module, inputs, gradient, deltas, use.call.extra, use.call.options)
         self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
 
     def _groups(self) -> set[tuple[int, int]]:
@@ -178,9 +182,9 @@ class Fisher:
             key = (columns.start, columns.stop)
             if float(error[columns].norm()) > tolerance * scale:
                 self._by_forward_mode.setdefault(key, layer)
-        if self._by_forward_mode:
-            names = ", ".join(sorted(self._by_forward_mode.values()))
-            extra = sum(stop - start for start, stop in self._by_forward_mode)
+        if found := {key: layer for key, layer in self._by_forward_mode.items() if key not in self._nonlinear}:
+            names = ", ".join(sorted(found.values()))
+            extra = sum(stop - start for start, stop in found)
             warnings.warn(
                 f"The calls of these layers do not show how each sample uses their weights: {names}. (A weight read "
                 f"outside of its layer, or inputs without one row for each sample?) Forward mode measures them "

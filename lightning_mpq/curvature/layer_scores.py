@@ -8,15 +8,17 @@ whatever the number of perturbations and wins once a weight is used at several p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import embedding, pad
 
-from ..layers import apply_weight, float_class
+from ..held_weights import held_by
+from ..layers import Operation, apply_weight, kind_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CHUNK_ELEMENTS = 2**22
@@ -24,29 +26,41 @@ _CHUNK_ELEMENTS = 2**22
 
 
 def layer_scores(
-    module: nn.Module, inputs: Tensor, output_gradient: Tensor, perturbations: Tensor, extra: Sequence[Any] = ()
+    module: nn.Module,
+    inputs: Tensor,
+    output_gradient: Tensor,
+    perturbations: Tensor,
+    extra: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Return ``<dY_m, D_b * X_m>`` for every row m along dimension 0 of the inputs.
+    """Return ``<dY_m, D_b * X_m>`` for every row m along dimension 0 of the outputs.
 
     Args:
-        module: A layer with a registered kind (`layers.LAYER_KINDS`).
+        module: A layer with a registered kind (`layers.LAYER_KINDS`), or a view; linear in its weight.
         inputs: X, [M, ...]: for Linear [M, ..., in], for convolutions [M, C, *spatial], for Embedding [M, ...].
         output_gradient: dY, shaped like the layer's output for ``inputs``.
         perturbations: D, [B, *weight shape].
-        extra: Further positional arguments of the layer's forward (``output_size`` of ConvTranspose).
+        extra: Further positional arguments of the layer's forward.
+        options: Further named arguments of it (``output_size`` of ConvTranspose).
 
     Returns:
         [M, B], in the type of the inputs' operation.
     """
-    kind = float_class(module)
-    if kind is nn.Embedding:
+    operation = _operation(module)
+    named = dict(options or {})
+    if operation == "lookup":
         return _lookup_scores(inputs, output_gradient, perturbations)
-    if kind is nn.Linear and inputs.dim() == 1:
+    if operation == "any":
+        return _applied_scores(module, (inputs, *extra), named, output_gradient, perturbations)
+    if operation == "linear" and inputs.dim() == 1:
         inputs, output_gradient = inputs[:, None], output_gradient[:, None]
     count, width = inputs.shape[0], perturbations.shape[0]
     positions = _positions(module, inputs, output_gradient)
     if width * positions <= width + positions:
-        terms = [(apply_weight(module, d, inputs, *extra) * output_gradient).flatten(1).sum(1) for d in perturbations]
+        terms = [
+            (apply_weight(module, d, inputs, *extra, **named) * output_gradient).flatten(1).sum(1)
+            for d in perturbations
+        ]
         return torch.stack(terms, 1)
     weights = perturbations.flatten(1)
     per_sample = max(weights.shape[1], positions * _columns(module, weights.shape[1]))
@@ -64,23 +78,48 @@ def _lookup_scores(indices: Tensor, output_gradient: Tensor, perturbations: Tens
     return torch.stack(terms, 1)
 
 
+def _applied_scores(
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    options: Mapping[str, Any],
+    output_gradient: Tensor,
+    perturbations: Tensor,
+) -> Tensor:
+    """Return the scores of a layer of which no more is known than that it is linear in its weight."""
+    owner, attribute = held_by(module)
+
+    def outputs(weight: Tensor) -> Tensor:
+        result = functional_call(owner, {attribute: weight}, inputs, dict(options))
+        assert isinstance(result, Tensor)
+        return result
+
+    rest = outputs(torch.zeros_like(perturbations[0]))  # whatever does not depend on the weight
+    return torch.stack([((outputs(d) - rest) * output_gradient).flatten(1).sum(1) for d in perturbations], 1)
+
+
+def _operation(module: nn.Module) -> Operation:
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.operation
+
+
 def _positions(module: nn.Module, inputs: Tensor, output_gradient: Tensor) -> int:
     """Return at how many positions of one sample the weight is used."""
-    if float_class(module) is nn.Linear:
+    if _operation(module) == "linear":
         return prod(inputs.shape[1:-1])
     return prod((inputs if isinstance(module, _TRANSPOSED) else output_gradient).shape[2:])
 
 
 def _columns(module: nn.Module, weights: int) -> int:
     """Return how many values are unfolded for each position."""
-    if float_class(module) is nn.Linear:
+    if _operation(module) == "linear":
         return 0
     return weights // (module.in_channels if isinstance(module, _TRANSPOSED) else module.out_channels) * module.groups  # type: ignore[operator,return-value]
 
 
 def _weight_gradients(module: nn.Module, inputs: Tensor, output_gradient: Tensor) -> Tensor:
     """Return the weight gradient of each sample, [M, *weight shape]."""
-    if float_class(module) is nn.Linear:
+    if _operation(module) == "linear":
         positions = inputs.flatten(1, -2)
         return output_gradient.flatten(1, -2).transpose(1, 2) @ positions
     if isinstance(module, _TRANSPOSED):

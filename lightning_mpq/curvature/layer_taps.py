@@ -8,28 +8,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batches import sample_count
+from ..layers import kind_of
 from .evaluator import Evaluator
+from .layer_calls import LayerCall, watched
 from .perturbation import Perturbations
 
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a layer.
+    """One use of a weight.
 
     Attributes:
-        layer: Name of the layer.
-        inputs: Its input, detached; not copied.
+        call: What the layer was called on.
+        inputs: Its input, detached, with samples first; not copied.
         version: Counts writes to the input, so that one after the call is noticed.
-        extra: Further positional arguments (``output_size`` of ConvTranspose).
     """
 
-    layer: str
+    call: LayerCall
     inputs: Tensor
     version: int
-    extra: tuple[object, ...]
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return self.call.layer
 
 
 class LayerTaps:
@@ -63,15 +68,11 @@ class LayerTaps:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Attach the taps, for forward and backward passes."""
-        handles = [
-            module.register_forward_hook(self._hook(layer), with_kwargs=True)
-            for layer, module in self._perturbations.modules.items()
-        ]
-        try:
+        kinds = {layer: kind_of(module) for layer, module in self._perturbations.modules.items()}
+        linear = {layer for layer, kind in kinds.items() if kind is not None and kind.operation != "nonlinear"}
+        layers = {layer: module for layer, module in self._perturbations.modules.items() if layer in linear}
+        with watched(self._evaluator.model, layers, self._tap):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def outputs(self, batch: Any) -> Tensor:
         """Return the outputs of the model, with a graph behind them if any layer was called."""
@@ -100,27 +101,26 @@ class LayerTaps:
         finally:
             self._recording = False  # checkpointed blocks run again in the backward pass
 
-    def _hook(self, layer: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            inputs = args[0] if args else kwargs["input"]
-            version = inputs._version
-            if self._may_repeat and isinstance(module, nn.Embedding) and not self._has_samples(inputs):
-                assert self._samples is not None
-                lead = 1 if inputs.dim() > 1 else 0
-                output = output.expand(self._samples, *output.shape[lead:])
-                inputs = inputs.expand(self._samples, *inputs.shape[lead:])
-                self._repeated = True
-            if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
-                output = output.detach().requires_grad_().clone()
-            if self._recording:
-                size = kwargs.get("output_size")
-                use = Use(layer, inputs.detach(), version, (*args[1:], *(() if size is None else (size,))))
-                output.register_hook(lambda gradient: self._on_gradient(use, gradient))
+    def _tap(self, call: LayerCall, output: Tensor) -> Tensor:
+        """Let the gradient of an output be seen, and start from it if nothing before it is differentiated."""
+        if not torch.is_grad_enabled():
             return output
-
-        return hook
+        inputs = call.samples_first(call.inputs.detach())
+        version = inputs._version
+        kind = kind_of(self._perturbations.modules[call.layer])
+        lookup = kind is not None and kind.operation == "lookup"
+        if self._may_repeat and lookup and not self._has_samples(inputs):
+            assert self._samples is not None
+            lead = 1 if inputs.dim() > 1 else 0
+            output = output.expand(self._samples, *output.shape[lead:])
+            inputs = inputs.expand(self._samples, *inputs.shape[lead:])
+            self._repeated = True
+        if not output.requires_grad:  # nothing before it is differentiated: the gradient ends here
+            output = output.detach().requires_grad_().clone()
+        if self._recording:
+            use = Use(call, inputs, version)
+            output.register_hook(lambda gradient: self._on_gradient(use, call.samples_first(gradient)))
+        return output
 
     def _has_samples(self, indices: Tensor) -> bool:
         """Tell whether the indices of an embedding may differ between samples: [N, ...], or not [1, ...] or [T]."""

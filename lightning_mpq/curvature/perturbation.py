@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..candidates import Candidate
 from ..errors import NonFiniteError
 from ..groups import LayerGroup
+from ..held_weights import named_layers
 from ..layers import rows_to_weight, weight_rows
 from ..quantizers import QuantizedRows, quantize_rows
 from ..rounded_weights import RoundedWeights
@@ -47,7 +48,7 @@ class Perturbations:
             ValueError: If a layer is not in the model, or candidates and groups do not fit.
             NonFiniteError: If a weight is NaN or infinite.
         """
-        named = dict(model.named_modules())
+        named = named_layers(model)
         self.count = len(candidates)
         self.modules: dict[str, nn.Module] = {}
         self.columns: dict[str, slice] = {}

@@ -124,7 +124,7 @@ def _read(
 
 
 def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot]]:
-    """Build empty packed layers for a float model and find the slots it will have, without touching it.
+    """Build empty packed layers for a float model and find the slots it will have; the model is left as it was.
 
     Raises:
         CorruptModelError: If the saved policy does not fit the model.
@@ -143,7 +143,11 @@ def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, Packed
                 f"The layer {name!r} was saved to compute in {saved}, but that of {own_name} is {own}. "
                 f"Convert the model before loading, e.g. with model.to(torch.{saved})."
             )
-    slots = find_slots(model, {id(model.get_submodule(name)): layer for name, layer in layers.items()})
+    floats = replace_layers(model, layers)
+    try:
+        slots = find_slots(model)
+    finally:
+        replace_layers(model, floats)
     stored = {name for slot in slots for name in slot.places}
     if lost := [name for name, value in model.named_buffers() if value.is_meta and name not in stored]:
         raise CorruptModelError(

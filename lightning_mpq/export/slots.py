@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,19 +41,17 @@ class Slot:
         return value if alone else value.clone()
 
 
-def find_slots(model: nn.Module, twins: Mapping[int, nn.Module] | None = None) -> list[Slot]:
+def find_slots(model: nn.Module) -> list[Slot]:
     """Return every parameter and persistent buffer of a model once, in the order of its state dict.
 
     Args:
         model: Any module.
-        twins: id of a module to another one that is looked at in its place.
 
     Raises:
         ValueError: If a module keeps state that is not a tensor.
     """
     slots: dict[int, Slot] = {}
-    for prefix, original in model.named_modules(remove_duplicate=False):
-        module = (twins or {}).get(id(original), original)
+    for prefix, module in model.named_modules(remove_duplicate=False):
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(
                 f"{prefix or 'The model'} ({type(module).__name__}) keeps state that is not a tensor "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..distributed import sum_over_ranks
-from ..layers import float_class, rows_and_columns
+from ..layers import ParameterView, float_class, kind_of, row_parts, rows_and_columns
 
 _CHUNK_ELEMENTS = 2**22
 """Unfolded input values that are made at once (16 MiB of float32)."""
@@ -35,12 +35,15 @@ class InputMoment:
         count: Samples times positions.
         row_counts: [rows], how often each row of an embedding was looked up; None for other layers. Its rows,
             not its columns, are what the input selects: the squared error of row v counts ``row_counts[v]`` times.
+        part_counts: [groups], the count of each block of rows where blocks may be used apart, as the projections of
+            queries, keys and values are; None where all are always used together.
     """
 
     first: Tensor
     second: Tensor
     count: int = 0
     row_counts: Tensor | None = None
+    part_counts: Tensor | None = None
 
     @classmethod
     def of_layer(cls, module: nn.Module) -> InputMoment:
@@ -51,20 +54,23 @@ class InputMoment:
         weight = module.weight
         assert isinstance(weight, Tensor)
         rows, columns = rows_and_columns(module)
-        groups = int(getattr(module, "groups", 1))
+        kind, groups = kind_of(module), row_parts(module)
         wide = torch.float32 if weight.device.type == "mps" else torch.float64  # MPS has no float64
         first = torch.zeros(groups, columns, dtype=wide, device=weight.device)
-        if float_class(module) is nn.Embedding:
+        if kind is not None and kind.operation == "lookup":
             return cls(first, first.clone(), 0, torch.zeros(rows, dtype=wide, device=weight.device))
-        return cls(first, torch.zeros(groups, columns, columns, dtype=wide, device=weight.device))
+        apart = kind is not None and kind.parts > 1
+        second = torch.zeros(groups, columns, columns, dtype=wide, device=weight.device)
+        return cls(first, second, part_counts=first.new_zeros(groups) if apart else None)
 
-    def update(self, module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> None:
+    def update(self, module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows: slice | None = None) -> None:
         """Add one call of the layer.
 
         Args:
             module: The layer.
             inputs: What it was called on.
             output_shape: Shape of what it returned.
+            rows: Which rows of the weight were used, whole blocks of them; None for all.
         """
         inputs = inputs.detach()
         if self.row_counts is not None:
@@ -72,13 +78,20 @@ class InputMoment:
             self.count += inputs.numel()
             self.second += inputs.numel()
             return
+        parts = slice(None)
+        if rows is not None and self.part_counts is not None:
+            height = rows_and_columns(module)[0] // len(self.part_counts)
+            parts = slice(rows.start // height, rows.stop // height)
         for values in unfolded_chunks(module, inputs, output_shape):
             # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
             unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
             values = values / unit
-            self.second += (values.transpose(1, 2) @ values).to(self.second.dtype) * unit.to(self.second.dtype) ** 2
-            self.first += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
+            products = (values.transpose(1, 2) @ values).to(self.second.dtype)
+            self.second[parts] += products * unit.to(self.second.dtype) ** 2
+            self.first[parts] += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
             self.count += values.shape[1]
+            if self.part_counts is not None:
+                self.part_counts[parts] += values.shape[1]
 
     def merge(self, other: InputMoment) -> InputMoment:
         """Return the moment of a weight that two layers share.
@@ -93,13 +106,17 @@ class InputMoment:
         second = other.second
         if other.row_counts is not None:  # each row is looked up count / rows times on average
             second = torch.diag_embed(other.second / len(other.row_counts))
-        return InputMoment(self.first + other.first, self.second + second, self.count + other.count)
+        apart = None
+        if self.part_counts is not None and other.part_counts is not None:
+            apart = self.part_counts + other.part_counts
+        return InputMoment(self.first + other.first, self.second + second, self.count + other.count, part_counts=apart)
 
     def over_ranks(self) -> InputMoment:
         """Return the moment of what all processes saw; every rank must call it, and gets the same bits."""
         counts = None if self.row_counts is None else sum_over_ranks(self.row_counts)
+        apart = None if self.part_counts is None else sum_over_ranks(self.part_counts)
         count = int(sum_over_ranks(torch.tensor(self.count)))
-        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts)
+        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts, apart)
 
     def matrix(self, centred: bool = False) -> Tensor:
         """Return M as [groups, columns, columns], the mean of x x^T; zero if the layer was never called.
@@ -108,11 +125,12 @@ class InputMoment:
             centred: Subtract the mean of x first. That is the moment that is left when a bias or BatchNorm
                 statistics are corrected afterwards, since these absorb every change of the mean output.
         """
-        count = max(self.count, 1)
         if self.second.dim() == 2:
-            return torch.diag_embed(self.second / count)
-        mean = self.first / count
-        moment = self.second / count
+            return torch.diag_embed(self.second / max(self.count, 1))
+        counts = self.first.new_full((len(self.first),), self.count) if self.part_counts is None else self.part_counts
+        count = counts.clamp(min=1)
+        mean = self.first / count[:, None]
+        moment = self.second / count[:, None, None]
         return moment - mean[:, :, None] * mean[:, None, :] if centred else moment
 
 
@@ -125,7 +143,7 @@ def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size)
         output_shape: Shape of what it returned.
     """
     batched, output_shape = _with_batch(module, inputs, output_shape)
-    positions = prod(batched.shape[1:-1]) if float_class(module) is nn.Linear else prod(output_shape[2:])
+    positions = prod(batched.shape[1:-1]) if _is_product(module) else prod(output_shape[2:])
     _, columns = rows_and_columns(module)
     per_sample = max(positions * columns * int(getattr(module, "groups", 1)), 1)
     for chunk in batched.split(max(1, _CHUNK_ELEMENTS // per_sample)):
@@ -157,7 +175,7 @@ def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | t
         True
     """
     kind = float_class(module)
-    if kind is nn.Linear:
+    if _is_product(module):
         return inputs.reshape(1, -1, inputs.shape[-1])
     if kind in _TRANSPOSED:
         return _windows(module, _stretched(module, inputs, output_size), transposed=True)
@@ -169,6 +187,11 @@ def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | t
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = pad(inputs, amounts, mode=mode) if any(amounts) else inputs  # type: ignore[arg-type]
     return _windows(module, padded, transposed=False)
+
+
+def _is_product(module: nn.Module) -> bool:
+    """Tell whether rows are multiplied with the vectors along the last dimension of the inputs."""
+    return isinstance(module, ParameterView) or float_class(module) is nn.Linear
 
 
 def _with_batch(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> tuple[Tensor, torch.Size]:

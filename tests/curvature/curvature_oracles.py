@@ -13,6 +13,7 @@ from torch.nn.functional import linear, one_hot, relu
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature import Categorical
 from lightning_mpq.groups import find_groups
+from lightning_mpq.held_weights import named_layers, register_layer
 from lightning_mpq.layers import rows_to_weight, weight_rows
 from lightning_mpq.quantizers import quantize_rows
 
@@ -101,7 +102,7 @@ class HiddenUses(nn.Module):
 
 
 class Transformer(nn.Module):
-    """An encoder layer, whose attention stays in float, and an LSTM between the layers that are measured."""
+    """An encoder layer and an LSTM."""
 
     shape = (3,)
 
@@ -116,8 +117,113 @@ class Transformer(nn.Module):
         return self.last(self.recurrent(self.encoder(self.embed(ids)))[0].mean(1))
 
 
+class Attention(nn.Module):
+    """Positions first: masked self-attention, then attention to keys and values of other widths."""
+
+    shape = (3, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.MultiheadAttention(4, 2)
+        self.across = nn.MultiheadAttention(4, 1, kdim=3, vdim=2, add_bias_kv=True, batch_first=True)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(0, 1)
+        y = self.own(y, y, y, attn_mask=torch.ones(3, 3).triu(1).bool())[0].transpose(0, 1)
+        y = y + self.across(y, x[:, 1:, :3].tanh(), x[:, 1:, 2:], need_weights=False)[0]
+        return self.last(y.tanh().mean(1))
+
+
+class Decoder(nn.Module):
+    """A decoder layer with the norms first, whose keys are its values but not its queries, and recurrent layers."""
+
+    shape = (3, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.Linear(2, 4)
+        self.decoder = nn.TransformerDecoderLayer(4, 2, 3, norm_first=True, batch_first=True)
+        self.both_ways = nn.GRU(4, 1, num_layers=2, bidirectional=True)
+        self.cell = nn.LSTMCell(2, 2, bias=False)
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.memory(x)
+        x = self.both_ways(self.decoder(x[:, :2], x).transpose(0, 1))[0]
+        state = self.cell(x[0])
+        return self.last(self.cell(x[1], state)[0])
+
+
+class Rolled(nn.Module):
+    """A layer of one's own, linear in its weight, whose output channels lie along dimension 1; it has an offset."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.offset = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.roll(1, -1) @ self.weight + self.offset + x[..., :1]
+
+
+class Factors(nn.Module):
+    """Two weights, the output linear in each of them."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(inner, inputs))
+        self.up = nn.Parameter(torch.randn(outputs, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(linear(x, self.down), self.up)
+
+
+class Squared(nn.Module):
+    """A layer of one's own that is not linear in its weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.square().sin())
+
+
+register_layer(Rolled, output_dim=1)
+register_layer(Factors, ["down", "up"])
+register_layer(Squared, linear=False)
+
+
+class Registered(nn.Module):
+    """Layers of the user's own, and a bilinear one."""
+
+    shape = (2, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rolled = Rolled(4, 3)
+        self.factors = Factors(3, 2, 3)
+        self.squared = Squared(3, 3)
+        self.bilinear = nn.Bilinear(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rolled(x).tanh()
+        return self.bilinear(self.squared(x).mean(1), self.factors(self.factors(x).tanh()).mean(1))
+
+
 MODELS = {
-    kind.__name__: kind for kind in (Convolutions, OneAndThreeDimensions, TiedLanguageModel, HiddenUses, Transformer)
+    kind.__name__: kind
+    for kind in (
+        Convolutions,
+        OneAndThreeDimensions,
+        TiedLanguageModel,
+        HiddenUses,
+        Transformer,
+        Attention,
+        Decoder,
+        Registered,
+    )
 }
 
 
@@ -134,8 +240,8 @@ def measured(model: nn.Module, bits: tuple[int, ...] = (2, 3, 5), **options: obj
     """Return groups, candidates and the dense [W, K] matrix of perturbations, made independently."""
     groups = find_groups(model, **options)  # type: ignore[arg-type]
     candidates = make_candidates(groups, bits)
+    layers = named_layers(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    layers = dict(model.named_modules())
     members = {group.name: group.layers for group in groups}
     columns = []
     for candidate in candidates:

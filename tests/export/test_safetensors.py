@@ -330,7 +330,7 @@ class TestRefusals:
         wider.left = nn.Linear(6, 7)
         extra.more = nn.Linear(2, 2)
         missing.recurrent = nn.Identity()
-        other.mix = nn.Bilinear(6, 6, 6)
+        other.mix = nn.LayerNorm(6)
         untied = SavedNet()
         untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
         for model, message in [
@@ -338,7 +338,7 @@ class TestRefusals:
             (wider, r"tensor 'left.weight' as float32 \[7, 6\], but .* holds it as float32 \[6, 6\]"),
             (extra, "SavedNet needs the tensor 'more.weight'"),
             (missing, "SavedNet does not have the tensor 'recurrent.weight_ih_l0'"),
-            (other, "'mix' is of type Bilinear"),
+            (other, "'mix' is of type LayerNorm"),
         ]:
             self.refused(saved, model, message)
         assert torch.equal(load(saved, untied).eval()(INDICES), packed_net()(INDICES))  # it can hold two copies
