@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
@@ -18,15 +22,20 @@ from .allocation import Allocation, Budget
 from .calling import ForwardFn
 from .curvature import TaylorModel
 from .curvature.evaluator import LossFn
-from .distributed import alone
-from .export.checkpoint import policy_in_checkpoint
-from .modules import empty_packed_model, packed_layers
-from .options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
+from .distributed import alone, share_buffers
+from .export.checkpoint import callback_state, finetuned_state, policy_in_checkpoint
+from .finetune.resume import pack_finetuned
+from .modules import empty_packed_model, packed_layers, restore_layers
+from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SolverOptions
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
-from .report import Report, print_report
+from .quantize import quantize
+from .quantizers import QuantizedRows
+from .repair import Repair, final_codes
+from .report import Report
 from .strategies import refuse_several_processes, refuse_unsupported, share_of_batches
-from .trainer_tools import progress_bar, validation_metrics
+from .trainer_tools import calibration_loader, progress_bar, validation_metrics
+from .training import AveragingCallbacks, FinetunePhase, finetuned_row, publish
 
 
 class MixedPrecisionQuantization(Callback):
@@ -35,8 +44,15 @@ class MixedPrecisionQuantization(Callback):
     After the last training epoch the callback measures a second-order Taylor model of the loss on calibration
     batches, assigns bits under the budget by an integer program, replaces the layers by packed ones,
     re-estimates BatchNorm statistics, and validates float, uniform, additive and chosen model side by side.
-    Training itself is not touched. One device, CPU or GPU, or several under ``strategy="ddp"``: each process then
-    measures its share of the calibration batches, one of them solves, and all pack the same model.
+    Training itself is not touched.
+
+    With ``finetune_epochs`` or ``finetune_steps`` the fit goes on behind the last epoch: layers compute with rounded
+    weights, parameters, state-dict keys and signatures stay, scales learn, and the layers are packed at the end.
+    Every checkpoint on the way resumes (the phase and the scales are in the callback's state) and converts
+    (`load_checkpoint`). EMA and SWA end with the float phase; list them first.
+
+    One device, CPU or GPU, or several under ``strategy="ddp"``: each process then measures its share of the
+    calibration batches, one of them solves, and all pack the same model.
 
     Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
     (unaugmented training data is best), otherwise from the training loader.
@@ -51,10 +67,16 @@ class MixedPrecisionQuantization(Callback):
             item of a tuple or list.
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
         repair: What makes up for rounding once the plan is chosen.
+        finetune: How the model is trained on behind quantization; by default not at all.
+        finetune_epochs: Epochs of it, instead of those in ``finetune``.
+        finetune_steps: Optimizer steps, instead of epochs.
+        quantize_at: Epoch before which the float phase ends, by default at the end of the fit. Fine-tuning then takes
+            ``finetune_epochs``, or what is left of the Trainer's epochs if they are 0.
+        policy: A plan, or a file with one (``policy.to_json()``), to be followed; nothing is profiled then.
         verdict: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory; None for no file.
         cache_dir: Folder where Taylor models are kept, so that another budget on the same weights, candidates
-            and data profiles nothing again; None for no cache.
+            and data profiles nothing again, and a profile that was interrupted goes on; None for no cache.
 
     Attributes:
         allocation: The plan with its certificate; None before the end of fit.
@@ -80,6 +102,11 @@ class MixedPrecisionQuantization(Callback):
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
         repair: RepairOptions | None = None,
+        finetune: FinetuneOptions | None = None,
+        finetune_epochs: int | None = None,
+        finetune_steps: int | None = None,
+        quantize_at: int | None = None,
+        policy: BitPolicy | str | Path | None = None,
         verdict: bool = True,
         report_path: str | Path | None = "report.json",
         cache_dir: str | Path | None = None,
@@ -97,45 +124,110 @@ class MixedPrecisionQuantization(Callback):
             repair=repair or RepairOptions(),
             cache_dir=cache_dir,
         )
+        options = finetune or FinetuneOptions()
+        if finetune_epochs is not None or finetune_steps is not None:
+            options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)
+        self.finetuning = FinetunePhase(options, quantize_at)
         self.calibration_batches = calibration_batches
         self.verdict = verdict
         self.report_path = report_path
+        self.given_policy = policy if policy is None or isinstance(policy, BitPolicy) else read_policy(policy)
         self.allocation: Allocation | None = None
-        self.policy: BitPolicy | None = None
+        self.policy: BitPolicy | None = self.given_policy
         self.taylor: TaylorModel | None = None
         self.report: Report | None = None
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot work before any time is spent, and make ready for a packed checkpoint."""
+        """Refuse what cannot work before any time is spent, and make ready for a checkpoint of ours."""
         refuse_unsupported(trainer.strategy)
         if stage == "fit":
-            self._refuse_averaging_behind_us(trainer)
+            self.finetuning.attach(trainer, pl_module, AveragingCallbacks(trainer, self))
         # A callback learns its state only after the weights are loaded; the module's own hook comes before.
         pl_module.__dict__["on_load_checkpoint"] = partial(
-            self._pack_before_loading, pl_module, stage, pl_module.on_load_checkpoint
+            self._before_loading, trainer, pl_module, stage, pl_module.on_load_checkpoint
         )
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the module its own hook back."""
+        """Give module and Trainer back what is theirs."""
         pl_module.__dict__.pop("on_load_checkpoint", None)
+        self.finetuning.detach(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave behind a float module with the weights as they are; checkpoints written now still resume."""
+        self.teardown(trainer, pl_module, "fit")
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Pack, to validate, test or predict, what the checkpoint was still fine-tuning; its weights are loaded."""
+        state = finetuned_state(checkpoint)
+        if state is not None and trainer.state.fn != TrainerFn.FITTING:
+            pack_finetuned(pl_module, state)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up fine-tuning where a checkpoint left it; its optimizer states are loaded afterwards."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)
+        self.finetuning.resume(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See where the fit stands."""
+        self.finetuning.start(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Turn the float model into one that is fine-tuned, if it is time."""
+        if self.finetuning.is_due(trainer):
+            self.finetuning.finish_float(trainer, pl_module)
+            with self._at_work(trainer):
+                batches = self._batches_in_fit(trainer, pl_module)
+                policy, codes = self._decide(trainer, pl_module, batches)
+                forward_fn = self.pipeline.forward_fn
+                repair = Repair(pl_module, batches, policy.by_layer(), self.pipeline.repair, forward_fn)
+                self.finetuning.begin(trainer, pl_module, policy, codes, repair.apply)
+        self.finetuning.before_epoch(trainer)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the learning rates of fine-tuning."""
+        self.finetuning.before_batch(trainer, batch_idx)
+
+    @override
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the learned scales in step on all processes."""
+        self.finetuning.after_backward(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the fit go on if there is something left to do."""
+        self.finetuning.after_epoch(trainer)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do the whole job while the Trainer's device, precision and loaders are still there."""
-        loader = self._calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
-
-        def batches() -> list[Any]:
-            own = share_of_batches(loader, self.calibration_batches)
-            return [trainer.strategy.batch_to_device(batch) for batch in own]
-
+        """Do the whole job, or what is left of it, while the Trainer's device, precision and loaders are there."""
+        if self.finetuning.phase == "training":
+            self._finish(trainer, pl_module)
+            return
+        if self.finetuning.wanted:
+            rank_zero_warn(
+                "The fit ended before fine-tuning could begin (max_time, or no training batches), so the model is "
+                "quantized without it.",
+                category=UserWarning,
+            )
+        batches = partial(self._batches_in_fit, trainer, pl_module)
         self._run(trainer, pl_module, batches, lambda: validation_metrics(trainer, pl_module))
 
     def quantize_trained(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
-    ) -> Outcome:
+    ) -> Outcome | None:
         """Do at once, on a model that is trained already, what the callback does at the end of fit.
+
+        There is no fine-tuning here: for that, fit a trained module with ``quantize_at=0``.
 
         Args:
             trainer: Gives device, progress bar, loggers and validation; need not have this callback.
@@ -143,13 +235,13 @@ class MixedPrecisionQuantization(Callback):
             datamodule: The data; by default the module's own loaders.
 
         Returns:
-            What was found; the attributes of the callback are set as well.
+            What was found, or None where the plan was given; the attributes of the callback are set as well.
         """
         refuse_several_processes(trainer.strategy)
         if datamodule is not None:
             datamodule.prepare_data()
             datamodule.setup("fit")
-        loader = self._calibration_loader(trainer, pl_module, datamodule)
+        loader = calibration_loader(trainer, pl_module, datamodule)
         pl_module.to(trainer.strategy.root_device)
 
         def evaluate() -> dict[str, float]:
@@ -162,23 +254,32 @@ class MixedPrecisionQuantization(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the policy as JSON text: plain values, which ``torch.load(weights_only=True)`` opens."""
-        return {} if self.policy is None else {"policy": self.policy.to_json()}
+        """Return plan and phase as text and tensors, which ``torch.load(weights_only=True)`` opens."""
+        state: dict[str, Any] = {} if self.policy is None else {"policy": self.policy.to_json()}
+        if self.finetuning.wanted and self.finetuning.phase != "over":
+            state["finetuning"] = self.finetuning.state()
+            state["budget"] = self._plain_budget()
+            if self.report is not None:
+                state["report"] = json.dumps(self.report.to_dict())
+        return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the policy from a checkpoint."""
+        """Take plan and verdict from a checkpoint; `FinetunePhase.load` takes the phase, before the weights."""
         if "policy" in state_dict:
             self.policy = BitPolicy.from_json(state_dict["policy"])
+        if "report" in state_dict:
+            self.report = Report.from_dict(json.loads(state_dict["report"]))
 
-    def _pack_before_loading(
+    def _before_loading(
         self,
+        trainer: L.Trainer,
         pl_module: L.LightningModule,
         stage: str,
         own_hook: Callable[[dict[str, Any]], None],
         checkpoint: dict[str, Any],
     ) -> None:
-        """Replace layers by empty packed ones if the checkpoint about to be loaded holds such."""
+        """Make model and Trainer fit the checkpoint that is about to be loaded."""
         policy = policy_in_checkpoint(checkpoint)
         if policy is not None and stage == "fit":
             raise ValueError(
@@ -187,7 +288,58 @@ class MixedPrecisionQuantization(Callback):
             )
         if policy is not None and not packed_layers(pl_module):
             empty_packed_model(pl_module, policy)
+        if stage == "fit":
+            state = callback_state(checkpoint) or {}
+            self._refuse_another_plan(state)
+            self.finetuning.load(trainer, pl_module, checkpoint, state.get("finetuning"))
         own_hook(checkpoint)
+
+    def _refuse_another_plan(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on fine-tuning under another plan than the one the checkpoint was quantized with."""
+        if (state.get("finetuning") or {}).get("phase") != "training":
+            return
+        if self.given_policy is not None and self.given_policy != BitPolicy.from_json(state["policy"]):
+            raise ValueError(
+                "The checkpoint was fine-tuned under another plan than policy=. Leave policy out to go on with the "
+                "checkpoint's own, or start from a checkpoint of the float phase."
+            )
+        if self.given_policy is None and state["budget"] != self._plain_budget():
+            raise ValueError(
+                f"The checkpoint was fine-tuned under the budget {state['budget']}, and the callback has "
+                f"{self._plain_budget()}. Go on with the same budget, or start from a checkpoint of the float phase."
+            )
+
+    def _plain_budget(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self.pipeline.budget).items() if isinstance(value, (int, float))}
+
+    def _batches_in_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
+        loader = calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
+        own = share_of_batches(loader, self.calibration_batches)
+        return [trainer.strategy.batch_to_device(batch) for batch in own]
+
+    @contextmanager
+    def _at_work(self, trainer: L.Trainer) -> Iterator[None]:
+        """Show the pipeline's progress, and leave random states as they were."""
+        with isolate_rng(), progress_bar(trainer) as progress:
+            self.pipeline.progress = progress
+            try:
+                yield
+            finally:
+                self.pipeline.progress = None
+
+    def _decide(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]
+    ) -> tuple[BitPolicy, Mapping[str, QuantizedRows]]:
+        """Return the plan, measured or given, and the codes to start from; the model is left as it was."""
+        pipeline, policy, rounded = self.pipeline, self.given_policy, None
+        if policy is None:
+            plan = pipeline.plan(pl_module, batches)
+            policy, rounded = plan.allocation.policy, plan.rounded
+            self.taylor, self.allocation = plan.taylor, plan.allocation
+            if self.verdict:
+                self.report = pipeline.judge(pl_module, plan, batches, lambda: validation_metrics(trainer, pl_module))
+        self.policy = policy
+        return policy, final_codes(pl_module, batches, policy, pipeline.repair, rounded, pipeline.forward_fn)
 
     def _run(
         self,
@@ -195,55 +347,44 @@ class MixedPrecisionQuantization(Callback):
         pl_module: L.LightningModule,
         batches: Callable[[], list[Any]],
         evaluate: Callable[[], Mapping[str, float]],
-    ) -> Outcome:
-        """Run the pipeline with the Trainer's progress bar, then tell the logger, the file and the user."""
-        with isolate_rng(), progress_bar(trainer) as progress:
-            self.pipeline.progress = progress
+    ) -> Outcome | None:
+        """Quantize a float model by its loss, or as a given plan says, and tell everybody."""
+        with self._at_work(trainer):
+            if self.given_policy is not None:
+                forward_fn = self.pipeline.forward_fn
+                quantize(pl_module, self.given_policy, batches(), repair=self.pipeline.repair, forward_fn=forward_fn)
+                self.policy = self.given_policy
+                return None
             outcome = self.pipeline.run(pl_module, batches(), evaluate if self.verdict else None)
-        self.pipeline.progress = None
         self.taylor, self.allocation, self.report = outcome.taylor, outcome.allocation, outcome.report
         self.policy = outcome.allocation.policy
         if outcome.report is not None:
-            self._publish(trainer, outcome.report)
+            publish(trainer, outcome.report, self.report_path)
         return outcome
 
-    def _publish(self, trainer: L.Trainer, report: Report) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
-        if not trainer.is_global_zero:
-            return
-        scalars = {f"mpq/{name}": value for name, value in report.scalars().items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
-            logger.save()
-        if self.report_path is not None:
-            path = report.save(folder / self.report_path)
-            rank_zero_info(f"MixedPrecisionQuantization: report written to {path}")
-        if getattr(trainer.progress_bar_callback, "is_enabled", False):
-            print_report(report)
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Pack what was fine-tuned, measure it, and tell everybody."""
+        share_buffers(pl_module)  # BatchNorm statistics differ from process to process
+        floats = self.finetuning.pack(pl_module)
+        try:
+            with self._at_work(trainer):
+                if self.report is not None:
+                    row = finetuned_row(pl_module, validation_metrics(trainer, pl_module))
+                    self.report = replace(self.report, models=(*self.report.models, row))
+        except BaseException:
+            restore_layers(pl_module, floats)
+            raise
+        if self.report is not None:
+            publish(trainer, self.report, self.report_path)
 
-    def _calibration_loader(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None
-    ) -> Iterable[Any]:
-        for source in (datamodule, pl_module):
-            own = getattr(source, "calibration_dataloader", None)
-            if callable(own):
-                return own()
-        in_fit = trainer.training and trainer.train_dataloader is not None
-        source = datamodule if datamodule is not None else pl_module
-        loader = trainer.train_dataloader if in_fit else source.train_dataloader()
-        if loader is None or isinstance(loader, (dict, list, tuple)):
-            raise ValueError(
-                "Calibration needs one loader of training batches, and train_dataloader gives "
-                f"{type(loader).__name__}. Define calibration_dataloader() on the datamodule or the module."
-            )
-        return loader
 
-    def _refuse_averaging_behind_us(self, trainer: L.Trainer) -> None:
-        """Averages are written into the model at the end of training, which must come before quantization."""
-        callbacks: list[Callback] = getattr(trainer, "callbacks", [])
-        for other in callbacks[callbacks.index(self) + 1 :]:
-            if isinstance(other, (StochasticWeightAveraging, WeightAveraging)):
-                raise ValueError(
-                    f"{type(other).__name__} writes its averaged weights at the end of training and is listed after "
-                    "MixedPrecisionQuantization, which would quantize the weights before. List it first."
-                )
+def read_policy(path: str | Path) -> BitPolicy:
+    """Read a plan from a JSON file.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds no plan; the message names it.
+    """
+    try:
+        return BitPolicy.from_json(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"policy={str(path)!r}: {error}") from error

@@ -73,26 +73,58 @@ def run(config: DictConfig) -> float | None:
     L.seed_everything(config.seed, workers=True)
     datamodule: L.LightningDataModule = instantiate(config.data)
     module: L.LightningModule = instantiate(config.model)
-    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+    callbacks = _callbacks(config)
     mixed = _the_quantization(callbacks)
     kept = KeepTrained(cache_entry(config, module, datamodule))
     callbacks.insert(callbacks.index(mixed), kept)
+    finetunes = mixed.finetuning.wanted
+    if finetunes:
+        callbacks.remove(mixed)  # a fit of its own follows, so that it begins alike where weights are found
     trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
 
     state = kept.entry.load() if kept.entry is not None else None
     if kept.entry is not None and state is not None:
         log.info("Trained weights found: %s", kept.entry.path)
         module.load_state_dict(state)
-        mixed.quantize_trained(trainer, module, datamodule)
+        if not finetunes:
+            mixed.quantize_trained(trainer, module, datamodule)
     else:
         trainer.fit(module, datamodule=datamodule)
         state = kept.state
+    if finetunes and state is not None:
+        mixed, module = _finetune(config, datamodule, state)
     log.info("Packed model: %s", save(module, output_dir / "model"))
     if config.test and state is not None:
         float_module: L.LightningModule = instantiate(config.model)
         float_module.load_state_dict(state)
         _test(trainer, datamodule, {"float": float_module, "quantized": module}, output_dir / "test.json")
     return _metric(config.metric, mixed)
+
+
+def _finetune(
+    config: DictConfig, datamodule: L.LightningDataModule, state: Mapping[str, Any]
+) -> tuple[MixedPrecisionQuantization, L.LightningModule]:
+    """Quantize and fine-tune trained weights in a fit of its own, which logs into ``finetuning``.
+
+    Returns:
+        The callback and the packed module.
+    """
+    L.seed_everything(config.seed, workers=True)
+    module: L.LightningModule = instantiate(config.model)
+    module.load_state_dict(state)
+    callbacks = _callbacks(config)
+    mixed = _the_quantization(callbacks)
+    mixed.finetuning.quantize_at = 0
+    config = config.copy()
+    if OmegaConf.select(config, "trainer.logger.name") is not None:
+        config.trainer.logger.name = "finetuning"
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
+    trainer.fit(module, datamodule=datamodule)
+    return mixed, module
+
+
+def _callbacks(config: DictConfig) -> list[Callback]:
+    return [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
 
 
 def _require_values(config: DictConfig) -> None:
@@ -167,7 +199,7 @@ def _metric(name: str, mixed: MixedPrecisionQuantization) -> float | None:
     """Return a validation metric of the packed model."""
     if mixed.report is None:
         return None
-    metrics = mixed.report["chosen"].metrics
+    metrics = mixed.report.models[-1].metrics
     if name not in metrics:
         raise ValueError(f"metric={name} is not among what validation logs: {', '.join(metrics) or 'nothing'}.")
     return metrics[name]

@@ -140,6 +140,8 @@ class FinetuneOptions:
     """How a model is trained on behind quantization.
 
     Attributes:
+        epochs: How many; 0 for no fine-tuning.
+        steps: Optimizer steps instead of epochs.
         learning_rate: Factor on the learning rates of ``configure_optimizers``, or of ``optimizers``.
         schedule: "cosine" decays to zero over the fine-tuning, "constant" does not. The module's own schedulers rest.
         learn_scales: Whether scales learn with the weights (LSQ); otherwise rounding alone is straight-through.
@@ -156,6 +158,8 @@ class FinetuneOptions:
         reallocate_every: Epochs after which bits are decided again around the quantized model; 0 for never.
     """
 
+    epochs: int = 0
+    steps: int | None = None
     learning_rate: float = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
     learn_scales: bool = True
@@ -172,6 +176,12 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        for name, value, least in (("epochs", self.epochs, 0), ("steps", self.steps, 1)):
+            given = value is not None or name == "epochs"
+            if given and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {value!r}.")
+        if self.epochs and self.steps is not None:
+            raise ValueError("Give epochs or steps of fine-tuning, not both.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")

@@ -1,10 +1,11 @@
-"""What the callback needs of a Trainer: a progress bar of its kind, and validation that leaves no trace."""
+"""What the callback needs of a Trainer: a progress bar, calibration data, and validation that leaves no trace."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
@@ -50,6 +51,29 @@ def progress_bar(trainer: L.Trainer) -> Iterator[Callable[[float, str], None]]:
         yield lambda fraction, message: None
 
 
+def calibration_loader(
+    trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None
+) -> Iterable[Any]:
+    """Return the loader of calibration batches: the user's own for that purpose, or that of the training.
+
+    Raises:
+        ValueError: If there is none, or training batches come from several loaders.
+    """
+    for source in (datamodule, module):
+        own = getattr(source, "calibration_dataloader", None)
+        if callable(own):
+            return own()
+    in_fit = trainer.training and trainer.train_dataloader is not None
+    source = datamodule if datamodule is not None else module
+    loader = trainer.train_dataloader if in_fit else source.train_dataloader()
+    if loader is None or isinstance(loader, (dict, list, tuple)):
+        raise ValueError(
+            "Calibration needs one loader of training batches, and train_dataloader gives "
+            f"{type(loader).__name__}. Define calibration_dataloader() on the datamodule or the module."
+        )
+    return loader
+
+
 def validation_metrics(
     trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None = None
 ) -> dict[str, float]:
@@ -78,9 +102,12 @@ def validation_metrics(
 
 @contextmanager
 def _unseen(trainer: L.Trainer) -> Iterator[None]:
-    """Hide callbacks and loggers from the Trainer for a while."""
+    """Hide callbacks and loggers from the Trainer for a while, and what is logged in it from them afterwards."""
     names = ("callbacks", "loggers")
     before = {name: getattr(trainer, name) for name in names}
+    connector = trainer._logger_connector
+    kept = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+    metrics = {name: dict(getattr(connector, name)) for name in kept}
     try:
         for name in names:
             setattr(trainer, name, [])
@@ -88,3 +115,5 @@ def _unseen(trainer: L.Trainer) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(trainer, name, value)
+        for name, values in metrics.items():
+            setattr(connector, name, values)

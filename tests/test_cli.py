@@ -178,6 +178,26 @@ def test_weights_are_kept_even_if_quantization_fails(folders: Folders) -> None:
     assert folders.fits == 1
 
 
+def test_finetuning_starts_from_one_float_training_and_one_profile(folders: Folders) -> None:
+    finetunes = ["finetune=qat", "finetune.epochs=1", "+trainer.limit_train_batches=2"]
+    plain = folders.run("plain", "+trainer.limit_train_batches=2")
+    metric = folders.run("first", *finetunes)
+    assert folders.fits == 2  # the training, and one of fine-tuning
+    assert folders.report("first")["models"][:-1] == folders.report("plain")["models"]
+    last = folders.report("first")["models"][-1]
+    assert (last["name"], last["metrics"]["val_accuracy"]) == ("fine-tuned plan", metric)
+    assert plain == folders.report("plain")["models"][-1]["metrics"]["val_accuracy"]
+    assert folders.run("other", *finetunes, "budget.average_bits=5") is not None
+    assert folders.fits == 3
+    assert len(list(folders.cache.glob("*taylor*"))) == 1
+    shutil.rmtree(folders.cache)
+    folders.run("again", *finetunes)  # trains first, and comes to the same model
+    assert folders.fits == 5
+    first, again = (next((folders.folder / name / "model").glob("*.safetensors")) for name in ("first", "again"))
+    assert first.read_bytes() == again.read_bytes()
+    assert (folders.folder / "again" / "finetuning" / "metrics.csv").is_file()
+
+
 def test_no_cache_trains_each_time(folders: Folders) -> None:
     for name in ("first", "second"):
         folders.run(name, *FAST, "cache_dir=null")

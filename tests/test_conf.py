@@ -16,7 +16,7 @@ from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
 from lightning_mpq.groups import find_groups
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SolverOptions
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
@@ -29,6 +29,7 @@ TYPES: dict[str, type] = {
     "budget": Budget,
     "solver": SolverOptions,
     "repair": RepairOptions,
+    "finetune": FinetuneOptions,
     "callbacks": MixedPrecisionQuantization,
 }
 
@@ -64,7 +65,8 @@ def test_each_file_instantiates(name: str) -> None:
     found = instantiate(config[group].mpq if group == "callbacks" else config[group])
     assert isinstance(found, TYPES[group])
     config = config[group]
-    if group in ("curvature", "candidates", "budget", "solver", "repair"):  # every value arrives as a plain one
+    plain = ("curvature", "candidates", "budget", "solver", "repair", "finetune")
+    if group in plain:  # every value arrives as a plain one
         for key, value in vars(found).items():
             assert not OmegaConf.is_config(value)
             if key in config:
@@ -117,6 +119,14 @@ def test_the_groups_reach_the_callback() -> None:
     assert pipeline.cache_dir == "some_cache"
 
 
+@pytest.mark.parametrize(("option", "epochs", "distill"), [("none", 0, 0), ("qat", 2, 0), ("distill", 2, 1)])
+def test_finetuning_reaches_the_callback(option: str, epochs: int, distill: float) -> None:
+    phase = instantiate(composed(f"finetune={option}").callbacks.mpq).finetuning
+    assert (phase.options.epochs, phase.options.distill, phase.wanted) == (epochs, distill, epochs > 0)
+    phase = instantiate(composed(f"finetune={option}", "callbacks.mpq.finetune_steps=7").callbacks.mpq).finetuning
+    assert (phase.options.epochs, phase.options.steps) == (0, 7)
+
+
 def test_candidate_schemes_can_be_written_out() -> None:
     scheme = "{_target_: lightning_mpq.policy.WeightScheme, bits: 3, granularity: 16}"
     options = instantiate(composed(f"candidates.schemes=[{scheme}]").candidates)
@@ -130,6 +140,9 @@ def test_candidate_schemes_can_be_written_out() -> None:
         ("candidates/default.yaml", set()),
         ("solver/quadratic.yaml", set()),
         ("repair/default.yaml", set()),
+        ("finetune/none.yaml", set()),
+        ("finetune/qat.yaml", set()),
+        ("finetune/distill.yaml", set()),
         ("curvature/fisher.yaml", set()),
         ("data/digits.yaml", set()),
         ("data/fashion_mnist.yaml", set()),

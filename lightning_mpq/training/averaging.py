@@ -1,0 +1,64 @@
+"""Callbacks that average weights (EMA, SWA): they belong to the float phase, and rest while a model is fine-tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class AveragingCallbacks:
+    """The callbacks of a Trainer that average weights, all of which must be listed before ours.
+
+    Averages are written into the model when the float phase ends. Averaging goes no further: the learned scales would
+    not be averaged with the weights, and a learning rate that decays to zero does what an average is for.
+    """
+
+    def __init__(self, trainer: L.Trainer, ours: Callback) -> None:
+        """Find them.
+
+        Raises:
+            ValueError: If one is listed after ``ours``, which would quantize the weights before the average.
+        """
+        callbacks = _callbacks(trainer)
+        for other in callbacks[callbacks.index(ours) + 1 :]:
+            if isinstance(other, (StochasticWeightAveraging, WeightAveraging)):
+                raise ValueError(
+                    f"{type(other).__name__} writes its averaged weights at the end of training and is listed after "
+                    "MixedPrecisionQuantization, which would quantize the weights before. List it first."
+                )
+        self._all: list[Callback] | None = None
+
+    def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Let them write their averages into the model, then rest."""
+        for callback in _averaging(trainer):
+            # A fit resumed behind the epoch in which SWA measures BatchNorm has nothing to undo, and SWA would fail.
+            swa_with_batchnorm = getattr(callback, "_model_contains_batch_norm", False)
+            if not swa_with_batchnorm or hasattr(callback, "_accumulate_grad_batches"):
+                callback.on_train_end(trainer, module)
+        self.sleep(trainer)
+
+    def sleep(self, trainer: L.Trainer) -> None:
+        """Take them from the Trainer until `wake`."""
+        found = _averaging(trainer)
+        if not found:
+            return
+        names = ", ".join(type(callback).__name__ for callback in found)
+        rank_zero_info(f"MixedPrecisionQuantization: {names} rests during fine-tuning; its averages are in the model.")
+        self._all = list(_callbacks(trainer))
+        trainer.callbacks = [callback for callback in self._all if callback not in found]  # type: ignore[attr-defined]
+
+    def wake(self, trainer: L.Trainer) -> None:
+        """Give them back to the Trainer, in their order."""
+        if self._all is not None:
+            trainer.callbacks, self._all = self._all, None  # type: ignore[attr-defined]
+
+
+def _callbacks(trainer: L.Trainer) -> list[Any]:
+    return getattr(trainer, "callbacks", [])
+
+
+def _averaging(trainer: L.Trainer) -> list[Any]:
+    return [c for c in _callbacks(trainer) if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]

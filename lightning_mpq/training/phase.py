@@ -1,0 +1,315 @@
+"""The phases of a fit that fine-tunes: float, due for quantization, training behind quantization, over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil, isfinite
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from ..finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
+from ..finetune.resume import resume_fake_quantization
+from ..options import FinetuneOptions
+from ..policy import BitPolicy
+from ..quantizers import QuantizedRows
+from .averaging import AveragingCallbacks
+from .extra_loss import ExtraLoss
+from .limits import FitLimits
+from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
+from .random_states import RandomStates
+
+Phase = Literal["float", "due", "training", "over"]
+_FEW_STEPS = 10
+
+
+class FinetunePhase:
+    """Knows where a fit stands, and does what belongs to fine-tuning at each hook of the callback.
+
+    Attributes:
+        phase: "float" until the limits of the float phase are reached; "due" until the model is fake-quantized;
+            "training" until it is packed; "over".
+        options: How it is done.
+        quantize_at: Epoch before which the float phase ends; None for the end of the fit.
+        handle: The fake-quantized layers while there are any.
+    """
+
+    def __init__(self, options: FinetuneOptions, quantize_at: int | None = None) -> None:
+        """Start in the float phase.
+
+        Raises:
+            ValueError: If ``quantize_at`` is no epoch.
+        """
+        if quantize_at is not None and (isinstance(quantize_at, bool) or not isinstance(quantize_at, int)):
+            raise ValueError(f"quantize_at must be the number of an epoch, got {quantize_at!r}.")
+        if quantize_at is not None and quantize_at < 0:
+            raise ValueError(f"quantize_at must be the number of an epoch, 0 or more, got {quantize_at!r}.")
+        self.options, self.quantize_at = options, quantize_at
+        self.phase: Phase = "float"
+        self.handle: FakeQuantization | None = None
+        self._limits: FitLimits | None = None
+        self._averaging: AveragingCallbacks | None = None
+        self._random = RandomStates()
+        self._first = (0, 0)  # epoch and optimizer step of the start
+        self._length: tuple[int, int | None] = (options.epochs, options.steps)
+        self._quantized: Mapping[str, Any] | None = None  # state of the handle, before it exists or after it is gone
+        self._extra = ExtraLoss(options)
+        self._weights: set[str] = set()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is any fine-tuning."""
+        return bool(self.options.epochs) or self.options.steps is not None or self.quantize_at is not None
+
+    def attach(self, trainer: L.Trainer, module: L.LightningModule, averaging: AveragingCallbacks) -> None:
+        """Take the user's limits, and refuse what cannot work; called in ``setup`` of a fit."""
+        self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
+        self._limits = FitLimits(trainer, self.quantize_at)
+        self._averaging = averaging
+        epochs, steps = self.options.epochs, self.options.steps
+        if _is_rehearsal(trainer):
+            epochs, steps = min(epochs, 1), None if steps is None else 1
+        self._length = (epochs, steps)
+        if self.wanted and trainer.limit_train_batches == 0:
+            raise ValueError("Fine-tuning needs training batches, and Trainer(limit_train_batches=0) gives none.")
+        if self.wanted and self._extra.wanted and not module.automatic_optimization:
+            raise ValueError(
+                "Distillation and damping add to the loss that training_step returns, which manual optimization does "
+                "not use. Set distill=0 and damping=0, or add them in your own step (lightning_mpq.finetune)."
+            )
+
+    def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Give Trainer and module back what is theirs; layers that are fake-quantized still become float ones."""
+        if self.handle is not None:
+            self._quantized = self.handle.state_dict()
+            self.handle.restore()
+            self.handle = None
+        self._extra.stop(module)
+        unfreeze_batchnorm(module)
+        given_optimizers(module, None)
+        if self._averaging is not None:
+            self._averaging.wake(trainer)
+        if self._limits is not None:
+            self._limits.restore()
+            self._limits = None
+
+    def load(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: Mapping[str, Any], state: Any) -> None:
+        """Take the phase from a checkpoint that is about to be loaded into a fit; ``state`` is None in another's."""
+        assert self._limits is not None
+        assert self._averaging is not None
+        if state is not None:
+            self.phase = state["phase"]
+            self._random.state = state.get("random")
+        if self.phase == "training":
+            assert state is not None
+            self._first = (int(state["first_epoch"]), int(state["first_step"]))
+            self._quantized = state["quantized"]
+            self._extra.load(state.get("teacher"))
+            self._averaging.sleep(trainer)
+            given_optimizers(module, self.options.optimizers)
+            self._limits.extend(*self._first, *self._length)
+        self._limits.open_for(checkpoint)
+
+    def state(self) -> dict[str, Any]:
+        """Return where the fit stands as plain values and tensors."""
+        limits = self._limits
+        over = limits is not None and (limits.reached() or limits.stopped_early())
+        state: dict[str, Any] = {"phase": "due" if self.phase == "float" and over else self.phase}
+        state["random"] = self._random.now()
+        if self.phase == "training":
+            quantized = self._quantized if self.handle is None else self.handle.state_dict()
+            state |= {"first_epoch": self._first[0], "first_step": self._first[1], "quantized": quantized}
+            if (teacher := self._extra.state()) is not None:
+                state["teacher"] = teacher
+        return state
+
+    def resume(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Fake-quantize anew what a checkpoint was fine-tuning; called when the model is on its device."""
+        if self.phase != "training":
+            return
+        assert self._quantized is not None
+        self._extra.watch(module)
+        options = self.options
+        self.handle = resume_fake_quantization(
+            module, self._quantized, learn_scales=options.learn_scales, margin=options.margin
+        )
+        self._set_up(trainer, module)
+
+    def start(self, trainer: L.Trainer) -> None:
+        """Judge, once the loop has taken its progress from the checkpoint, where it stands; in ``on_train_start``."""
+        assert self._limits is not None
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._random.state = None
+        if self.phase == "training":
+            self._limits.extend(*self._first, *self._length)
+        elif not self.wanted:
+            if self._limits.opened:
+                self._limits.extend(0, 0, 0, None)
+        elif self._limits.opened or self._limits.reached():
+            self.phase = "due"
+            self._limits.keep_open()
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Tell at the start of an epoch whether the model is to be quantized now."""
+        assert self._limits is not None
+        self._random.restore(trainer)
+        if self.phase == "training":
+            self._check_layers()
+        if self.phase not in ("float", "due") or not self.wanted:
+            return False
+        if self.phase == "float" and (self._limits.reached() or self._limits.stopped_early()):
+            self.phase = "due"
+        if self.phase == "due" and self._limits.time_is_over():
+            rank_zero_warn(
+                "The Trainer's max_time has passed, so the model is quantized without fine-tuning.",
+                category=UserWarning,
+            )
+            self.phase = "float"
+            trainer.should_stop = True
+            self._limits.extend(0, 0, 0, None)
+            return False
+        return self.phase == "due"
+
+    def finish_float(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Let the float phase come to its end: averages are written, and nobody asks to stop any more."""
+        assert self._averaging is not None
+        trainer.should_stop = False
+        self._averaging.finish(trainer, module)
+
+    def begin(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        policy: BitPolicy,
+        codes: Mapping[str, QuantizedRows],
+        repair: Callable[[], Any],
+    ) -> None:
+        """Fake-quantize the model in place, repair it, and go on training with fresh optimizers.
+
+        Args:
+            trainer: At the start of an epoch.
+            module: The float module; on an error it is one again.
+            policy: The plan.
+            codes: Codes to start from, by layer.
+            repair: What is to be done once the layers are fake-quantized, such as measuring statistics again.
+        """
+        assert self._limits is not None
+        options = self.options
+        self._extra.watch(module)
+        self.handle = fake_quantize(module, policy, codes, learn_scales=options.learn_scales, margin=options.margin)
+        self._first = (self._limits.epochs_done, trainer.global_step)
+        self._limits.extend(*self._first, *self._length)
+        self.phase = "training"
+        try:
+            repair()
+            given_optimizers(module, options.optimizers)
+            renew_optimizers(trainer)
+            self._set_up(trainer, module)
+            _forget_the_float_record(trainer)
+            self._say_how_long(trainer)
+        except BaseException:
+            self.handle.restore()
+            self.handle = None
+            raise
+
+    def before_epoch(self, trainer: L.Trainer) -> None:
+        """Do what comes last at the start of an epoch."""
+        self._random.redraw(trainer)
+
+    def before_batch(self, trainer: L.Trainer, batch_idx: int) -> None:
+        """Set the learning rates."""
+        if self.phase == "training":
+            set_learning_rates(trainer.optimizers, self.progress(trainer, batch_idx), self.options.schedule)
+
+    def after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Average the gradients of the scales over processes when those of the weights are."""
+        if self.handle is None:
+            return
+        accumulates = module.automatic_optimization and trainer.fit_loop._should_accumulate()
+        if not accumulates:
+            self.handle.synchronize_gradients()
+
+    def after_epoch(self, trainer: L.Trainer) -> None:
+        """At the end of a float epoch, see to it that the fit goes on to where `is_due` is asked."""
+        assert self._limits is not None
+        if not self.wanted or self.phase not in ("float", "due"):
+            return
+        if self._limits.reached():
+            self.phase = "due"
+        if not self._limits.time_is_over():
+            self._limits.keep_open()
+
+    def pack(self, module: L.LightningModule) -> dict[str, nn.Module]:
+        """Replace the fake-quantized layers by packed ones; return the float ones."""
+        assert self.handle is not None
+        self._check_layers()
+        floats = self.handle.pack()
+        self.handle, self.phase = None, "over"
+        self._extra.stop(module)
+        unfreeze_batchnorm(module)
+        return floats
+
+    def progress(self, trainer: L.Trainer, batch_idx: int) -> float:
+        """Return how much of the fine-tuning is done, from 0 to 1."""
+        epoch, step = self._first
+        epochs, steps = self._length
+        if steps is not None:
+            return (trainer.global_step - step) / steps
+        total = epochs or (trainer.fit_loop.max_epochs or 0) - epoch
+        batches = float(trainer.num_training_batches)
+        part = batch_idx / batches if isfinite(batches) else 0.0
+        return (trainer.current_epoch - epoch + part) / max(total, 1)
+
+    def _set_up(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Finish what begins and what resumes: optimizers, distillation, compiled code."""
+        assert self.handle is not None
+        options = self.options
+        self._weights = set(self.handle.weights)
+        prepare_optimizers(
+            trainer, self.handle, options.learning_rate, options.scale_learning_rate, module.automatic_optimization
+        )
+        self._extra.start(module, self.handle)
+        if options.batchnorm == "frozen":
+            freeze_batchnorm(module)
+        if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
+            torch._dynamo.reset()  # what was compiled has float layers in it
+
+    def _check_layers(self) -> None:
+        """Refuse to go on if layers that are being fine-tuned are no longer in the model."""
+        assert self.handle is not None
+        if lost := sorted(self._weights - set(self.handle.weights)):
+            raise ValueError(
+                f"Layer {lost[0]!r} was replaced during fine-tuning (in a hook of the module?), so that its learned "
+                "scales are lost. Replace layers before quantization, or keep it in float "
+                f"(candidates=CandidateOptions(keep_float=[{lost[0]!r}]))."
+            )
+
+    def _say_how_long(self, trainer: L.Trainer) -> None:
+        epochs, steps = self._length
+        batches = float(trainer.num_training_batches)
+        if steps is None and isfinite(batches):
+            steps = epochs * ceil(batches / trainer.accumulate_grad_batches)
+            if 0 < steps < _FEW_STEPS and not _is_rehearsal(trainer):
+                rank_zero_warn(
+                    f"Fine-tuning has {steps} optimizer steps only, which recovers little; let it take more epochs.",
+                    category=UserWarning,
+                )
+        rank_zero_info(f"MixedPrecisionQuantization: fine-tuning begins in epoch {self._first[0]}")
+
+
+def _is_rehearsal(trainer: L.Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _forget_the_float_record(trainer: L.Trainer) -> None:
+    """Let EarlyStopping compare fine-tuned models with each other, not with the float one."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.wait_count = 0
+            worst = torch.tensor(torch.inf)
+            callback.best_score = worst if callback.monitor_op == torch.lt else -worst

@@ -1,0 +1,46 @@
+"""The verdict, told to the Trainer's loggers, its log directory and its user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from ..modules import packed_layers, stored_bytes
+from ..report import ModelRow, Report, print_report
+
+
+def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) -> None:
+    """Log the numbers of a report, write it beside the logs, and print it where the Trainer shows a progress bar.
+
+    Args:
+        trainer: Says where.
+        report: The verdict.
+        report_path: Relative to the Trainer's log directory; None for no file.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
+    if not trainer.is_global_zero:
+        return
+    scalars = {f"mpq/{name}": value for name, value in report.scalars().items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars, step=trainer.global_step)
+        logger.save()
+    if report_path is not None:
+        rank_zero_info(f"MixedPrecisionQuantization: report written to {report.save(folder / report_path)}")
+    if getattr(trainer.progress_bar_callback, "is_enabled", False):
+        print_report(report)
+
+
+def finetuned_row(module: nn.Module, metrics: Mapping[str, float]) -> ModelRow:
+    """Return the row of a report for a model that was fine-tuned and packed.
+
+    Its loss is not compared with that of the float model, which is gone.
+    """
+    layers = {id(layer.packed_codes): layer for layer in packed_layers(module).values()}
+    weights = sum(prod(layer.row_shape) for layer in layers.values())
+    stored = stored_bytes(module)
+    return ModelRow("fine-tuned plan", 8 * stored.packed / weights, stored.total, None, None, None, dict(metrics))

@@ -1,0 +1,82 @@
+"""Callbacks and comparisons that the tests of fine-tuning share."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from trainer_cases import SmallClassifier, SmallData, make_trainer
+
+from lightning_mpq.callback import MixedPrecisionQuantization
+from lightning_mpq.finetune import fake_quantized_layers
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.options import CandidateOptions
+
+LAYERS = {"network.0", "network.4", "network.8"}
+FEW = CandidateOptions(bits=(2, 3, 4, 8))
+
+
+def finetuning(bits: float = 4.5, **arguments: Any) -> MixedPrecisionQuantization:
+    settings: dict[str, Any] = {"finetune_epochs": 2, "calibration_batches": 2, "verdict": False, "candidates": FEW}
+    return MixedPrecisionQuantization(bits, **(settings | arguments))
+
+
+def kind_of(module: L.LightningModule) -> str:
+    return "packed" if packed_layers(module) else "fake" if fake_quantized_layers(module) else "float"
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Recorder(L.Callback):
+    """Notes what kind the layers are of at each hook, by epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen.append(("start", trainer.current_epoch, kind_of(pl_module)))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen.append(("end", trainer.current_epoch, kind_of(pl_module)))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen.append(("over", trainer.current_epoch, kind_of(pl_module)))
+
+    def epochs(self) -> list[str]:
+        return [kind for hook, _, kind in self.seen if hook == "end"]
+
+
+class Killed(RuntimeError):
+    """What a test raises where a process would be killed."""
+
+
+class Kill(L.Callback):
+    """Raises at one hook of one epoch."""
+
+    def __init__(self, hook: str, epoch: int | None = None) -> None:
+        setattr(self, hook, self._raise)
+        self._epoch = epoch
+
+    def _raise(self, trainer: L.Trainer, *args: Any) -> None:
+        if self._epoch in (None, trainer.current_epoch):
+            raise Killed
+
+
+def fit(
+    folder: Path,
+    *callbacks: L.Callback,
+    module: L.LightningModule | None = None,
+    data: L.LightningDataModule | None = None,
+    resume: Path | None = None,
+    **arguments: Any,
+) -> tuple[L.Trainer, L.LightningModule]:
+    """Fit from a fixed seed, with a checkpoint of each epoch in ``folder``."""
+    L.seed_everything(0, verbose=False)
+    checkpoint = ModelCheckpoint(folder, save_last=True, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    trainer = make_trainer(folder, *callbacks, checkpoint, enable_checkpointing=True, **arguments)
+    module = SmallClassifier() if module is None else module
+    trainer.fit(module, data or SmallData(), ckpt_path=resume)
+    return trainer, module
