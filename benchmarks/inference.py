@@ -1,0 +1,212 @@
+"""How fast and how small packed models run: our kernels, torchao and onnxruntime against float32 and bfloat16.
+
+Linear layers (outputs x inputs) and the ResNet-20, at 2 to 8 bits and batches of 1 and 64. All ways of one width and
+batch are timed in turns in one process, so that a ratio compares what ran side by side; times are medians. Weights of
+the ResNet-20 are those of ``python -m benchmarks.networks`` if they are there, else random: they change no time.
+
+    python -m benchmarks.inference --threads 2
+    python -m benchmarks.inference --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .common import PACKAGES, Demand, write_results
+from .inference_gpu import gpu_rows
+from .inference_ways import Way, float_ways, onnxruntime_ways, packed_ways, torchao_way
+from .networks.trained import EPOCHS, untrained_module, weights_file
+
+LINEAR = {"linear-1024x4096": (1024, 4096), "linear-4096x1024": (4096, 1024), "linear-4096x4096": (4096, 4096)}
+"""Outputs and inputs."""
+MODELS = (*LINEAR, "resnet20")
+PEERS = ("auto-round-lib", "torchao", "onnxruntime", "onnx", "humming-kernels")
+WARM_UP = 2
+
+
+def make_model(name: str) -> nn.Module:
+    """Return a model in eval mode."""
+    torch.manual_seed(0)
+    if name in LINEAR:
+        rows, columns = LINEAR[name]
+        return nn.Sequential(nn.Linear(columns, rows)).eval()
+    module = untrained_module(name, seed=0)
+    path = weights_file(name, 0, EPOCHS)
+    if path.exists():
+        module.load_state_dict(load_file(path))
+    return module.network.eval()  # type: ignore[union-attr,operator,return-value]
+
+
+def make_inputs(name: str, batch: int) -> Tensor:
+    """Return inputs of a model."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (LINEAR[name][1],) if name in LINEAR else (1, 28, 28)
+    return torch.randn(batch, *shape, generator=generator)
+
+
+def time_in_turns(ways: Sequence[Way], seconds: float, most: int = 200) -> dict[str, float]:
+    """Call all ways in turns until ``seconds`` have passed for each on average; return medians in seconds.
+
+    Args:
+        ways: What is timed.
+        seconds: Time spent on each.
+        most: Turns after which it is enough; at least five are taken.
+    """
+    for way in ways:
+        for _ in range(WARM_UP):
+            way.call()
+    times: dict[str, list[float]] = {way.name: [] for way in ways}
+    end = time.perf_counter() + seconds * len(ways)
+    turns = 0
+    while turns < 5 or (turns < most and time.perf_counter() < end):
+        turns += 1
+        for way in ways:
+            start = time.perf_counter()
+            way.call()
+            times[way.name].append(time.perf_counter() - start)
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def transient_bytes(call: Callable[[], Any]) -> int | None:
+    """Return how far one call raises this process's memory above what it held before; None where Linux does not say."""
+    try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is allocated now
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+@torch.no_grad()
+def measure(name: str, bits: int, batch: int, seconds: float, threads: int, skipped: list[str]) -> list[dict[str, Any]]:
+    """Return one row for each way to run a model at a width and a batch."""
+    model, inputs = make_model(name), make_inputs(name, batch)
+    ways = [
+        *float_ways(model, inputs),
+        *packed_ways(model, bits, inputs, skipped),
+        *torchao_way(model, bits, inputs, skipped),
+        *onnxruntime_ways(model, bits, inputs, threads, skipped),
+    ]
+    times = time_in_turns(ways, seconds)
+    rows = []
+    for way in ways:
+        transient = transient_bytes(way.call)
+        known = transient is not None and way.held is not None
+        rows.append(
+            {
+                "model": name,
+                "bits": bits,
+                "batch": batch,
+                "way": way.name,
+                "stored_bytes": way.stored,
+                "held_bytes": way.held,
+                "peak_bytes": (way.held or 0) + (transient or 0) if known else None,
+                "microseconds": round(times[way.name] * 1e6, 1),
+                "over_float32": round(times["float32"] / times[way.name], 3),
+                "over_bfloat16": round(times["bfloat16"] / times[way.name], 3),
+                "relative_error": way.error,
+                "note": way.note,
+            }
+        )
+    return rows
+
+
+def demands_of(rows: Sequence[dict[str, Any]]) -> list[Demand]:
+    """Return the demanded figures that these rows can answer."""
+    found = []
+    for model in ("linear-1024x4096", "linear-4096x1024"):
+        of_model = [row for row in rows if row["model"] == model]
+        for way, batch, widths, bound in (
+            ("auto-round, float32", 1, range(2, 9), 1.5),
+            ("auto-round, float32", 64, range(2, 9), 1.0),
+            ("onnxruntime", 1, (2, 4, 8), 8.0),
+        ):
+            for bits in widths:
+                place = (way, batch, bits)
+                ratios = [r["over_float32"] for r in of_model if (r["way"], r["batch"], r["bits"]) == place]
+                if ratios:
+                    title = f"{way}, {model}, batch {batch}, {bits} bits, times float32"
+                    found.append(Demand(title, f">= {bound}", ratios[0], ratios[0] >= bound))
+    return found
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the rows as a table."""
+    table = Table("model", "bits", "batch", "way", "stored KiB", "peak KiB", "µs", "x float32", "x bfloat16", "error")
+    for row in rows:
+        kib = [f"{value / 1024:,.0f}" if value else "" for value in (row["stored_bytes"], row["peak_bytes"])]
+        error = "" if row["relative_error"] is None else f"{row['relative_error']:.0e}"
+        ratios = (f"{row['over_float32']:.2f}", f"{row['over_bfloat16']:.2f}", error)
+        cells = (row["model"], str(row["bits"]), str(row["batch"]), row["way"])
+        table.add_row(*cells, *kib, f"{row['microseconds']:,.0f}", *ratios)
+    return table
+
+
+def main() -> None:
+    """Measure, print a table and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--bits", nargs="+", type=int, choices=range(2, 9), default=list(range(2, 9)))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each way to run a model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="one layer, two widths, a tenth of a second each")
+    parser.add_argument("--output", type=Path, help="result file; default benchmarks/results/inference.json")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.models, arguments.bits, arguments.seconds = ["linear-1024x4096"], [3, 8], 0.1
+    torch.set_num_threads(arguments.threads)
+    skipped: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for name in arguments.models:
+        for batch in arguments.batches:
+            for bits in arguments.bits:
+                rows += measure(name, bits, batch, arguments.seconds, arguments.threads, skipped)
+                print(f"{name}, batch {batch}, {bits} bits: {len(rows)} rows", flush=True)
+    on_gpu = gpu_rows({name: LINEAR[name] for name in arguments.models if name in LINEAR}, arguments, skipped)
+    Console(width=150).print(table_of(rows))
+    demands = demands_of(rows)
+    for demand in demands:
+        print(f"{'met    ' if demand.met else 'NOT MET'} {demand.name}: {demand.measured} (demanded {demand.demanded})")
+    for reason in dict.fromkeys(skipped):
+        print("skipped:", reason)
+    settings = {
+        "seconds": arguments.seconds,
+        "threads": arguments.threads,
+        "clock": "wall time, medians of interleaved calls",
+        "scheme": "default_scheme(bits), rounded to nearest",
+        "skipped": list(dict.fromkeys(skipped)),
+    }
+    # A quick look must not take the place of the real results.
+    output = arguments.output or (Path("outputs/inference-quick.json") if arguments.quick else None)
+    results = [*rows, *on_gpu]
+    packages = (*PACKAGES, *PEERS)
+    path = write_results(
+        "inference", settings=settings, results=results, demands=demands, output=output, packages=packages
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
