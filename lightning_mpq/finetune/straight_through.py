@@ -52,7 +52,8 @@ class FakeQuantizedRows(torch.autograd.Function):
         codes = encode(rows.to(wide), scale, zero_point, scheme)
         ctx.save_for_backward(rows, codes, scale, slope, zero_point)
         ctx.scheme, ctx.margin = scheme, margin
-        return dequantize(codes, scale, zero_point, scheme, rows.dtype)
+        rounded = dequantize(codes, scale, zero_point, scheme, rows.dtype)
+        return rounded.add_(rows, alpha=0)  # a weight that is NaN or infinite must not pass for a level
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

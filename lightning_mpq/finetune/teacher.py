@@ -23,8 +23,8 @@ class Teacher:
 
     Args:
         module: The float module whose outputs are to be kept, before fake quantization.
-        dtype: Type in which weights (parameters of two or more dimensions) are kept; with a 16-bit one the teacher runs
-            under autocast in that type. None keeps them as they are.
+        dtype: Type in which weights (parameters of two or more dimensions, other than of recurrent layers) are kept;
+            with a 16-bit one the teacher runs under autocast in that type. None keeps them as they are.
 
     Raises:
         ValueError: If the type is unknown, or the module cannot be copied.
@@ -36,9 +36,12 @@ class Teacher:
         self.dtype = None if dtype in (None, "float32") else getattr(torch, str(dtype))
         self.module = _copied(module).eval().requires_grad_(False)
         if self.dtype is not None:
-            for parameter in self.module.parameters():
-                if parameter.dim() > 1 and parameter.is_floating_point():
-                    parameter.data = parameter.data.to(self.dtype)
+            for part in self.module.modules():
+                if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):  # want weights and biases of one type
+                    continue
+                for parameter in part.parameters(recurse=False):
+                    if parameter.dim() > 1 and parameter.is_floating_point():
+                        parameter.data = parameter.data.to(self.dtype)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Return the float model's outputs, tensors in float32 or wider, drawing nothing from random states."""

@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from modules.test_held_weights import first, make
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
 from lightning_mpq.curvature.likelihood import Categorical, Gaussian
 from lightning_mpq.finetune import DistillationLoss, Teacher, fake_quantize, with_extra_loss
+from lightning_mpq.finetune.distillation import predictions_of
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
 POLICY = BitPolicy({"0": WeightScheme(2, grid="half"), "5": WeightScheme(2)})
@@ -105,6 +107,14 @@ def test_a_teacher_in_half_precision_takes_half_the_bytes(dtype):
     outputs = half(IMAGES)
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs, full(IMAGES), rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("case", ["attention", "encoder", "lstm", "cell"])
+def test_attention_and_recurrent_layers_teach_in_half_precision(case):
+    model, x = make(case)
+    torch.testing.assert_close(
+        predictions_of(Teacher(model, "bfloat16")(x)), first(model(x)).detach(), rtol=0.05, atol=0.05
+    )
 
 
 def test_a_module_that_holds_a_graph_can_teach():

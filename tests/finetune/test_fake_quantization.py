@@ -60,6 +60,27 @@ def test_forward_is_the_packed_layers_from_given_codes_and_after_training(kind, 
     assert torch.equal(net[0].codes(), codes)
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_scheme_starts_from_the_codes_and_ends_in_those_of_the_last_forward(bits, grid):
+    for granularity in ("tensor", "channel", 3, 50):
+        for scale_dtype in ("bfloat16", "float16", "float32"):
+            for dtype in (torch.float32, torch.bfloat16, torch.float64):
+                torch.manual_seed(bits)
+                net = nn.Sequential(nn.Linear(11, 3, dtype=dtype))
+                scheme = WeightScheme(bits, granularity, grid, clip=0.8, scale_dtype=scale_dtype)
+                start = other_codes(net[0], scheme, bits)
+                handle = fake_quantize(net, BitPolicy({"0": scheme}), {"0": start})
+                assert torch.equal(handle.quantized_rows()["0"].codes, start.codes)
+                assert torch.equal(net[0].weight, start.dequantize(dtype))
+                with torch.no_grad():
+                    net[0]._parameters["weight"].add_(0.1 * torch.randn(3, 11, dtype=dtype))
+                    next(handle.parameters()).mul_(1.07)
+                last = net[0].weight.detach()
+                handle.pack()
+                assert torch.equal(net[0].weight, last)
+
+
 def small_net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))

@@ -106,6 +106,14 @@ def test_a_scale_of_zero_stays_dead():
     assert torch.equal(quantizer(rows)[0], torch.zeros(2))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite_shows(value):
+    rows = torch.randn(2, 5)
+    quantizer = quantizer_of(rows, WeightScheme(2))
+    rows[1, 2] = value
+    assert (~torch.isfinite(quantizer(rows))).nonzero().tolist() == [[1, 2]]
+
+
 def test_a_scale_never_turns_negative():
     rows = torch.randn(2, 5)
     quantizer = quantizer_of(rows, WeightScheme(2))
