@@ -52,7 +52,7 @@ def robust_allocation(
     curvature_variance = taylor.curvature_error.double().cpu().numpy() ** 2
 
     def error_of(selection: Indices) -> float:
-        error = taylor.prediction_error(taylor.policy(prepared.reduced.indices(selection)))
+        error = taylor.entrywise_error(taylor.policy(prepared.reduced.indices(selection)))
         assert error is not None
         return error
 

@@ -1,41 +1,24 @@
-"""Estimators at work: their sums over batches, and the Taylor model that the sums amount to."""
+"""Sums over the measurements of batches, and the Taylor model that the sums amount to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..candidates import Candidate
 from ..distributed import gather
 from ..groups import LayerGroup
-from .batch_fisher import BatchFisher
-from .evaluator import Evaluator
+from .estimators import Curvature, Loss
 from .fingerprint import combine
-from .fisher import Fisher
-from .gauss_newton import GaussNewton
-from .hessian import Hessian, TaskGradient, divergence_loss
-from .likelihood import Likelihood, guess_likelihood
+from .measurement import Measurement
 from .model import TaylorModel
-from .moments import WeightedMoments
-from .perturbation import Perturbations
-from .secant import Secant
+from .moments import BlockSums, Sums, WeightedMoments, sums_of_products
 
-Curvature = Literal["fisher", "hessian", "gauss_newton", "secant"]
-Loss = Literal["divergence", "task"]
-CURVATURES: tuple[str, ...] = get_args(Curvature)
 LEAST_BATCHES = 8
 """Below this number of batches their differences say too little about the error of their mean."""
-LOSSES: tuple[str, ...] = get_args(Loss)
-
-
-class Estimator(Protocol):
-    """Adds batches to sums."""
-
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add a batch and return its number of samples."""
 
 
 class Accumulator:
@@ -44,7 +27,6 @@ class Accumulator:
     Attributes:
         samples: Samples added so far by this process.
         hashes: Hashes of the batches added so far by this process.
-        guess: What ``likelihood="auto"`` was taken for; empty if there was nothing to guess.
     """
 
     def __init__(
@@ -59,7 +41,6 @@ class Accumulator:
         """Start from nothing; see `TaylorModel` for the arguments."""
         self.samples = 0
         self.hashes: list[str] = []
-        self.guess = ""
         self._facts: dict[str, Any] = {
             "groups": groups,
             "candidates": candidates,
@@ -73,65 +54,28 @@ class Accumulator:
         self._curvature = WeightedMoments((count, count))
         self._plans = _uniform_plans(candidates)
         self._predictions = WeightedMoments((len(self._plans),))
-        self._estimators: list[Estimator] = []
+        self._blocks = BlockSums(count)
 
-    def prepare(
-        self,
-        evaluator: Evaluator,
-        perturbations: Perturbations,
-        likelihood: Likelihood | Literal["auto"],
-        draws: int,
-        whole_batches: bool,
-        batch: Any,
-    ) -> None:
-        """Make the estimators, which then add to the sums of this object.
-
-        Args:
-            evaluator: Runs model and loss.
-            perturbations: All candidates.
-            likelihood: What the outputs mean; ``"auto"`` is guessed from ``batch``.
-            draws: Random output gradients for each sample (fisher).
-            whole_batches: Whether samples act on each other, so that fisher scores whole batches.
-            batch: Any batch, on the model's device.
-        """
-        curvature, loss = self._facts["estimator"], self._facts["loss"]
-        if curvature == "hessian" and loss == "task":
-            self._use(Hessian(evaluator.loss, perturbations, evaluator.model))
-            return
-        if likelihood == "auto":
-            with torch.no_grad():
-                likelihood = guess_likelihood(evaluator.outputs(batch), batch)
-            self.guess = repr(likelihood)
-        if curvature == "hessian":
-            self._use(Hessian(divergence_loss(evaluator, likelihood), perturbations, evaluator.model))
-            return
-        if curvature == "fisher":
-            kind_of_fisher = BatchFisher if whole_batches else Fisher
-            self._use(kind_of_fisher(evaluator, perturbations, likelihood, draws))
-        else:
-            kind = Secant if curvature == "secant" else GaussNewton
-            self._use(kind(evaluator, perturbations, likelihood, whole_batches))
-        if loss == "task":
-            self._use(TaskGradient(evaluator.loss, perturbations))
-
-    def _use(self, estimator: Hessian | TaskGradient | Fisher | BatchFisher | GaussNewton) -> None:
-        if isinstance(estimator, TaskGradient):
-            estimator.gradient = self._gradient
-        if not isinstance(estimator, TaskGradient) or isinstance(estimator, Hessian):
-            estimator.curvature = self._curvature
-        self._estimators.append(estimator)
-
-    @property
-    def prepared(self) -> bool:
-        """Whether `prepare` was called."""
-        return bool(self._estimators)
-
-    def add(self, batch: Any, generator: Generator) -> None:
-        """Add a batch, or a chunk of one, on the model's device."""
+    def add(self, measured: Measurement) -> None:
+        """Add the measurement of a batch (or chunk of one)."""
         before = self._plan_sums()
-        counts = [estimator.update(batch, generator) for estimator in self._estimators]
-        self.samples += counts[0]
-        self._predictions.update((self._plan_sums() - before) / counts[0], weight=counts[0])
+        self.samples += measured.samples
+        if measured.gradient is not None:
+            self._gradient.update(measured.gradient, weight=measured.samples)
+        if measured.matrix is not None:
+            self._curvature.update(measured.matrix, weight=measured.samples)
+            self._blocks.update(measured.samples, measured.matrix, measured.gradient)
+        else:
+            assert measured.rows is not None
+            units = len(measured.rows)
+            if units == measured.samples and measured.gradient is None:
+                first, second = sums_of_products(measured.rows, self._blocks.curvature, self._blocks.next_block)
+                self._blocks.count(units, 1.0)
+            else:  # the error of gradient and curvature together needs both in one block
+                first, second = sums_of_products(measured.rows, torch.zeros_like(self._blocks.curvature[:1]), 0)
+                self._blocks.update(measured.samples, first / units, measured.gradient)
+            self._curvature.update(first, second, units, measured.samples / units)
+        self._predictions.update((self._plan_sums() - before) / measured.samples, weight=measured.samples)
 
     def relative_error(self) -> float:
         """Return the largest standard error, relative to its value, among the predictions for uniform plans.
@@ -154,8 +98,13 @@ class Accumulator:
         for name, moments in self._moments().items():
             moments.load_sums(_sums_of(name, earlier.sums))
 
-    def _moments(self) -> dict[str, WeightedMoments]:
-        return {"gradient": self._gradient, "curvature": self._curvature, "predictions": self._predictions}
+    def _moments(self) -> dict[str, Sums]:
+        return {
+            "gradient": self._gradient,
+            "curvature": self._curvature,
+            "predictions": self._predictions,
+            "blocks": self._blocks,
+        }
 
     def _plan_sums(self) -> Tensor:
         """Return ``a.x + x.G.x / 2`` of each uniform plan x, summed over all samples so far."""
@@ -237,8 +186,13 @@ def merge(parts: Sequence[TaylorModel]) -> TaylorModel:
             "same model with the same settings on other batches can be merged."
         )
     sums: dict[str, Tensor] = {}
+    common = set.intersection(*(set(part.sums or {}) for part in parts))
     for part in parts:
-        for name, value in (part.sums or {}).items():
+        shift = int(sums.get("blocks.units", torch.zeros(())))  # blocks go on in turn, as in one profile of all data
+        for name in sorted(common):
+            value = (part.sums or {})[name]
+            if name.startswith("blocks.") and value.dim():
+                value = value.roll(shift % len(value), 0)
             sums[name] = sums[name] + value if name in sums else value
     return model_of_sums(
         sums,

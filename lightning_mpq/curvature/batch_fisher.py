@@ -11,6 +11,7 @@ small batches and several draws are called for.
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import torch
@@ -18,30 +19,25 @@ from torch import Generator
 
 from .evaluator import Evaluator
 from .likelihood import Likelihood
-from .moments import WeightedMoments
+from .measurement import Measurement
 from .perturbation import Perturbations
 from .weights import inner_products, substituted, weight_variables
 
 
 class BatchFisher:
-    """Estimates the curvature of the divergence from scores of whole batches; its gradient is zero.
-
-    Attributes:
-        curvature: Moments of the products s_i s_j, [K, K], over batches weighted by their samples.
-    """
+    """Estimates the curvature of the divergence from scores of whole batches; its gradient is zero."""
 
     def __init__(
         self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
     ) -> None:
         """Prepare; see `Fisher` for the arguments."""
-        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._draws = draws
 
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add the samples of a batch and return their number.
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the scores of a batch as one unit.
 
         Raises:
             ValueError: If the outputs carry no gradient.
@@ -67,5 +63,4 @@ class BatchFisher:
             ]
         scores = inner_products(self._perturbations, slopes)
         samples = outputs.shape[0]
-        self.curvature.update(scores.T @ scores / (self._draws * samples), weight=samples)
-        return samples
+        return Measurement(samples, rows=scores[None] / sqrt(self._draws * samples))

@@ -18,11 +18,15 @@ _SUFFIX = ".taylor.safetensors"
 
 
 class TaylorCache:
-    """Taylor models with one settings hash in a folder; an unreadable file counts as absent."""
+    """Taylor models with one settings hash in a folder; an unreadable file counts as absent.
+
+    Attributes:
+        folder: The folder.
+    """
 
     def __init__(self, folder: str | Path, settings_hash: str) -> None:
         """Look nowhere yet; the folder is made when something is stored."""
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._settings = settings_hash
         self._stored: Path | None = None
 
@@ -32,7 +36,7 @@ class TaylorCache:
         if exact is not None and Counter(exact.batch_hashes) == Counter(batch_hashes):
             return exact
         best: TaylorModel | None = None
-        for path in sorted(self._folder.glob(f"{self._settings[:32]}-*{_SUFFIX}")):
+        for path in sorted(self.folder.glob(f"{self._settings[:32]}-*{_SUFFIX}")):
             model = self._read(path)
             covered = model is not None and Counter(model.batch_hashes) <= Counter(batch_hashes)
             if model is not None and covered and (best is None or model.samples > best.samples):
@@ -54,8 +58,8 @@ class TaylorCache:
         except (CorruptModelError, OSError):
             return None
         whole = model.fingerprint == combine(model.settings_hash, model.batch_hashes)
-        usable = model.settings_hash == self._settings and "predictions.first" in (model.sums or {})
+        usable = model.settings_hash == self._settings and "blocks.curvature" in (model.sums or {})
         return model if whole and usable else None
 
     def _path(self, fingerprint: str) -> Path:
-        return self._folder / f"{self._settings[:32]}-{fingerprint[:32]}{_SUFFIX}"
+        return self.folder / f"{self._settings[:32]}-{fingerprint[:32]}{_SUFFIX}"

@@ -22,7 +22,7 @@ from .batched_forward_mode import BatchedForwardMode
 from .evaluator import Evaluator
 from .fisher import Fisher
 from .likelihood import Likelihood
-from .moments import WeightedMoments, sums_of_products
+from .measurement import Measurement
 from .perturbation import Perturbations
 
 _PASSES_PER_OUTPUT = 4
@@ -33,15 +33,12 @@ class GaussNewton:
     """Measures the curvature of the divergence exactly on the given samples; its gradient is zero.
 
     One batch holds ``L^T J D_i``, [N, outputs], for all K candidates: choose ``chunk_size`` accordingly.
-
-    Attributes:
-        curvature: Moments of ``u_ni^T H_n u_nj`` over samples n, [K, K].
     """
 
     def __init__(
         self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, whole_batches: bool = False
     ) -> None:
-        """Start from nothing.
+        """Prepare.
 
         Args:
             evaluator: Runs the model.
@@ -49,7 +46,6 @@ class GaussNewton:
             likelihood: What the outputs mean.
             whole_batches: Whether samples act on each other, so that outputs of one depend on the others' inputs.
         """
-        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
@@ -57,12 +53,10 @@ class GaussNewton:
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
         self._backward = Fisher(evaluator, perturbations, likelihood)
 
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add the samples of a batch and return their number."""
-        with torch.no_grad():
-            rows = self.rows(batch)
-            self.curvature.update(*sums_of_products(rows), len(rows))
-        return len(rows)
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return ``L^T J D_i`` of each sample."""
+        rows = self.rows(batch)
+        return Measurement(len(rows), rows=rows)
 
     def rows(self, batch: Any) -> Tensor:
         """Return ``L^T J D_i``, [N, outputs, K]: their inner products over outputs are those of u in the metric H."""

@@ -17,7 +17,7 @@ from ..batches import batch_weight
 from .double_backward import check_custom_functions, check_symmetry, custom_functions, differentiate
 from .evaluator import Evaluator
 from .likelihood import Likelihood
-from .moments import WeightedMoments
+from .measurement import Measurement
 from .perturbation import Perturbations
 from .weights import inner_products, substituted, twice_differentiable, weight_variables
 
@@ -37,29 +37,24 @@ def divergence_loss(evaluator: Evaluator, likelihood: Likelihood) -> BatchLoss:
 
 
 class TaskGradient:
-    """Measures the gradient of a loss along all candidates, with standard errors over batches.
-
-    Attributes:
-        gradient: Moments of ``<grad L, D_i>``, [K], over batches weighted by their samples.
-    """
+    """Measures the gradient of a loss along all candidates, ``<grad L, D_i>``."""
 
     def __init__(self, loss: BatchLoss, perturbations: Perturbations) -> None:
-        """Start from nothing.
+        """Prepare.
 
         Args:
             loss: Batch to its mean loss, a scalar.
             perturbations: All candidates.
         """
-        self.gradient = WeightedMoments((perturbations.count,))
         self._loss = loss
         self._perturbations = perturbations
 
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add a batch and return its number of samples."""
-        samples = batch_weight(batch)
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the gradient along all candidates."""
         slopes = self._slopes_at(weight_variables(self._perturbations), batch)
-        self.gradient.update(inner_products(self._perturbations, [list(slopes.values())])[0], weight=samples)
-        return samples
+        return Measurement(
+            batch_weight(batch), gradient=inner_products(self._perturbations, [list(slopes.values())])[0]
+        )
 
     def _loss_of(self, batch: Any) -> Tensor:
         loss = self._loss(batch)
@@ -79,14 +74,22 @@ class TaskGradient:
 
 
 class Hessian(TaskGradient):
-    """Measures gradient and curvature of a loss exactly, with standard errors over batches.
+    """Measures gradient and curvature of a loss exactly: ``<grad L, D_i>`` and ``D_i^T H D_j``."""
 
-    Attributes:
-        curvature: Moments of ``D_i^T H D_j``, [K, K], over batches weighted by their samples.
-    """
+    def __init__(
+        self,
+        loss: BatchLoss,
+        perturbations: Perturbations,
+        model: nn.Module,
+        wanted: Sequence[int] | None = None,
+    ) -> None:
+        """Prepare.
 
-    def __init__(self, loss: BatchLoss, perturbations: Perturbations, model: nn.Module) -> None:
-        """Start from nothing; see `TaskGradient`.
+        Args:
+            loss: Batch to its mean loss, a scalar.
+            perturbations: All candidates.
+            model: The model.
+            wanted: The candidates whose rows are to be measured; None for all.
 
         Raises:
             NotImplementedError: If the model holds weight_norm, whose second derivative is silently wrong.
@@ -98,19 +101,11 @@ class Hessian(TaskGradient):
                 "estimator."
             )
         super().__init__(loss, perturbations)
-        self.curvature = WeightedMoments((perturbations.count, perturbations.count))
+        self._wanted = None if wanted is None else tuple(wanted)
         self._checked = False
 
-    def update(self, batch: Any, generator: Generator) -> int:
-        """Add a batch and return its number of samples."""
-        samples = batch_weight(batch)
-        gradient, curvature = self.measure(batch)
-        self.gradient.update(gradient, weight=samples)
-        self.curvature.update(curvature, weight=samples)
-        return samples
-
-    def measure(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the gradient along all candidates, [K], and the curvature along all pairs, [K, K].
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the gradient along all candidates, and the curvature of the wanted ones along all, [wanted, K].
 
         Raises:
             NotImplementedError: If an operation has no second derivative, or a custom function hides it.
@@ -128,12 +123,13 @@ class Hessian(TaskGradient):
                 check_custom_functions(names, variables, slopes, lambda moved: self._slopes_at(_leaves(moved), batch))
             self._checked = True
             curvature = self._curvature(variables, slopes, names)
-        return inner_products(self._perturbations, [found])[0], curvature
+        gradient = inner_products(self._perturbations, [found])[0]
+        return Measurement(batch_weight(batch), matrix=curvature, gradient=gradient)
 
     def _curvature(
         self, variables: dict[str, Tensor], slopes: dict[str, Tensor | None], doubtful: Sequence[str]
     ) -> Tensor:
-        """Return ``D_i^T H D_j``, [K, K].
+        """Return ``D_i^T H D_j`` for the wanted i and all j, [wanted, K].
 
         Since it is symmetric, the row of a candidate is taken along its own and later groups only: autograd then leaves
         out everything before the first of these layers, about half of the network on average. Rows wait until
@@ -145,16 +141,20 @@ class Hessian(TaskGradient):
             doubtful: Custom functions that may hide second derivatives; if there are any, whole rows are taken and
                 checked for symmetry.
         """
+        whole = bool(doubtful) or self._wanted is not None
         count = self._perturbations.count
         total = torch.zeros(count, count, dtype=torch.float64)
         waiting: dict[int, list[Tensor | None]] = {}
         size = 0
-        for index in range(count):
-            waiting[index] = self._products(variables, slopes, index, 0 if doubtful else self._start(index))
+        wanted = range(count) if self._wanted is None else self._wanted
+        for index in wanted:
+            waiting[index] = self._products(variables, slopes, index, 0 if whole else self._start(index))
             size += sum(p.numel() * p.element_size() for p in waiting[index] if p is not None)
-            if size > _WAITING_BYTES or index + 1 == count:
+            if size > _WAITING_BYTES or index == wanted[-1]:
                 total[list(waiting)] = inner_products(self._perturbations, list(waiting.values())).to(total)
                 waiting, size = {}, 0
+        if self._wanted is not None:
+            return total[list(self._wanted)]
         if doubtful:
             check_symmetry(doubtful, total, {layer: self._perturbations.columns[layer] for layer in variables})
             return (total + total.T) / 2

@@ -14,11 +14,13 @@ _CHUNK_ELEMENTS = 2**24
 """Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""
 
 
-def sums_of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``sum_n P_n`` and ``sum_n P_n * P_n`` (entry by entry) of per-sample matrices ``P_n = R_n^T R_n``.
+def sums_of_products(rows: Tensor, blocks: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Return ``sum_n P_n`` and ``sum_n P_n * P_n`` (entry by entry) of per-unit matrices ``P_n = R_n^T R_n``.
 
     Args:
         rows: R, [N, rows, K].
+        blocks: [L, K, K]; ``P_n`` is added to block ``(start + n) % L``.
+        start: Block of the first unit.
 
     Returns:
         Two matrices [K, K], float64.
@@ -26,13 +28,22 @@ def sums_of_products(rows: Tensor) -> tuple[Tensor, Tensor]:
     samples, count, width = rows.shape
     if count == 1:
         flat = _wide(rows[:, 0])
+        first = torch.zeros(width, width, dtype=torch.float64, device=flat.device)
+        for offset in range(min(samples, len(blocks))):
+            part = flat[offset :: len(blocks)]
+            product = part.T @ part
+            first += product
+            blocks[(start + offset) % len(blocks)] += product.to(blocks)
         squared = flat.square()
-        return flat.T @ flat, squared.T @ squared
+        return first, squared.T @ squared
+    number = (start + torch.arange(samples, device=blocks.device)) % len(blocks)
     first = torch.zeros(width, width, dtype=torch.float64, device=_wide(rows[:0]).device)
     second = torch.zeros_like(first)
-    for part in rows.split(max(1, _CHUNK_ELEMENTS // (width * max(width, count)))):
+    size = max(1, _CHUNK_ELEMENTS // (width * max(width, count)))
+    for part, numbers in zip(rows.split(size), number.split(size), strict=True):
         wide = _wide(part)
         products = wide.transpose(1, 2) @ wide
+        blocks.index_add_(0, numbers, products.to(blocks))
         first += products.sum(0)
         second += products.square_().sum(0)
     return first, second
@@ -43,7 +54,28 @@ def _wide(values: Tensor) -> Tensor:
     return values.to("cpu", torch.float64) if values.device.type == "mps" else values.double()
 
 
-class WeightedMoments(Metric):
+class Sums(Metric):
+    """Tensors that are sums over data, and add up over processes and files."""
+
+    full_state_update = False
+
+    def sums(self) -> dict[str, Tensor]:
+        """Return the sums by name, on the CPU; added up over disjoint data they are the sums over all of it."""
+        return {name: getattr(self, name).detach().cpu().clone() for name in self._defaults}
+
+    def sums_over_ranks(self) -> dict[str, Tensor]:
+        """Return the sums over the data of all processes; every rank must call it, and gets the same bits."""
+        return {name: sum_over_ranks(value) for name, value in self.sums().items()}
+
+    def load_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Replace the sums by earlier ones."""
+        for name, start in self._defaults.items():
+            assert isinstance(start, Tensor)
+            setattr(self, name, sums[name].to(start).reshape(start.shape).clone())
+        self._update_count = max(self._update_count, 1)
+
+
+class WeightedMoments(Sums):
     r"""Mean of values x_u over units u (samples or batches) of weight w_u, with its standard error.
 
     mean = sum w x / sum w and, with U units,
@@ -59,7 +91,6 @@ class WeightedMoments(Metric):
         [3.0, 1.5275]
     """
 
-    full_state_update = False
     weight: Tensor
     weight_squared: Tensor
     units: Tensor
@@ -110,17 +141,47 @@ class WeightedMoments(Metric):
         mean, error = self.compute()
         return mean.cpu().reshape(self.first.shape), error.cpu().reshape(self.first.shape)
 
-    def sums(self) -> dict[str, Tensor]:
-        """Return the sums by name, on the CPU; added up over disjoint data they are the sums over all of it."""
-        return {name: getattr(self, name).detach().cpu().clone() for name in self._defaults}
 
-    def sums_over_ranks(self) -> dict[str, Tensor]:
-        """Return the sums over the data of all processes; every rank must call it, and gets the same bits."""
-        return {name: sum_over_ranks(value) for name, value in self.sums().items()}
+class BlockSums(Sums):
+    """Sums over L blocks of the data, from whose differences the error of any function of the sums follows.
 
-    def load_sums(self, sums: Mapping[str, Tensor]) -> None:
-        """Replace the sums by earlier ones."""
-        for name, start in self._defaults.items():
-            assert isinstance(start, Tensor)
-            setattr(self, name, sums[name].to(start).reshape(start.shape).clone())
-        self._update_count = max(self._update_count, 1)
+    Units of data go to the blocks in turn. Memory: L K^2 numbers of 4 bytes, with L = 16 up to 2,048 candidates (256
+    MiB there) and 8 beyond; the rounding of single precision is far below the differences between blocks.
+    """
+
+    weight: Tensor
+    units: Tensor
+    gradient: Tensor
+    curvature: Tensor
+
+    def __init__(self, count: int) -> None:
+        """Start sums of zero for ``count`` candidates."""
+        super().__init__(sync_on_compute=False)
+        blocks = 16 if count <= 2048 else 8
+        self.add_state("weight", torch.zeros(blocks, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("units", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("gradient", torch.zeros(blocks, count, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("curvature", torch.zeros(blocks, count, count), dist_reduce_fx="sum")
+
+    @property
+    def next_block(self) -> int:
+        """The block of the next unit."""
+        return int(self.units) % len(self.weight)
+
+    def update(self, weight: float, curvature: Tensor, gradient: Tensor | None = None) -> None:
+        """Add one unit of a weight, given its values."""
+        block = self.next_block
+        self.curvature[block] += weight * curvature.to(self.curvature)
+        if gradient is not None:
+            self.gradient[block] += weight * gradient.to(self.gradient)
+        self.count(1, weight)
+
+    def count(self, units: int, weight: float) -> None:
+        """Count units of a weight each, whose values `sums_of_products` has added to ``curvature``."""
+        numbers = (self.next_block + torch.arange(units, device=self.weight.device)) % len(self.weight)
+        self.weight.index_add_(0, numbers, torch.full_like(numbers, weight, dtype=self.weight.dtype))
+        self.units += units
+
+    def compute(self) -> Tensor:
+        """Return the weight of each block."""
+        return self.weight

@@ -20,12 +20,14 @@ from ..candidates import Candidate, make_candidates
 from ..distributed import Rounds, active, broadcast, errors_shared, gather, on_rank_zero, rank
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
-from .accumulation import CURVATURES, LEAST_BATCHES, LOSSES, Accumulator, Curvature, Loss
+from .accumulation import LEAST_BATCHES, Accumulator
 from .cache import TaylorCache
+from .estimators import CURVATURES, LOSSES, Curvature, Estimators, Loss
 from .evaluator import Evaluator, LossFn, check_finite_parameters
 from .fingerprint import hash_batch, hash_settings, hash_state
 from .isolation import isolated
-from .likelihood import Likelihood
+from .kept_measurements import KeptMeasurements, candidate_hashes
+from .likelihood import Likelihood, guess_likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
 from .shrinkage import warn_far_from_minimum
@@ -100,7 +102,9 @@ def profile(
         progress: Called with the fraction done (0 while the number of batches is unknown) and a message.
         cache_dir: Folder of Taylor models by content. An equal call reads its result there, an interrupted one
             or one with more batches continues; batches are then held in memory. What a function passed here
-            reads from elsewhere (globals, files) is not part of the key. Only rank 0 reads and writes there.
+            reads from elsewhere (globals, files) is not part of the key. Only rank 0 reads and writes there. A single
+            process keeps the measurements of up to 256 MiB of batches beside, so that a call with other widths
+            measures only candidates that are new.
 
     Returns:
         The Taylor model with standard errors (None if a single batch of the hessian leaves them unknown).
@@ -152,6 +156,7 @@ def profile(
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
         cache = None if cache_dir is None else TaylorCache(cache_dir, key)
         done: Counter[str] = Counter()
+        kept: KeptMeasurements | None = None
         if cache is not None:
             with errors_shared():
                 batches = list(batches)
@@ -166,6 +171,20 @@ def profile(
                 done = _shares(earlier.batch_hashes, hashes)[rank()]
                 if rank() == 0:  # adds its sums to what all ranks measure from here on
                     sums.continue_from(earlier)
+            if not active():
+                own_settings = hash_settings(model, tuple(found), (), {**settings, "rounded": rounded is not None})
+                names = candidate_hashes(found, offered, rounded)
+                kept = KeptMeasurements(
+                    cache.folder, own_settings, names, perturbations.weight(perturbations.leaders[0]).dtype
+                )
+
+        def restricted(wanted: Sequence[int]) -> Perturbations:
+            chosen = [offered[index] for index in wanted]
+            owners = {candidate.group for candidate in chosen}
+            return Perturbations(model, [group for group in found if group.name in owners], chosen, rounded=rounded)
+
+        estimators: Estimators | None = None
+        meaning: Likelihood | None = None
         evaluator = Evaluator(model, forward_fn, loss_fn)
         clock = _Clock(batches, curvature, progress)
         rounds = Rounds(batches)
@@ -177,22 +196,33 @@ def profile(
                     evaluator.batch_number = number
                     digest = hash_batch(batch)
                     batch = to_device(batch, perturbations.device)
-                    if not sums.prepared:
+                    if estimators is None:
                         chunk = next(split_batch(batch, chunk_size))
-                        sums.prepare(evaluator, perturbations, likelihood, draws, reestimated, chunk)
+                        meaning = _meaning(likelihood, curvature, modelled, evaluator, chunk)
+                        estimators = Estimators(
+                            curvature, modelled, evaluator, meaning, draws, reestimated, perturbations, restricted
+                        )
                     if done[digest] > 0:
                         done[digest] -= 1
                         clock.skip()
                         continue
                     generator = _generator(perturbations.device, seed, digest)
-                    for chunk in split_batch(batch, chunk_size):
-                        sums.add(chunk, generator)
+                    parts = []
+                    for place, chunk in enumerate(split_batch(batch, chunk_size)):
+                        known, columns = (None, ()) if kept is None else kept.get(digest, place)
+                        parts.append(estimators.measure(chunk, generator, known, columns))
+                        sums.add(parts[-1])
+                    if kept is not None:
+                        kept.add(digest, parts)
                     sums.hashes.append(digest)
                     clock.tick(sums.samples)
             if cache is not None and broadcast(clock.seconds_since_store() > _STORE_SECONDS):
                 on_rank_zero(partial(cache.store, sums.result()))
+                if kept is not None:
+                    kept.store()
                 clock.stored()
-        _check_parts(gather((sums.guess, sums.hashes)))
+        guess = repr(meaning) if likelihood == "auto" else ""
+        _check_parts(gather((guess, sums.hashes)))
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
             result = sums.result()
             warnings.warn(
@@ -205,9 +235,23 @@ def profile(
         result = sums.result()
         if cache is not None:
             on_rank_zero(partial(cache.store, result))
+        if kept is not None:
+            kept.store()
     if modelled == "task":
         warn_far_from_minimum(result)
     return result
+
+
+def _meaning(
+    likelihood: Likelihood | Literal["auto"], curvature: str, loss: str, evaluator: Evaluator, batch: Any
+) -> Likelihood | None:
+    """Return what the outputs mean, guessed from a batch where nobody says; None if the estimator does not ask."""
+    if curvature == "hessian" and loss == "task":
+        return None
+    if likelihood != "auto":
+        return likelihood
+    with torch.no_grad():
+        return guess_likelihood(evaluator.outputs(batch), batch)
 
 
 def _common_key(key: str, model: nn.Module, candidates: Sequence[Candidate], rounded: RoundedWeights | None) -> str:

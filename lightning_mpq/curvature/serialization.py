@@ -18,7 +18,9 @@ from ..policy import WeightScheme
 from .model import TaylorModel
 
 FORMAT = "lightning_mpq.taylor"
-VERSION = 1
+VERSION = 2
+"""2: with sums over blocks of the data. Version 1 has none, so that its prediction errors are entry by entry."""
+_READABLE = (1, 2)
 _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
 _PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
 
@@ -54,8 +56,11 @@ def load_taylor(path: Path) -> TaylorModel:
         raise CorruptModelError(f"{path} is truncated or damaged, or no safetensors file: {error}.") from error
     if not isinstance(text, dict) or text.get("format") != FORMAT:
         raise CorruptModelError(f"{path} is a safetensors file, but no Taylor model.")
-    if text.get("version") != VERSION:
-        raise CorruptModelError(f"{path} is a Taylor model of version {text.get('version')!r}; expected {VERSION}.")
+    if text.get("version") not in _READABLE:
+        raise CorruptModelError(
+            f"{path} is a Taylor model of version {text.get('version')!r}; expected "
+            f"{' or '.join(map(str, _READABLE))}. Profile again, or read it with the release that wrote it."
+        )
     try:
         sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
         return TaylorModel(

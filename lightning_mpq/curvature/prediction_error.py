@@ -1,0 +1,57 @@
+r"""The standard error of a prediction, from what blocks of the data predict one by one.
+
+A prediction is a mean over samples of ``g_n . x + (s_n . x)^2 / 2``, so that the errors of all its K^2 entries hang
+together; adding up their variances as if they were independent says little. With sums over L blocks of the data,
+
+    f_b = a_b . x + x . G_b . x / 2,   f = sum w_b f_b / sum w_b,
+    error^2 = L / (L - 1) sum w_b^2 (f_b - f)^2 / (sum w_b)^2,
+
+the error of a ratio of sums over groups of units (W. G. Cochran, Sampling Techniques, 3rd ed., 1977, chapter 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .model import TaylorModel
+
+
+def block_error(model: TaylorModel, chosen: Sequence[int]) -> float | None:
+    """Return the standard error of the predicted loss of a plan; None without two blocks of data.
+
+    A model whose entries were shrunk keeps the sums of the data; its error is that of the data, with every entry scaled
+    as it was shrunk.
+
+    Args:
+        model: The model.
+        chosen: One candidate for each group.
+    """
+    sums = model.sums or {}
+    if "blocks.curvature" not in sums:
+        return None
+    weight = sums["blocks.weight"].double()
+    used = weight > 0
+    count = int(used.sum())
+    if count < 2:
+        return None
+    weight = weight[used]
+    matrices = sums["blocks.curvature"][used][:, chosen][:, :, chosen].double()
+    mean = matrices.sum(0) / weight.sum()
+    totals = (matrices * _factor(model.curvature[chosen][:, chosen], mean)).sum((1, 2)) / 2
+    if model.loss == "task":
+        slopes = sums["blocks.gradient"][used][:, chosen].double()
+        totals += (slopes * _factor(model.gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
+    value = totals.sum() / weight.sum()
+    variance = count / (count - 1) * (totals - weight * value).square().sum() / weight.sum().square()
+    return sqrt(float(variance))
+
+
+def _factor(entries: Tensor, mean: Tensor) -> Tensor:
+    """Return by how much entries were shrunk from the mean of the data, 0..1."""
+    return torch.where(mean == 0, 1.0, entries / torch.where(mean == 0, 1.0, mean)).clamp(0, 1)
