@@ -18,7 +18,17 @@ from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
 from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile, shrink
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
-from .export import OnnxExport, PackedCheckpoints, export_onnx, load, load_checkpoint, load_from_checkpoint, save
+from .export import (
+    OnnxExport,
+    PackedCheckpoints,
+    export_compressed_tensors,
+    export_onnx,
+    load,
+    load_checkpoint,
+    load_from_checkpoint,
+    save,
+    torchao_config,
+)
 from .groups import LayerGroup, LayerGroups, find_groups
 from .held_weights import register_layer
 from .latency import measure_latency
@@ -60,6 +70,8 @@ __all__ = [
     "load",
     "load_checkpoint",
     "export_onnx",
+    "export_compressed_tensors",
+    "torchao_config",
     "load_from_checkpoint",
     "PackedCheckpoints",
     "print_report",

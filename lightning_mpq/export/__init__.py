@@ -1,8 +1,20 @@
 """Packed models as files, for this library and for others."""
 
 from .checkpoint import load_checkpoint
+from .compressed_tensors import export_compressed_tensors
 from .onnx import OnnxExport, export_onnx
 from .packed_checkpoints import PackedCheckpoints, load_from_checkpoint
 from .safetensors import load, save
+from .torchao import torchao_config
 
-__all__ = ["OnnxExport", "PackedCheckpoints", "export_onnx", "load", "load_checkpoint", "load_from_checkpoint", "save"]
+__all__ = [
+    "OnnxExport",
+    "PackedCheckpoints",
+    "export_compressed_tensors",
+    "export_onnx",
+    "load",
+    "load_checkpoint",
+    "load_from_checkpoint",
+    "save",
+    "torchao_config",
+]

@@ -1,0 +1,157 @@
+"""Packed weights in the format of compressed-tensors, for vLLM and transformers (extra ``compressed-tensors``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..modules import PackedLayer, packed_layers
+from .extras import require
+from .float_twins import float_twins, weight_names
+
+FORMAT = "pack-quantized"
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+
+
+def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write a packed model in the ``pack-quantized`` format of compressed-tensors; decompressed, weights are the same.
+
+    The folder holds ``model.safetensors`` (packed weights, scales in float32, zero points, and everything else that
+    the model stores) and ``config.json`` with the ``quantization_config``: one config group for all layers of a kind,
+    targeted by name. If the model has a configuration of transformers, the config is part of it.
+
+    Linear and Embedding layers can be carried: per tensor, per channel, and in blocks that divide the columns. The half
+    grid has no counterpart there and is written exactly as twice the level at half the scale, in one bit more.
+
+    Args:
+        model: A packed model; it is left as it was.
+        folder: Where to write; it must not exist, or be empty. It appears whole or not at all.
+
+    Raises:
+        FileExistsError: If the folder holds anything.
+        ImportError: If compressed-tensors is not installed.
+        ValueError: If nothing is packed, or a layer cannot be carried; it is named, with its scheme and the reason.
+    """
+    quantization = require("compressed-tensors", "compressed_tensors.quantization", "Exporting to compressed-tensors")
+    layers = packed_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
+    arguments = {name: _arguments(name, layer) for name, layer in layers.items()}
+    by_arguments: dict[str, list[str]] = {}
+    for name, values in arguments.items():
+        by_arguments.setdefault(json.dumps(values, sort_keys=True), []).append(name)
+    config = quantization.QuantizationConfig(
+        config_groups={
+            f"group_{number}": {"targets": names, "weights": json.loads(values), "format": FORMAT}
+            for number, (values, names) in enumerate(by_arguments.items())
+        },
+        format=FORMAT,
+        quantization_status="compressed",
+    )
+    tensors = _tensors(model, layers, arguments)
+    own_config = getattr(model, "config", None)
+    written = own_config.to_dict() if hasattr(own_config, "to_dict") else {}
+    written["quantization_config"] = config.model_dump(mode="json")
+    return _write_folder(Path(folder), tensors, json.dumps(written, indent=2) + "\n")
+
+
+def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:
+    """Return the ``QuantizationArgs`` of a layer.
+
+    Raises:
+        ValueError: If they cannot describe it.
+    """
+    scheme = layer.scheme
+    rows, columns = layer.row_shape
+    block = scheme.granularity
+    grouped = isinstance(block, int) and block < columns
+    reason = None
+    if layer.float_type not in (nn.Linear, nn.Embedding):
+        reason = f"it packs Linear and Embedding layers, and this is a {layer.float_type.__name__}"
+    elif scheme.grid == "half" and scheme.bits == 8:
+        reason = "levels of the half grid take one bit more there, and it packs at most 8"
+    elif scheme.grid == "asymmetric" and scheme.granularity == "tensor":
+        reason = "it keeps zero points for channels and blocks only"
+    elif layer.zero_point is not None and int(layer.zero_point.max()) >= 2**scheme.bits:
+        reason = f"its zero point {int(layer.zero_point.max())} does not fit {scheme.bits} bits"
+    elif isinstance(block, int) and grouped and columns % block:
+        reason = f"its blocks must divide the columns, and {block} does not divide {columns}"
+    elif grouped and scheme.grid == "asymmetric" and scheme.bits == 4 and rows <= 8:
+        reason = "it packs 4-bit zero points in blocks for 8 rows or fewer, but fails to read them (0.20)"
+    if reason is not None:
+        raise ValueError(
+            f"compressed-tensors cannot carry the layer {name!r} ({scheme}): {reason}. Leave it in float, give it "
+            "another scheme, or use another export."
+        )
+    strategy = "group" if grouped else "channel" if isinstance(block, int) else block
+    return {
+        "num_bits": scheme.bits + (scheme.grid == "half"),
+        "type": "int",
+        "symmetric": scheme.grid != "asymmetric",
+        "strategy": strategy,
+        "group_size": block if grouped else None,
+    }
+
+
+def _tensors(
+    model: nn.Module, layers: Mapping[str, PackedLayer], arguments: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Return everything to store by name: layers under each of their names, what is float as it is."""
+    places = weight_names(model)
+    with float_twins(model):
+        stored = {name: value for name, value in model.state_dict().items() if name not in places}
+    for parameter, name in places.items():
+        prefix = parameter.removesuffix("weight")
+        compressed = _compressed(layers[name], arguments[name])
+        stored |= {f"{prefix}{key}": value for key, value in compressed.items()}
+    return {name: value.detach().cpu().contiguous().clone() for name, value in stored.items()}
+
+
+def _compressed(layer: PackedLayer, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what compressed-tensors stores for a layer; nothing is rounded."""
+    pack = require(
+        "compressed-tensors", "compressed_tensors.compressors.pack_quantized.helpers", "Exporting to compressed-tensors"
+    ).pack_to_int32
+    middle = 2 ** (layer.scheme.bits - 1)
+    levels = layer.codes().to(torch.int16) - middle
+    scale = layer.scale.float()  # weights come back in the type of the scales
+    if layer.scheme.grid == "half":
+        levels, scale = 2 * levels + 1, scale / 2
+    bits = int(arguments["num_bits"])
+    stored = {
+        "weight_packed": pack(levels.to(torch.int8), bits),
+        "weight_scale": scale.reshape(1) if arguments["strategy"] == "tensor" else scale,
+        "weight_shape": torch.tensor(levels.shape),
+    }
+    if layer.zero_point is not None:
+        zero_point = (layer.zero_point.to(torch.int16) - middle).to(torch.int8)
+        stored["weight_zero_point"] = pack(zero_point, bits, packed_dim=0)
+    return stored
+
+
+def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: str) -> Path:
+    """Write both files beside the folder's place, then put it there in one step."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty; give a folder that does not exist yet.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{uuid4().hex}"
+    temporary.mkdir()
+    try:
+        save_file(dict(tensors), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        (temporary / CONFIG_NAME).write_text(config)
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
