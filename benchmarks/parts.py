@@ -13,7 +13,13 @@ Rows = list[dict[str, Any]]
 FOLDER = Path("outputs/parts")
 
 
-def part(benchmark: str, name: str, measure: Callable[[], Iterable[dict[str, Any]]], folder: Path = FOLDER) -> Rows:
+def part(
+    benchmark: str,
+    name: str,
+    measure: Callable[[], Iterable[dict[str, Any]]],
+    folder: Path = FOLDER,
+    only_known: bool = False,
+) -> Rows:
     """Return the rows of a part, measured now unless an earlier run has kept them.
 
     Args:
@@ -21,13 +27,16 @@ def part(benchmark: str, name: str, measure: Callable[[], Iterable[dict[str, Any
         name: What tells this part from others: network, seed, epochs.
         measure: Yields the rows.
         folder: Where parts are kept; delete a file to measure its part again.
+        only_known: Measure nothing; no rows then, unless an earlier run has kept them.
     """
     path = folder / benchmark / f"{name}.json"
     if path.exists():
         print(f"{benchmark} {name}: kept in {path}", flush=True)
         kept: Rows = json.loads(path.read_text())
         return kept
-    rows = []
+    rows: Rows = []
+    if only_known:
+        return rows
     for row in measure():
         rows.append(row)
         print(f"{benchmark} {name}:", row, flush=True)
