@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.groups import find_groups
+from lightning_mpq.held_weights import named_layers
 from lightning_mpq.layers import rows_to_weight, weight_rows
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
@@ -221,3 +222,56 @@ def test_what_cannot_be_is_said_in_a_sentence():
         model.up.weight[0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         round_candidates(model, batches(), groups, offered)
+
+
+def mean_product(x):
+    """Return the mean of x x^T over all but the last dimension, in float64."""
+    x = x.detach().reshape(-1, x.shape[-1]).double()
+    return x.T @ x / len(x)
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers in a stack, one both ways, a cell, attention to a memory, and a layer nobody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = nn.GRU(4, 3, num_layers=2)
+        self.both = nn.LSTM(3, 2, bidirectional=True, batch_first=True)
+        self.cell = nn.RNNCell(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y, _ = self.both(self.stack(x.transpose(0, 1))[0].transpose(0, 1))
+        state = self.cell(x[:, 0])
+        self.seen = {"stack": x, "both": self.stack(x.transpose(0, 1))[0], "outputs": y, "state": state, "query": y}
+        self.cell(x[:, 1], state)
+        return self.attention(y, x, x)[0]
+
+
+def test_inputs_of_attention_and_recurrent_weights_are_those_they_are_multiplied_with():
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(6, 5, 4)
+    layers = {name: m for name, m in named_layers(model).items() if isinstance(getattr(m, "weight", None), Tensor)}
+    with pytest.warns(UserWarning, match=r"not seen: stack\.weight_hh_l0, stack\.weight_ih_l1\. "):
+        moments = input_moments(model, [x], layers)
+    found = {name: moments[id(layer.weight)].matrix() for name, layer in layers.items() if id(layer.weight) in moments}
+    y = model.seen["outputs"]
+    query, memory = mean_product(y), mean_product(x)
+    expected = {
+        "attention.in_proj_weight": torch.stack([query, memory, memory]),
+        "stack.weight_ih_l0": memory[None],
+        "stack.weight_hh_l1": mean_product(model.seen["both"][:-1])[None],
+        "both.weight_ih_l0_reverse": mean_product(model.seen["both"])[None],
+        "both.weight_hh_l0": mean_product(y[:, :-1, :2])[None],
+        "both.weight_hh_l0_reverse": mean_product(y[:, 1:, 2:])[None],
+        "cell.weight_ih": mean_product(x[:, :2])[None],
+        "cell.weight_hh": mean_product(model.seen["state"])[None],
+    }
+    for name, matrix in expected.items():
+        torch.testing.assert_close(found[name], matrix, rtol=1e-5, atol=1e-6)
+    # what leaves attention is its output projection of what that is multiplied with
+    projection = model.attention.out_proj.weight.double()
+    shifted = mean_product(model(x) - model.attention.out_proj.bias)
+    torch.testing.assert_close(
+        projection @ found["attention.out_proj"][0] @ projection.T, shifted, rtol=1e-4, atol=1e-6
+    )

@@ -86,7 +86,11 @@ class LayerTaps:
             with torch.no_grad():
                 plain = self._evaluator.outputs(batch)
             scale = float(plain.abs().max())
-            if outputs is None or outputs.shape != plain.shape or float((outputs - plain).abs().max()) > 1e-3 * scale:
+            if (
+                outputs is None
+                or outputs.shape != plain.shape
+                or float((outputs.detach() - plain).abs().max()) > 1e-3 * scale
+            ):
                 self._may_repeat = False
                 return self._run(batch)
             self._repeating_is_safe = True

@@ -8,9 +8,13 @@ import pytest
 import torch
 from curvature_oracles import (
     MODELS,
+    Attention,
     Convolutions,
+    Decoder,
     Enumerated,
     HiddenUses,
+    Registered,
+    Squared,
     TiedLanguageModel,
     categorical_information,
     dense_jacobian,
@@ -21,6 +25,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
+from lightning_mpq.curvature.batched_forward_mode import BatchedForwardMode
+from lightning_mpq.held_weights import register_layer
 
 
 def dense_fisher(model, inputs, deltas, information):
@@ -124,7 +130,7 @@ def test_every_use_that_layer_calls_hide_is_named_and_measured_by_forward_mode()
     model, (inputs, labels) = make(HiddenUses)
     with pytest.warns(UserWarning, match="their weights: embed\\. ") as caught:
         profile(model, [(inputs, labels)], bits=[2], likelihood=Categorical())
-    assert len(caught) == 1
+    assert len([w for w in caught if "their weights" in str(w.message)]) == 1
 
 
 class Positions(nn.Module):
@@ -177,6 +183,39 @@ def test_ordinary_uses_never_fall_back_to_forward_mode():
                 warnings.simplefilter("error")
                 profile(net, [(inputs.to(next(net.parameters()).dtype) if inputs.is_floating_point() else inputs,)],
                         bits=[2, 4], likelihood=Categorical())  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error:The calls of these layers")
+def test_attention_and_layers_linear_in_their_weights_take_one_pass_and_no_forward_mode(monkeypatch):
+    slow = []
+    plain = BatchedForwardMode.changes
+
+    def changes(self, indices, batch):
+        slow.extend(indices)
+        return plain(self, indices, batch)
+
+    monkeypatch.setattr(BatchedForwardMode, "changes", changes)
+    for kind, nonlinear in ((Attention, ()), (Decoder, ("both_ways", "cell")), (Registered, ("squared",))):
+        slow.clear()
+        model, (inputs, labels) = make(kind)
+        groups, candidates, _ = measured(model, (2, 4))
+        profile(model, [(inputs, labels)], groups=groups, candidates=candidates, likelihood=Categorical())
+        assert [candidates[i] for i in slow] == [c for c in candidates if c.group.split(".")[0] in nonlinear]
+
+
+def test_a_layer_wrongly_said_to_be_linear_in_its_weight_is_found_out():
+    register_layer(Squared)
+    try:
+        model, (inputs, labels) = make(Registered)
+        groups, candidates, deltas = measured(model, (2, 4))
+        with pytest.warns(UserWarning, match="their weights: squared\\. "):
+            taylor = profile(
+                model, [(inputs, labels)], groups=groups, candidates=candidates, likelihood=Enumerated(), draws=3
+            )
+    finally:
+        register_layer(Squared, linear=False)
+    exact = dense_fisher(model, inputs, deltas, categorical_information(model.eval()(inputs).detach()))
+    assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-12 * float(exact.max()))
 
 
 def test_in_place_activations_and_checkpointing_do_not_disturb_the_taps():
