@@ -10,7 +10,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature import Categorical, TaylorModel, profile, shrink
+from lightning_mpq.curvature.accumulation import Accumulator
+from lightning_mpq.curvature.measurement import Measurement
+from lightning_mpq.groups import find_groups
 
 
 def network():
@@ -51,15 +55,18 @@ def test_predictions_of_repeated_profiles_differ_by_their_standard_error(name):
         assert claimed.isfinite()
 
 
-def test_entries_do_not_err_independently():
-    net = network()
-    model = profile(net, draw(0), bits=[2, 4], likelihood=Categorical())
-    policy = model.policy([0, 2, 4])
-    values = [
-        profile(net, draw(s), bits=[2, 4], likelihood=Categorical()).predict(policy).value for s in range(100, 120)
-    ]
-    spread = float(torch.tensor(values).std())
-    assert abs(model.predict(policy).standard_error / spread - 1) < abs(model.entrywise_error(policy) / spread - 1)
+def test_layers_whose_errors_add_up_err_together_and_not_independently():
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
+    groups = find_groups(net)
+    scores = torch.randn(1600, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums = Accumulator(tuple(groups), make_candidates(groups, [2]), "fisher", "divergence", "", 0)
+    for part in scores.split(100):
+        sums.add(Measurement(len(part), rows=part.expand(-1, -1, 10)))
+    model = sums.result()
+    policy = model.policy(range(10))
+    exact = float(((10 * scores).square() / 2).std()) / 1600**0.5
+    assert model.predict(policy).standard_error == pytest.approx(exact, rel=0.4)  # 16 blocks know it to 18 %
+    assert model.entrywise_error(policy) == pytest.approx(exact * 2**0.5 / 10, rel=1e-3)
 
 
 def test_the_formula_is_that_of_batches_of_unequal_size_when_each_is_a_block():
