@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.correction import reestimate_batchnorm
+from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.errors import InfeasibleBudgetError
 from lightning_mpq.modules import stored_bytes
@@ -90,6 +90,7 @@ def compress(name: str, seed: int, root: str, epochs: int, budgets: Sequence[flo
     batches, test = calibration(data, seed), test_split(data)
     reference, _ = outputs(model, test)
     total = stored_bytes(model).total
+    before = measure_batchnorm(model, batches)
     yield {"rounding": "float", "bits": 32.0, "stored_bytes": total, **compare(model, test, reference)}
     for rounding in ("nearest", "second_order"):
         for repair in (False, True):
@@ -116,7 +117,7 @@ def compress(name: str, seed: int, root: str, epochs: int, budgets: Sequence[flo
                     for way, rows in codes.items():
                         with temporarily_packed(model, policy, rows):
                             if repair:
-                                reestimate_batchnorm(model, batches)
+                                reestimate_batchnorm(model, batches, before=before)
                             stored = stored_bytes(model)
                             yield {
                                 "rounding": way,
