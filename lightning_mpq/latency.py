@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import LatencyTable
+from .curvature.isolation import isolated
+from .curvature.layer_calls import LayerCall, watched
 from .groups import LayerGroups, find_groups
-from .layers import weight_rows
+from .held_weights import named_layers
+from .layers import ParameterView, kind_of, weight_rows
 from .modules import pack_layer
 from .policy import WeightScheme
 from .quantizers import quantize_rows
@@ -47,13 +50,20 @@ def measure_latency(
         (group, scheme) to milliseconds, summed over the layers of the group and their uses in one pass.
 
     Raises:
-        ValueError: If there is no scheme, repeats is not positive, or a layer is not used in the pass.
+        ValueError: If there is no scheme, repeats is not positive, a layer is not used in the pass, or a weight is
+            used only together with others, as those of recurrent layers are.
     """
     offered = list(dict.fromkeys(schemes))
     if not offered or repeats < 1:
         raise ValueError(f"Expected at least one scheme and one repeat, got {len(offered)} and {repeats}.")
     groups = find_groups(model) if groups is None else groups
-    layers = {name: model.get_submodule(name) for group in groups for name in group.layers}
+    known = named_layers(model, remove_duplicate=False)
+    layers = {name: known[name] for group in groups for name in group.layers}
+    if alone := sorted(name for name, layer in layers.items() if _only_within_its_module(layer)):
+        raise ValueError(
+            f"The weights {', '.join(alone)} are not used by a call of their own that could be timed. Leave them out "
+            "by find_groups(keep_float=...), or make a LatencyTable of milliseconds measured on the whole module."
+        )
     calls = _recorded_calls(model, layers, inputs)
     if unused := sorted(name for name in layers if not calls[name]):
         raise ValueError(f"The forward pass does not use {', '.join(unused)}; give inputs that reach every layer.")
@@ -67,27 +77,22 @@ def measure_latency(
     return LatencyTable(entries)
 
 
+def _only_within_its_module(layer: nn.Module) -> bool:
+    """Tell whether a weight works only together with others of its module, as those of recurrent layers do."""
+    kind = kind_of(layer)
+    return isinstance(layer, ParameterView) and (kind is None or kind.operation != "linear")
+
+
 def _recorded_calls(model: nn.Module, layers: dict[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, list[Call]]:
     """Run the model once in eval mode and return the arguments of every call of every layer."""
     calls: dict[str, list[Call]] = {name: [] for name in layers}
 
-    def recorder(name: str) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[name].append((args, kwargs))
+    def record(call: LayerCall, output: Tensor) -> Tensor:
+        calls[call.layer].append(((call.inputs, *call.extra), dict(call.options)))
+        return output
 
-        return record
-
-    handles = [layer.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, layer in layers.items()]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    with isolated(model), torch.no_grad(), watched(model, layers, record):
+        model(*inputs)
     return calls
 
 

@@ -69,3 +69,18 @@ def test_layers_that_are_not_reached_are_named():
 def test_something_must_be_measured():
     with pytest.raises(ValueError, match="at least one scheme"):
         measure_latency(Net(), [], inputs=(torch.randn(4, 8),))
+
+
+def test_projections_of_attention_are_timed_and_recurrent_weights_are_named():
+    model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
+    scheme = WeightScheme(4)
+    table = measure_latency(model, [scheme], inputs=(torch.randn(2, 3, 8),), repeats=1)
+    assert {group for group, _ in table.entries} == {
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj",
+        "linear1",
+        "linear2",
+    }
+    assert min(table.entries.values()) > 0
+    with pytest.raises(ValueError, match="0.weight_hh_l0, 0.weight_ih_l0 are not used by a call of their own"):
+        measure_latency(nn.Sequential(nn.GRU(3, 2)), [scheme], inputs=(torch.randn(2, 3, 3),))
