@@ -155,7 +155,6 @@ class FinetuneOptions:
         teacher_dtype: Type in which the float weights are kept for it: "float32", "bfloat16" or "float16".
         damping: Weight of the squared distance of weights to their levels, added to the loss against oscillations.
         optimizers: ``module -> what configure_optimizers may return``, to be used instead of it.
-        reallocate_every: Epochs after which bits are decided again around the quantized model; 0 for never.
     """
 
     epochs: int = 0
@@ -172,7 +171,6 @@ class FinetuneOptions:
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     damping: float = 0.0
     optimizers: Callable[[Any], Any] | None = None
-    reallocate_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -185,7 +183,7 @@ class FinetuneOptions:
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
-        for name in ("distill", "damping", "reallocate_every", "margin"):
+        for name in ("distill", "damping", "margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}.")
         for name, allowed in (("schedule", ("cosine", "constant")), ("batchnorm", ("average", "frozen"))):

@@ -1,0 +1,149 @@
+"""What cannot be fine-tuned is said in a sentence, and nothing is lost."""
+
+import lightning as L
+import pytest
+import torch
+from finetune_cases import Kill, Killed, finetuning, fit, kind_of
+from lightning.pytorch.strategies import FSDPStrategy
+from trainer_cases import SmallClassifier, SmallData, make_trainer, trained
+
+from lightning_mpq.options import FinetuneOptions
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"finetune_epochs": -1}, "epochs of fine-tuning must be an integer of at least 0, got -1"),
+        ({"finetune_epochs": 1.5}, "epochs of fine-tuning must be an integer"),
+        ({"finetune_epochs": None, "finetune_steps": 0}, "steps of fine-tuning must be an integer of at least 1"),
+        ({"finetune_epochs": 1, "finetune_steps": 2}, "epochs or steps of fine-tuning, not both"),
+        ({"quantize_at": -1}, "quantize_at must be the number of an epoch"),
+        ({"quantize_at": True}, "quantize_at must be the number of an epoch"),
+    ],
+)
+def test_arguments(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        finetuning(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"temperature": -1.0}, "temperature must be positive"),
+        ({"distill": -1.0}, "distill must be 0 or more"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant"),
+        ({"batchnorm": "no"}, "batchnorm must be one of average, frozen"),
+    ],
+)
+def test_options(options, said):
+    with pytest.raises(ValueError, match=said):
+        FinetuneOptions(**options)
+
+
+def test_no_training_batches(tmp_path):
+    with pytest.raises(ValueError, match="needs training batches.*limit_train_batches=0"):
+        trained(tmp_path, finetuning(), limit_train_batches=0)
+
+
+def test_few_steps_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="has 2 optimizer steps only"):
+        trained(tmp_path, finetuning(finetune_epochs=1), limit_train_batches=2)
+
+
+def test_frozen_parameters_stay_frozen_and_are_named(tmp_path, caplog):
+    class Frozen(SmallClassifier):
+        def __init__(self):
+            super().__init__()
+            self.network[0].requires_grad_(False)
+
+    seen = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.current_epoch >= 2:
+                weight = pl_module.network[0].weight.detach().clone()
+                assert torch.equal(seen.setdefault("weight", weight), weight)
+                seen["requires_grad"] = pl_module.network[0]._parameters["weight"].requires_grad
+
+    L.seed_everything(0, verbose=False)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        module = Frozen()
+        make_trainer(tmp_path, finetuning(), Watch()).fit(module, SmallData())
+    assert "1 quantized layers are frozen or in no optimizer and stay as they are: network.0" in caplog.text
+    assert seen["requires_grad"] is False
+    assert kind_of(module) == "packed"
+
+
+def test_optimizers_that_hold_copies_or_nothing_of_the_layers(tmp_path):
+    class ByHand(SmallClassifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD([parameter.detach().clone() for parameter in self.parameters()], lr=0.1)
+
+    module = ByHand()
+    with (
+        pytest.warns(UserWarning, match="no parameters of the module .copies kept by hand"),
+        pytest.raises(ValueError, match="No optimizer holds a quantized weight that learns"),
+    ):
+        make_trainer(tmp_path, finetuning()).fit(module, SmallData())
+    assert kind_of(module) == "float"
+
+
+def test_an_optimizer_made_elsewhere_is_emptied_and_said(tmp_path):
+    class Kept(SmallClassifier):
+        def __init__(self):
+            super().__init__()
+            self.own = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+        def configure_optimizers(self):
+            return self.own
+
+    L.seed_everything(0, verbose=False)
+    module = Kept()
+    with pytest.warns(UserWarning, match="returned the same SGD as before"):
+        make_trainer(tmp_path, finetuning()).fit(module, SmallData())
+    assert kind_of(module) == "packed"
+
+
+def test_a_module_that_replaces_its_layers(tmp_path):
+    class Restless(SmallClassifier):
+        def on_train_epoch_end(self):
+            if self.current_epoch == 2:
+                self.network[8] = torch.nn.Linear(32, 3)
+
+    module = Restless()
+    with pytest.raises(ValueError, match="'network.8' was replaced during fine-tuning"):
+        fit(tmp_path, finetuning(), module=module)
+    assert kind_of(module) == "float"
+    assert (tmp_path / "last.ckpt").exists()
+
+
+def test_a_failure_while_fine_tuning_leaves_a_float_module_and_the_trainers_limits(tmp_path):
+    module = SmallClassifier()
+    with pytest.raises(Killed):
+        fit(tmp_path, Kill("on_train_batch_start", 3), finetuning(finetune=FinetuneOptions(distill=1.0)), module=module)
+    assert kind_of(module) == "float"
+    assert not {"training_step", "configure_optimizers", "on_load_checkpoint"} & set(module.__dict__)
+    make_trainer(tmp_path).validate(module, SmallData(), verbose=False)
+
+
+def test_a_checkpoint_of_another_plan(tmp_path):
+    fit(tmp_path, finetuning(4.5))
+    checkpoint = tmp_path / "epoch=2.ckpt"
+    module = SmallClassifier()
+    with pytest.raises(ValueError, match="fine-tuned under the budget .*4.5.*and the callback has .*3.5"):
+        fit(tmp_path, finetuning(3.5), module=module, resume=checkpoint)
+    assert kind_of(module) == "float"
+    other = finetuning(8.0, finetune_epochs=0)
+    trained(tmp_path, other)
+    with pytest.raises(ValueError, match="under another plan than policy="):
+        fit(tmp_path, finetuning(4.5, policy=other.policy), resume=checkpoint)
+
+
+def test_strategies_that_cut_parameters_are_refused_in_setup(tmp_path):
+    mixed, trainer = finetuning(), make_trainer(tmp_path)
+    trainer.strategy.__class__ = FSDPStrategy
+    with pytest.raises(ValueError, match="FSDPStrategy.*strategy='ddp'"):
+        mixed.setup(trainer, SmallClassifier(), "fit")
