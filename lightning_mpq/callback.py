@@ -26,7 +26,7 @@ from .distributed import alone, share_buffers
 from .export.checkpoint import callback_state, finetuned_state, policy_in_checkpoint
 from .finetune.resume import pack_finetuned
 from .modules import empty_packed_model, packed_layers, restore_layers
-from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOptions, RepairOptions, SolverOptions
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
 from .quantize import quantize
@@ -67,6 +67,7 @@ class MixedPrecisionQuantization(Callback):
             item of a tuple or list.
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
         repair: What makes up for rounding once the plan is chosen.
+        loop: Whether several plans are measured before one is chosen.
         finetune: How the model is trained on behind quantization; by default not at all.
         finetune_epochs: Epochs of it, instead of those in ``finetune``.
         finetune_steps: Optimizer steps, instead of epochs.
@@ -102,6 +103,7 @@ class MixedPrecisionQuantization(Callback):
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
         repair: RepairOptions | None = None,
+        loop: LoopOptions | None = None,
         finetune: FinetuneOptions | None = None,
         finetune_epochs: int | None = None,
         finetune_steps: int | None = None,
@@ -122,6 +124,7 @@ class MixedPrecisionQuantization(Callback):
             forward_fn=forward_fn,
             loss_fn=loss_fn,
             repair=repair or RepairOptions(),
+            loop=loop or LoopOptions(),
             cache_dir=cache_dir,
         )
         options = finetune or FinetuneOptions()
@@ -315,8 +318,7 @@ class MixedPrecisionQuantization(Callback):
     def _batches_in_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
         loader = calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
         own = share_of_batches(loader, self.calibration_batches)
-        convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
-        return [move(convert(batch)) for batch in own]
+        return [trainer.strategy.batch_to_device(batch) for batch in own]
 
     @contextmanager
     def _at_work(self, trainer: L.Trainer) -> Iterator[None]:

@@ -136,6 +136,36 @@ class RepairOptions:
 
 
 @dataclass(frozen=True)
+class LoopOptions:
+    """Whether plans are measured before one is chosen.
+
+    Attributes:
+        plans: How many near-optimal plans are measured, the solved one included; the additive plan comes on top. 1
+            takes the solved plan as it is, unless there are rounds.
+        rounds: How often the loss is expanded again around the best plan so far and solved again, if prediction and
+            measurement of that plan disagree.
+        trust: By which factor they may differ before that is done.
+    """
+
+    plans: int = 3
+    rounds: int = 1
+    trust: float = 1.5
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.plans < 1 or self.rounds < 0 or not self.trust >= 1:
+            raise ValueError(
+                f"Expected plans of at least 1, rounds of at least 0 and a trusted factor of at least 1, got "
+                f"{self.plans}, {self.rounds} and {self.trust}."
+            )
+
+    @property
+    def measures(self) -> bool:
+        """Whether any plan is measured before the choice."""
+        return self.plans > 1 or self.rounds > 0
+
+
+@dataclass(frozen=True)
 class FinetuneOptions:
     """How a model is trained on behind quantization.
 

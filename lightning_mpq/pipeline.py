@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .allocation.preparation import Preparation
 from .batches import sample_count
 from .calling import ForwardFn
 from .candidates import make_candidates
+from .closed_loop import ClosedLoop, other_plans
 from .curvature import TaylorModel, profile
 from .curvature.evaluator import LossFn
 from .curvature.sanity import order_violations
@@ -24,11 +26,11 @@ from .curvature.shrinkage import shrink
 from .distributed import gather, mean_over_ranks, on_rank_zero, refuse_empty_ranks, share_buffers
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
-from .options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
 from .quantize import apply_policy, quantize
 from .quantizers import QuantizedRows
 from .repair import reestimates
-from .report import GroupRow, ModelRow, RepairRow, Report
+from .report import GroupRow, ModelRow, RepairRow, Report, TrialRow
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
 from .verdict import Verdict, compared_policies
@@ -66,12 +68,14 @@ class Plan:
         rounded: Rounded weights of all candidates; None if all schemes are rounded to nearest.
         taylor: The Taylor model.
         allocation: The plan with its certificate.
+        trials: The plans that were measured before it was chosen.
     """
 
     groups: LayerGroups
     rounded: RoundedWeights | None
     taylor: TaylorModel
     allocation: Allocation
+    trials: tuple[TrialRow, ...] = ()
 
     def codes(self) -> dict[str, QuantizedRows]:
         """Return the codes of the chosen candidates that were profiled; none where a weight is rounded by itself."""
@@ -90,6 +94,7 @@ class Pipeline:
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
         repair: What makes up for rounding once the plan is chosen.
+        loop: Whether several plans are measured before one is chosen.
         cache_dir: Folder where Taylor models are kept and found again; None for no cache.
         progress: Told how far the job is, from 0 to 1, and what it does.
     """
@@ -101,6 +106,7 @@ class Pipeline:
     forward_fn: ForwardFn | None = None
     loss_fn: LossFn | None = None
     repair: RepairOptions = field(default_factory=RepairOptions)
+    loop: LoopOptions = field(default_factory=LoopOptions)
     cache_dir: str | Path | None = None
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -141,7 +147,7 @@ class Pipeline:
         else:
             with self._stage("verdict"):
                 verdict = self._verdict(model, batches, groups, rounded, taylor, evaluate)
-            report = self._quantize_with_verdict(model, verdict, allocation)
+            report = self._quantize_with_verdict(model, verdict, plan)
         self._tell(1.0, "done")
         return Outcome(groups, taylor, allocation, report)
 
@@ -162,17 +168,48 @@ class Pipeline:
         self.seconds.clear()
         _check(model, batches)
         share_buffers(model)
-        groups, rounded, taylor = self.measure(model, batches)
+        groups, rounded, unshrunk = self._profiled(model, batches)
+        taylor = shrink(unshrunk) if self.curvature.shrink else unshrunk
         with self._stage("allocate"):
             allocation = self.allocate(taylor)
-        return Plan(groups, rounded, taylor, allocation)
+        plan = Plan(groups, rounded, taylor, allocation)
+        return self._best_measured(model, batches, plan, unshrunk) if self.loop.measures else plan
 
-    def allocate(self, taylor: TaylorModel) -> Allocation:
-        """Choose the bits; of several processes rank 0 alone solves, and all get its plan."""
+    def _best_measured(self, model: nn.Module, batches: Sequence[Any], plan: Plan, unshrunk: TaylorModel) -> Plan:
+        """Return the best of several plans as measured on the batches."""
+        with self._stage("allocate"):
+            others = other_plans(plan.taylor, unshrunk, self.budget, plan.allocation, self.loop.plans, self.solver)
+        with self._stage("trials"):
+            self._tell(0.5, "measure the best plans")
+            likelihood = None if self.curvature.likelihood == "auto" else self.curvature.likelihood
+            loop = ClosedLoop(
+                model,
+                batches,
+                plan.groups,
+                plan.rounded,
+                plan.taylor,
+                options=self.loop,
+                repair=self.repair,
+                likelihood=likelihood,
+                forward_fn=self.forward_fn,
+                loss_fn=self.loss_fn,
+            )
+            again = {"curvature": self.curvature.estimator, "seed": self.curvature.seed, **self._sampling(model)}
+            found = loop.run(plan.allocation, others, partial(self.allocate, told=False), **again)
+        return replace(plan, allocation=found.allocation, trials=found.trials)
+
+    def allocate(self, taylor: TaylorModel, told: bool = True) -> Allocation:
+        """Choose the bits; of several processes rank 0 alone solves, and all get its plan.
+
+        Args:
+            taylor: The Taylor model.
+            told: Whether progress is told.
+        """
+        progress = self._within(0.4, 0.5) if told else None
         solved: list[Allocation] = []
 
         def solve() -> Allocation:
-            solved.append(allocate(taylor, self.budget, **vars(self.solver), progress=self._within(0.4, 0.5)))
+            solved.append(allocate(taylor, self.budget, **vars(self.solver), progress=progress))
             return replace(solved[0], preparation=None)  # may hold cost functions, which cannot be sent
 
         plan = on_rank_zero(solve)
@@ -188,6 +225,13 @@ class Pipeline:
         Returns:
             The groups; rounded weights, or None if all schemes are rounded to nearest; the Taylor model.
         """
+        groups, rounded, taylor = self._profiled(model, batches)
+        return groups, rounded, shrink(taylor) if self.curvature.shrink else taylor
+
+    def _profiled(
+        self, model: nn.Module, batches: Sequence[Any]
+    ) -> tuple[LayerGroups, RoundedWeights | None, TaylorModel]:
+        """Do what `measure` does, and leave the noise in the Taylor model."""
         groups = find_groups(model, **self.candidates.rules())
         candidates = make_candidates(groups, schemes=self.candidates.offered_schemes())
         rounded = None
@@ -221,7 +265,7 @@ class Pipeline:
                 progress=self._within(0.15, 0.4),
             )
         _warn_of_wrong_order(taylor)
-        return groups, rounded, shrink(taylor) if self.curvature.shrink else taylor
+        return groups, rounded, taylor
 
     def _sampling(self, model: nn.Module) -> dict[str, Any]:
         """Return statistics, draws and chunk size, where they are left open, as suits the model."""
@@ -279,12 +323,12 @@ class Pipeline:
         rows = self._compared_rows(verdict, plan.allocation)
         with self._stage("verdict"):
             rows.models.append(verdict.trial("chosen plan", plan.allocation.policy))
-        return self._report(verdict, plan.allocation, rows)
+        return self._report(verdict, plan, rows)
 
-    def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, allocation: Allocation) -> Report:
+    def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, plan: Plan) -> Report:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
-        policy = allocation.policy
-        rows = self._compared_rows(verdict, allocation)
+        policy = plan.allocation.policy
+        rows = self._compared_rows(verdict, plan.allocation)
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
             undo = apply_policy(model, policy, verdict.codes(policy))
@@ -296,7 +340,7 @@ class Pipeline:
         except BaseException:
             undo()
             raise
-        return self._report(verdict, allocation, rows)
+        return self._report(verdict, plan, rows)
 
     def _compared_rows(self, verdict: Verdict, allocation: Allocation) -> _Rows:
         """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone."""
@@ -310,14 +354,15 @@ class Pipeline:
             self._tell(0.8, "measure each group alone")
             return _Rows(rows, repair, verdict.groups_alone(allocation.policy))
 
-    def _report(self, verdict: Verdict, allocation: Allocation, rows: _Rows) -> Report:
+    def _report(self, verdict: Verdict, plan: Plan, rows: _Rows) -> Report:
         return Report(
             loss=verdict.taylor.loss,
             models=tuple(rows.models),
             groups=rows.groups,
             repair=rows.repair,
             left_in_float=verdict.groups.left_in_float,
-            solver=allocation.to_dict(),
+            trials=plan.trials,
+            solver=plan.allocation.to_dict(),
             seconds=dict(self.seconds),
             samples=sum(gather(sum(sample_count(batch) or 0 for batch in verdict.batches))),
         )

@@ -16,7 +16,14 @@ from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
 from lightning_mpq.groups import find_groups
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SolverOptions
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    FinetuneOptions,
+    LoopOptions,
+    RepairOptions,
+    SolverOptions,
+)
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))
@@ -29,6 +36,7 @@ TYPES: dict[str, type] = {
     "budget": Budget,
     "solver": SolverOptions,
     "repair": RepairOptions,
+    "loop": LoopOptions,
     "finetune": FinetuneOptions,
     "callbacks": MixedPrecisionQuantization,
 }
@@ -65,7 +73,7 @@ def test_each_file_instantiates(name: str) -> None:
     found = instantiate(config[group].mpq if group == "callbacks" else config[group])
     assert isinstance(found, TYPES[group])
     config = config[group]
-    plain = ("curvature", "candidates", "budget", "solver", "repair", "finetune")
+    plain = ("curvature", "candidates", "budget", "solver", "repair", "loop", "finetune")
     if group in plain:  # every value arrives as a plain one
         for key, value in vars(found).items():
             assert not OmegaConf.is_config(value)
@@ -140,6 +148,7 @@ def test_candidate_schemes_can_be_written_out() -> None:
         ("candidates/default.yaml", set()),
         ("solver/quadratic.yaml", set()),
         ("repair/default.yaml", set()),
+        ("loop/default.yaml", set()),
         ("finetune/none.yaml", set()),
         ("finetune/qat.yaml", set()),
         ("finetune/distill.yaml", set()),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from ..curvature.model import Prediction
 from ..policy import BitPolicy
@@ -86,6 +88,25 @@ class Allocation:
         if self.additive_loss is None or self.predicted_loss == 0:
             return None
         return (self.additive_loss - self.predicted_loss) / abs(self.predicted_loss)
+
+    def with_policy(self, policy: BitPolicy) -> Allocation:
+        """Return the record of another plan under the same model and budget; bound and status stay those of this one.
+
+        Args:
+            policy: One of the candidates for each group.
+        """
+        assert self.preparation is not None
+        taylor = self.preparation.taylor
+        prediction = taylor.predict(policy)
+        chosen = np.array(taylor.indices(policy))
+        return replace(
+            self,
+            policy=policy,
+            prediction=prediction,
+            value=prediction.value - (prediction.between if self.objective == "additive" else 0.0),
+            costs={row.name: row.of(chosen) for row in self.preparation.rows},
+            prediction_error=taylor.prediction_error(policy),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,31 @@ class RepairRow:
 
 
 @dataclass(frozen=True)
+class TrialRow:
+    """A plan that was measured before one was chosen.
+
+    Attributes:
+        round: 0 for plans of the Taylor model around the float weights, 1 for the first one around quantized ones, ...
+        plan: Where the plan comes from.
+        bits: Group to bits.
+        predicted_loss: Change of the loss from the float model that was predicted.
+        measured_loss: The same as measured on the calibration batches, with the codes that were profiled, repaired.
+        kept: Whether this plan was chosen.
+    """
+
+    round: int
+    plan: str
+    bits: Mapping[str, int]
+    predicted_loss: float
+    measured_loss: float
+    kept: bool = False
+
+    def kept_if(self, kept: bool) -> TrialRow:
+        """Return the same with the choice."""
+        return replace(self, kept=kept)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a user needs to judge a quantized model.
 
@@ -93,6 +118,7 @@ class Report:
         seconds: Wall time of each stage.
         samples: Samples in the calibration batches.
         repair: The chosen plan after each step of repair.
+        trials: The plans among which it was chosen.
     """
 
     loss: str
@@ -103,6 +129,7 @@ class Report:
     seconds: Mapping[str, float]
     samples: int
     repair: tuple[RepairRow, ...] = ()
+    trials: tuple[TrialRow, ...] = ()
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -133,6 +160,7 @@ class Report:
         rows["repair"] = tuple(
             RepairRow(**{**row, "repaired": tuple(row["repaired"])}) for row in fields.get("repair", ())
         )
+        rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:

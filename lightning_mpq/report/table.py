@@ -18,6 +18,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console = Console(width=_LOG_WIDTH)
     console.print(models_table(report))
     console.print(groups_table(report))
+    if len(report.trials) > 1:
+        console.print(trials_table(report))
     if len(report.repair) > 1:
         console.print(repair_table(report))
     for layer, reason in report.left_in_float.items():
@@ -83,6 +85,20 @@ def repair_table(report: Report) -> Table:
     table.add_column("measured loss", justify="right")
     for row in report.repair:
         table.add_row(row.rounding, " + ".join(row.repaired) or "-", _number(row.measured_loss))
+    return table
+
+
+def trials_table(report: Report) -> Table:
+    """Return one row a plan that was measured before one was chosen."""
+    table = Table(title="The plans that were measured")
+    table.add_column("round", justify="right")
+    table.add_column("plan")
+    for title in ("predicted loss", "measured loss"):
+        table.add_column(title, justify="right")
+    table.add_column("kept")
+    for row in report.trials:
+        numbers = (_number(row.predicted_loss), _number(row.measured_loss))
+        table.add_row(str(row.round), row.plan, *numbers, "yes" if row.kept else "")
     return table
 
 

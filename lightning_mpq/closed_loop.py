@@ -1,0 +1,201 @@
+"""The loop closed: near-optimal plans are measured, the best is kept, and the loss is expanded again where it erred.
+
+Plans are compared as the Taylor model predicts them: with the codes that were profiled, and repaired. These codes are
+fixed before any choice and the same for all plans, so that the choice among a handful of plans is all that the
+calibration data could be overfitted by; the plan that is kept is rounded in sequence afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import torch
+from torch import nn
+
+from .allocation import Allocation, Budget, allocate, alternatives
+from .calling import ForwardFn
+from .curvature import Likelihood, TaylorModel
+from .curvature.evaluator import LossFn
+from .curvature.shrinkage import shrink
+from .distributed import on_rank_zero
+from .groups import LayerGroups
+from .options import LoopOptions, RepairOptions, SolverOptions
+from .policy import BitPolicy
+from .quantize import temporarily_packed
+from .quantizers import QuantizedRows
+from .reexpansion import expand_at
+from .repair import Repair
+from .report.measure import LossChange
+from .report.records import TrialRow
+from .rounded_weights import RoundedWeights
+from .rounding import round_candidates
+
+_SECONDS_FOR_ALTERNATIVES = 3.0
+"""Their certificates matter to nobody."""
+Solve = Callable[[TaylorModel], Allocation]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of the loop.
+
+    Attributes:
+        allocation: The kept plan; ``lower_bound`` and status are those of the solved program.
+        trials: Every plan that was measured.
+    """
+
+    allocation: Allocation
+    trials: tuple[TrialRow, ...]
+
+
+class ClosedLoop:
+    """Measures plans on the calibration batches and keeps the best."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        groups: LayerGroups,
+        rounded: RoundedWeights | None,
+        taylor: TaylorModel,
+        *,
+        options: LoopOptions,
+        repair: RepairOptions,
+        likelihood: Likelihood | None = None,
+        forward_fn: ForwardFn | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        """Measure the float model.
+
+        Args:
+            model: The float model, left as it was.
+            batches: Calibration batches.
+            groups: Its groups.
+            rounded: The rounded weights that were profiled; None if all are rounded to nearest.
+            taylor: The Taylor model around the float weights.
+            options: How many plans and rounds.
+            repair: What is repaired behind quantized weights.
+            likelihood: What the outputs mean; guessed for None.
+            forward_fn: ``(model, batch) -> outputs``.
+            loss_fn: ``(model, batch) -> scalar``, for the task loss.
+        """
+        self._model, self._batches, self._groups = model, batches, groups
+        self._rounded, self._taylor = rounded, taylor
+        self._options, self._repair_options = options, repair
+        self._likelihood, self._forward_fn, self._loss_fn = likelihood, forward_fn, loss_fn
+        self._change = LossChange(
+            model, batches, taylor.loss, likelihood=likelihood, forward_fn=forward_fn, loss_fn=loss_fn
+        )
+        layers = [layer for group in groups for layer in group.layers]
+        self._repair = Repair(model, batches, layers, repair, forward_fn)
+        self._measured: dict[str, float] = {}
+
+    def run(self, allocation: Allocation, others: Mapping[str, BitPolicy], solve: Solve, **settings: Any) -> Found:
+        """Measure the solved plan and others, keep the best, and expand again if the prediction for it was wrong.
+
+        Args:
+            allocation: The solved plan.
+            others: Name to other plans within the budget; those that stand twice are measured once.
+            solve: Taylor model to plan, for the rounds.
+            settings: Those of `profile` for the rounds: curvature, statistics, draws, chunk_size, seed.
+        """
+        plans = {"solved": allocation.policy}
+        for name, policy in others.items():
+            if policy not in plans.values():
+                plans[name] = policy
+        trials = [self._trial(0, name, policy, self._taylor.predict(policy).value) for name, policy in plans.items()]
+        best = min(range(len(trials)), key=lambda i: trials[i].measured_loss)
+        policies = list(plans.values())
+        for number in range(1, self._options.rounds + 1):
+            base = trials[best]
+            if not self._disagrees(base):
+                break
+            local = self._expanded(policies[best], settings)
+            policy = solve(local).policy
+            step = local.predict(policy).value - local.predict(policies[best]).value
+            policies.append(policy)
+            trials.append(self._trial(number, "solved again", policy, base.measured_loss + step))
+            if trials[-1].measured_loss >= base.measured_loss:
+                break
+            best = len(trials) - 1
+        rows = tuple(row.kept_if(number == best) for number, row in enumerate(trials))
+        kept = allocation if policies[best] == allocation.policy else allocation.with_policy(policies[best])
+        return Found(kept, rows)
+
+    def _trial(self, number: int, name: str, policy: BitPolicy, predicted: float) -> TrialRow:
+        key = policy.to_json()
+        if key not in self._measured:
+            with temporarily_packed(self._model, policy, self._codes(policy)):
+                self._repair.apply()
+                self._measured[key] = self._change.measure()
+        return TrialRow(number, name, policy.bits(), predicted, self._measured[key])
+
+    def _codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+        return {} if self._rounded is None else self._rounded.of_policy(policy)
+
+    def _disagrees(self, trial: TrialRow) -> bool:
+        """Tell whether the prediction of a plan is off by more than the trusted factor."""
+        low, high = sorted((trial.predicted_loss, trial.measured_loss))
+        return (high / low if low > 0 else inf) > self._options.trust and high > 0
+
+    def _expanded(self, policy: BitPolicy, settings: Mapping[str, Any]) -> TaylorModel:
+        """Return the Taylor model around a plan, its noise shrunk."""
+        rounded = self._rounded
+        if rounded is None:
+            rounded = round_candidates(self._model, (), self._groups, self._taylor.candidates, best_grid=False)
+        local = expand_at(
+            self._model,
+            self._batches,
+            self._groups,
+            rounded,
+            rounded.of_policy(policy),
+            likelihood=self._likelihood,
+            repair=self._repair_options,
+            forward_fn=self._forward_fn,
+            loss_fn=self._loss_fn if self._taylor.loss == "task" else None,
+            **settings,
+        )
+        return shrink(local)
+
+
+def other_plans(
+    taylor: TaylorModel,
+    unshrunk: TaylorModel,
+    budget: Budget,
+    allocation: Allocation,
+    plans: int,
+    solver: SolverOptions,
+) -> dict[str, BitPolicy]:
+    """Return plans worth measuring beside the solved one: additive, without shrinking, and the next best that differ.
+
+    There are none if the budget asks for the fewest bytes, or the solver for the additive plan.
+
+    Args:
+        taylor: The Taylor model.
+        unshrunk: The same before its noise was shrunk.
+        budget: Its bounds.
+        allocation: The solved plan.
+        plans: How many near-optimal plans, the solved one included.
+        solver: How that was solved.
+    """
+    if plans < 2 or budget.minimises_bytes or solver.objective == "additive":
+        return {}
+    settings: dict[str, Any] = {
+        "rules": solver.rules,
+        "solver": solver.solver,
+        "time_limit": min(solver.time_limit, _SECONDS_FOR_ALTERNATIVES),
+        "gap": solver.gap,
+        "seed": solver.seed,
+    }
+
+    def solve() -> dict[str, BitPolicy]:
+        found = {} if allocation.additive_policy is None else {"additive plan": allocation.additive_policy}
+        if not torch.equal(taylor.curvature, unshrunk.curvature):
+            found["without shrinking"] = allocate(unshrunk, budget, **settings).policy
+        near = alternatives(taylor, budget, plans, **settings)[1:]
+        return found | {f"alternative {number}": plan.policy for number, plan in enumerate(near, start=1)}
+
+    return on_rank_zero(solve)

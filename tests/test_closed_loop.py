@@ -1,0 +1,181 @@
+"""Plans measured before one is chosen, and the loss expanded again around quantized weights, against dense oracles."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+from torch.nn.functional import log_softmax
+
+from lightning_mpq.allocation import Budget
+from lightning_mpq.candidates import make_candidates
+from lightning_mpq.curvature import Categorical, Gaussian
+from lightning_mpq.groups import find_groups
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
+from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.quantize import quantize
+from lightning_mpq.reexpansion import expand_at
+from lightning_mpq.report.measure import LossChange
+from lightning_mpq.rounding import round_candidates
+
+NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
+NEAREST = CandidateOptions(bits=(2, 3, 4), rounding="nearest")
+EXACT = CurvatureOptions(estimator="gauss_newton", shrink=False, likelihood=Categorical())
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+
+
+def batches() -> list[torch.Tensor]:
+    return list(2 * torch.randn(4, 12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+
+
+def around_two_bits(model: nn.Module, estimator: str):
+    groups = find_groups(model)
+    rounded = round_candidates(model, (), groups, make_candidates(groups, bits=(2, 3)))
+    policy = BitPolicy({group.name: rounded.candidates[2 * i].scheme for i, group in enumerate(groups)})
+    assert set(policy.bits().values()) == {2}
+    codes = rounded.of_policy(policy)
+    taylor = expand_at(
+        model, batches(), groups, rounded, codes, likelihood=Categorical(), repair=NOTHING, curvature=estimator
+    )
+    return taylor, rounded, policy
+
+
+def dense(model: nn.Module, rounded, policy):
+    """Return gradient and Gauss-Newton matrix of KL(float || quantized) at a policy, for all candidates."""
+    inputs = torch.cat(batches())
+    weights = {f"{name}.weight": rows.dequantize(torch.float64) for name, rows in rounded.of_policy(policy).items()}
+    steps = [
+        {
+            name: (rounded.of_layer(c.group, c.scheme).dequantize(torch.float64) - weight)
+            if name == f"{c.group}.weight"
+            else torch.zeros_like(weight)
+            for name, weight in weights.items()
+        }
+        for c in rounded.candidates
+    ]
+
+    def outputs(t: torch.Tensor) -> torch.Tensor:
+        moved = {
+            name: weight + sum(t[i] * step[name] for i, step in enumerate(steps)) for name, weight in weights.items()
+        }
+        return functional_call(model, moved, (inputs,))
+
+    zero = torch.zeros(len(steps), dtype=torch.float64)
+    wanted = log_softmax(model(inputs).detach(), 1)
+
+    def divergence(logits: torch.Tensor) -> torch.Tensor:
+        return (wanted.exp() * (wanted - log_softmax(logits, 1))).sum(1).mean()
+
+    jacobian, logits = jacrev(outputs)(zero), outputs(zero)
+    gradient = jacrev(lambda t: divergence(outputs(t)))(zero)
+    curvature = torch.einsum("nck,ncmd,mdl->kl", jacobian, hessian(divergence)(logits), jacobian)
+    return gradient, curvature, float(divergence(logits))
+
+
+def test_gradient_and_curvature_at_the_quantized_point_are_those_of_the_divergence_from_the_float_model():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    taylor, rounded, policy = around_two_bits(model, "gauss_newton")
+    gradient, curvature, _ = dense(model, rounded, policy)
+    torch.testing.assert_close(taylor.gradient, gradient)
+    torch.testing.assert_close(taylor.curvature, curvature)
+    assert taylor.predict(policy).value == 0  # it is where we are
+    assert gradient.abs().max() > 1e-4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_it_predicts_a_nearby_plan_better_than_the_expansion_at_the_float_weights():
+    model = network()
+    taylor, rounded, policy = around_two_bits(model, "hessian")
+    at_float = Pipeline(Budget(average_bits=4), candidates=CandidateOptions(bits=(2, 3), rounding="nearest"))
+    first = at_float.measure(model, [(b, torch.zeros(12, dtype=torch.long)) for b in batches()])[2]
+    change = LossChange(model, batches(), "divergence", likelihood=Categorical())
+
+    def measured(plan: BitPolicy) -> float:
+        return_to = copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            for name, rows in rounded.of_policy(plan).items():
+                model.get_submodule(name).weight.copy_(rows.dequantize(torch.float64))
+        loss = change.measure()
+        model.load_state_dict(return_to)
+        return loss
+
+    base = measured(policy)
+    near = BitPolicy({**policy, "4": rounded.candidates[-1].scheme})
+    true = measured(near)
+    assert near != policy
+    assert abs(base + taylor.predict(near).value - true) < abs(first.predict(near).value - true)
+
+
+def pipeline(loop: LoopOptions, **settings) -> Pipeline:
+    return Pipeline(
+        Budget(average_bits=7.0), candidates=NEAREST, curvature=EXACT, repair=NOTHING, loop=loop, **settings
+    )
+
+
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in batches()]
+
+
+def test_the_plan_of_least_measured_loss_is_kept():
+    model = network()
+    plan = pipeline(LoopOptions(plans=4, rounds=0)).plan(model, data())
+    change = LossChange(model, data(), "divergence", likelihood=Categorical())
+    assert [row.plan for row in plan.trials][0] == "solved"
+    assert len({str(row.bits) for row in plan.trials}) == len(plan.trials) >= 3
+    kept = [row for row in plan.trials if row.kept]
+    assert len(kept) == 1
+    assert kept[0].measured_loss == min(row.measured_loss for row in plan.trials)
+    assert kept[0].bits == plan.allocation.policy.bits()
+    assert plan.allocation.predicted_loss == pytest.approx(kept[0].predicted_loss)
+    assert plan.allocation.costs["average_bits"] <= 7.0
+    quantize(model, plan.allocation.policy, data(), rounded=plan.rounded, repair=NOTHING)
+    assert change.measure() == pytest.approx(kept[0].measured_loss, rel=1e-4)
+
+
+def test_disagreement_leads_to_a_round_and_agreement_to_none():
+    exact = pipeline(LoopOptions(plans=1, rounds=2, trust=1e9)).plan(network(), data())
+    assert [row.round for row in exact.trials] == [0]
+    doubting = pipeline(LoopOptions(plans=1, rounds=2, trust=1.0)).plan(network(), data())
+    rounds = [row.round for row in doubting.trials]
+    assert rounds in ([0, 1], [0, 1, 2])
+    assert [row.plan for row in doubting.trials][1] == "solved again"
+    kept = next(row for row in doubting.trials if row.kept)
+    assert kept.measured_loss == min(row.measured_loss for row in doubting.trials)
+
+
+def test_without_the_loop_nothing_is_measured():
+    plan = pipeline(LoopOptions(plans=1, rounds=0)).plan(network(), data())
+    assert plan.trials == ()
+    additive = pipeline(LoopOptions(plans=3, rounds=0), solver=SolverOptions(objective="additive"))
+    assert [row.plan for row in additive.plan(network(), data()).trials] == ["solved"]
+
+
+def test_rounds_work_with_batchnorm_and_sampled_curvature():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    samples = [(batch.float(), labels) for batch, labels in data()]
+    statistics = model[1].running_mean.clone()
+    curvature = CurvatureOptions(likelihood=Gaussian())
+    job = Pipeline(
+        Budget(average_bits=6.5),
+        candidates=CandidateOptions(bits=(2, 3, 4)),
+        curvature=curvature,
+        loop=LoopOptions(plans=2, rounds=1, trust=1.0),
+    )
+    outcome = job.run(model, samples, lambda: {})
+    assert outcome.report.trials[-1].round == 1
+    assert sum(row.kept for row in outcome.report.trials) == 1
+    assert not torch.equal(model[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize("wrong", [{"plans": 0}, {"rounds": -1}, {"trust": 0.5}])
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="plans of at least 1"):
+        LoopOptions(**wrong)
