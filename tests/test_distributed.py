@@ -357,6 +357,20 @@ def test_two_processes_round_and_repair_as_one_does(pool):
     assert changes[0] > 0
 
 
+def synchronised_statistics():
+    """Re-estimate SyncBatchNorm layers, which exchange statistics in every pass if they are let."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    reestimate_batchnorm(model, own(batches()))
+    assert "forward" not in vars(model[1])
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+def test_synchronised_batchnorm_is_measured_with_uneven_numbers_of_batches(pool):
+    for found in pool.run(synchronised_statistics):
+        for value, single in zip(found, synchronised_statistics(), strict=True):
+            torch.testing.assert_close(value, single, rtol=1e-5, atol=1e-6)
+
+
 def whole_job():
     """Run the pipeline with buffers that differ from rank to rank, which must not matter."""
     model = network()
