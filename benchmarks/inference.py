@@ -47,7 +47,7 @@ def make_model(name: str) -> nn.Module:
     path = weights_file(name, 0, EPOCHS)
     if path.exists():
         module.load_state_dict(load_file(path))
-    return module.network.eval()  # type: ignore[union-attr,operator,return-value]
+    return module.network.eval()
 
 
 def make_inputs(name: str, batch: int) -> Tensor:

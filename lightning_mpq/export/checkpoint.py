@@ -14,6 +14,10 @@ from ..errors import CorruptModelError
 from ..finetune.resume import pack_finetuned
 from ..modules import empty_packed_model, restore_layers
 from ..policy import BitPolicy
+from .slots import fill_slots, find_slots
+
+POLICY_KEY = "lightning_mpq.policy"
+"""Where a checkpoint carries the policy of a module with `PackedCheckpoints`."""
 
 
 def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
@@ -27,6 +31,8 @@ def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
     if not any(key.endswith("packed_codes") for key in checkpoint["state_dict"]):
         return None
     state = callback_state(checkpoint)
+    if POLICY_KEY in checkpoint:
+        return BitPolicy.from_json(checkpoint[POLICY_KEY])
     if state is not None and "policy" in state:
         return BitPolicy.from_json(state["policy"])
     raise CorruptModelError(
@@ -58,7 +64,8 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
 
     Args:
         path: File written by ``Trainer.save_checkpoint`` or ModelCheckpoint after quantization.
-        model: An instance of the LightningModule that was trained; on an error it is left as it was.
+        model: An instance of the LightningModule that was trained; on an error it is left as it was. It may be on the
+            meta device, and what is loaded is then on the CPU.
 
     Raises:
         CorruptModelError: If the file cannot be opened without running code from it, holds no packed model,
@@ -74,14 +81,38 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     policy, finetuned = policy_in_checkpoint(checkpoint), finetuned_state(checkpoint)
     if policy is None and finetuned is None:
         raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
-    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     floats = {} if policy is None else empty_packed_model(model, policy)
+    # Layers that were replaced keep their float weights, so that only the rest is copied to go back to.
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        if any(value.is_meta for value in before.values()):
+            _fill(model, checkpoint["state_dict"])
+        else:
+            model.load_state_dict(checkpoint["state_dict"])
         if finetuned is not None:
             pack_finetuned(model, finetuned)
     except (RuntimeError, ValueError, TypeError) as error:
+        if not any(value.is_meta for value in before.values()):
+            model.load_state_dict(before)
         restore_layers(model, floats)
-        model.load_state_dict(before)
         raise CorruptModelError(f"{path} does not fit {type(model).__name__}: {error}") from error
     return model
+
+
+def _fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Give a model on the meta device the tensors of a state dict; ties of the model hold.
+
+    Raises:
+        ValueError: If names, shapes or types differ; nothing has been changed then.
+    """
+    slots = find_slots(model)
+    wanted = {name: slot.value for slot in slots for name in slot.places}
+    if other := sorted(set(wanted) ^ set(state)):
+        raise ValueError(f"the tensor {other[0]!r} is {'missing' if other[0] in wanted else 'unexpected'}.")
+    for name, own in wanted.items():
+        if (own.shape, own.dtype) != (state[name].shape, state[name].dtype):
+            raise ValueError(
+                f"the tensor {name!r} must be {own.dtype} {list(own.shape)}, got {state[name].dtype} "
+                f"{list(state[name].shape)}."
+            )
+    fill_slots((slot, state[slot.name]) for slot in slots)

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..modules import empty_packed_model, packed_layers, policy_of
-from ..policy import BitPolicy
-from .checkpoint import policy_in_checkpoint
+from .checkpoint import POLICY_KEY, policy_in_checkpoint
 
 Module = TypeVar("Module")
-POLICY_KEY = "lightning_mpq.policy"
-"""Where a checkpoint carries the policy of a module with `PackedCheckpoints`."""
 
 
 class PackedCheckpoints:
@@ -34,8 +31,7 @@ class PackedCheckpoints:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace layers by empty packed ones if the checkpoint about to be loaded holds such."""
-        own = checkpoint.get(POLICY_KEY)
-        policy = policy_in_checkpoint(checkpoint) if own is None else BitPolicy.from_json(own)
+        policy = policy_in_checkpoint(checkpoint)
         if policy is not None and not packed_layers(self):  # type: ignore[arg-type]
             empty_packed_model(self, policy)  # type: ignore[arg-type]
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]

@@ -104,3 +104,21 @@ print(json.dumps([loaded(INPUTS).tolist(), tested[0]["mean"]]))
     outputs, mean = json.loads(done.stdout.splitlines()[-1])
     assert torch.equal(torch.tensor(outputs), net(INPUTS))
     assert mean == pytest.approx(float(net(INPUTS).detach().mean()), rel=1e-6)
+
+
+def test_load_checkpoint_fills_an_instance_or_leaves_it(tmp_path):
+    net, path = written(tmp_path, PackedNet)
+    with torch.device("meta"):
+        shell = Net(width=7)
+    for model in (Net(width=7), shell):
+        assert torch.equal(mpq.load_checkpoint(path, model)(INPUTS), net(INPUTS))
+    with torch.device("meta"):
+        wrong_shell = Net(width=5)
+    for wrong in (Net(width=5), wrong_shell):
+        before = {name: value.clone() for name, value in wrong.state_dict().items()}
+        with pytest.raises(mpq.CorruptModelError, match=r"(?s)does not fit Net: .*layers.0"):
+            mpq.load_checkpoint(path, wrong)
+        assert not packed_layers(wrong)
+        after = wrong.state_dict()
+        assert before.keys() == after.keys()
+        assert all(value.is_meta or torch.equal(value, before[name]) for name, value in after.items())
