@@ -59,8 +59,8 @@ def load_from_checkpoint(module_class: type[Module], path: str | Path, **options
             "load_checkpoint(path, model) loads into one that is there."
         )
     if issubclass(module_class, PackedCheckpoints):
-        return module_class.load_from_checkpoint(path, **options)  # type: ignore[attr-defined,no-any-return]
+        return module_class.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
     loading = type(module_class.__name__, (PackedCheckpoints, module_class), {"__module__": module_class.__module__})
     module = loading.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
     module.__class__ = module_class
-    return module  # type: ignore[no-any-return]
+    return module
