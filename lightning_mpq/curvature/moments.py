@@ -28,14 +28,12 @@ def sums_of_products(rows: Tensor, blocks: Tensor, start: int) -> tuple[Tensor, 
     samples, count, width = rows.shape
     if count == 1:
         flat = _wide(rows[:, 0])
-        first = torch.zeros(width, width, dtype=torch.float64, device=flat.device)
+        narrow = flat.to(blocks)
         for offset in range(min(samples, len(blocks))):
-            part = flat[offset :: len(blocks)]
-            product = part.T @ part
-            first += product
-            blocks[(start + offset) % len(blocks)] += product.to(blocks)
+            part = narrow[offset :: len(blocks)]
+            blocks[(start + offset) % len(blocks)].addmm_(part.T, part)
         squared = flat.square()
-        return first, squared.T @ squared
+        return flat.T @ flat, squared.T @ squared
     number = (start + torch.arange(samples, device=blocks.device)) % len(blocks)
     first = torch.zeros(width, width, dtype=torch.float64, device=_wide(rows[:0]).device)
     second = torch.zeros_like(first)
