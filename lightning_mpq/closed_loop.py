@@ -7,6 +7,7 @@ calibration data could be overfitted by; the plan that is kept is rounded in seq
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -198,4 +199,6 @@ def other_plans(
         near = alternatives(taylor, budget, plans, **settings)[1:]
         return found | {f"alternative {number}": plan.policy for number, plan in enumerate(near, start=1)}
 
-    return on_rank_zero(solve)
+    with warnings.catch_warnings():  # the first plan has said already what it thinks of the budget
+        warnings.simplefilter("ignore")
+        return on_rank_zero(solve)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .allocation import Rules
-from .candidates import default_scheme
 from .curvature.likelihood import Likelihood
 from .policy import WeightScheme
 from .rounding import second_order_schemes
@@ -20,8 +19,10 @@ class CandidateOptions:
     Attributes:
         bits: Widths offered to every group.
         rounding: How a width is rounded where ``schemes`` is None: "second_order" finds codes, clip range and grid of
-            each layer on the calibration batches (`second_order_schemes`), "nearest" needs the weight alone
-            (`default_scheme`).
+            each layer on the calibration batches (`second_order_schemes`), "nearest" needs the weight alone and takes
+            the grid of the least weight error.
+        granularities: What may share a scale: "channel", "tensor", or the length of a block of columns; several make
+            one candidate each for every width, and the program chooses by what their scales cost and gain.
         schemes: Schemes offered instead of ``bits``.
         groups: Group name to patterns of layers that share one scheme (see `find_groups`).
         keep_float: Patterns of layers that stay in float.
@@ -32,6 +33,7 @@ class CandidateOptions:
 
     bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
     rounding: Literal["second_order", "nearest"] = "second_order"
+    granularities: Sequence[str | int] = ("channel",)
     schemes: Sequence[WeightScheme] | None = None
     groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     keep_float: Sequence[str] = ()
@@ -46,15 +48,17 @@ class CandidateOptions:
 
     def rules(self) -> dict[str, Any]:
         """Return what `find_groups` takes."""
-        return {key: value for key, value in vars(self).items() if key not in ("bits", "rounding", "schemes")}
+        own = ("bits", "rounding", "granularities", "schemes")
+        return {key: value for key, value in vars(self).items() if key not in own}
 
     def offered_schemes(self) -> Sequence[WeightScheme]:
         """Return the schemes offered to every group that the rules allow their widths."""
         if self.schemes is not None:
             return self.schemes
+        schemes = second_order_schemes(self.bits, self.granularities)
         if self.rounding == "second_order":
-            return second_order_schemes(self.bits)
-        return [default_scheme(bits) for bits in sorted(set(self.bits))]
+            return schemes
+        return [replace(scheme, clip="absmax", rounding="nearest") for scheme in schemes]
 
 
 @dataclass(frozen=True)

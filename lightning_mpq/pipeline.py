@@ -235,7 +235,8 @@ class Pipeline:
         groups = find_groups(model, **self.candidates.rules())
         candidates = make_candidates(groups, schemes=self.candidates.offered_schemes())
         rounded = None
-        if any(candidate.scheme.needs_inputs for candidate in candidates):
+        # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
+        if self.candidates.schemes is None or any(candidate.scheme.needs_inputs for candidate in candidates):
             with self._stage("round"):
                 rounded = round_candidates(
                     model,

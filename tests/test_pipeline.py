@@ -12,8 +12,10 @@ from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions
 from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.policy import GRIDS, WeightScheme
+from lightning_mpq.quantizers import quantize_rows
 from lightning_mpq.report.measure import LossChange
 from lightning_mpq.verdict import uniform_policy
 
@@ -111,8 +113,55 @@ def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
     schemes = plan.allocation.policy.by_layer()
     assert {layer: rows.scheme for layer, rows in plan.codes().items()} == schemes
     assert plan.taylor.predict(plan.allocation.policy).value == pytest.approx(plan.allocation.predicted_loss)
-    nearest = Pipeline(Budget(average_bits=6.0), candidates=CandidateOptions(rounding="nearest"))
-    assert nearest.plan(model, batches()).codes() == {}
+    named = Pipeline(Budget(average_bits=6.0), candidates=CandidateOptions(schemes=[WeightScheme(2), WeightScheme(3)]))
+    assert named.plan(model, batches()).codes() == {}
+
+
+def test_the_grid_of_least_error_is_found_without_data_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight.abs())  # all weights above zero: half of a symmetric grid is idle
+    data = [(torch.randn(16, 32), torch.zeros(16, dtype=torch.long)) for _ in range(2)]
+    found = Pipeline(Budget(average_bits=9.0), candidates=CandidateOptions(rounding="nearest", bits=(2, 4)))
+    taylor = found.measure(model, data)[2]
+    assert [c.scheme.bits for c in taylor.candidates] == [2, 4] * 2
+    for candidate in taylor.candidates:
+        module = model.get_submodule(candidate.group)
+        rows = module.weight.detach()
+
+        def cost(grid, bits=candidate.scheme.bits, rows=rows):
+            scheme = WeightScheme(bits, grid=grid)
+            error = (quantize_rows(rows, scheme).dequantize() - rows).square().sum()
+            return float(error) * 4 ** (scheme.stored_bits(*rows.shape) / rows.numel())  # 6 dB for a bit more or less
+
+        assert candidate.scheme == WeightScheme(candidate.scheme.bits, grid=min(GRIDS, key=cost))
+    assert taylor.candidates[0].scheme.grid == "asymmetric" != taylor.candidates[2].scheme.grid
+
+
+def test_the_program_pays_for_finer_scales_where_a_few_columns_stand_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 4)).eval()
+    with torch.no_grad():
+        model[2].weight[:, 5:8] *= 40
+        model[2].weight[:, 5:8] *= (torch.rand(128, 3) > 0.5) * 2 - 1
+    data = [(torch.randn(64, 128), torch.zeros(64, dtype=torch.long)) for _ in range(4)]
+    job = Pipeline(
+        Budget(average_bits=3.4),
+        candidates=CandidateOptions(bits=(3,), granularities=(32, "channel"), rounding="nearest"),
+        curvature=CurvatureOptions(shrink=False),
+        loop=LoopOptions(plans=1, rounds=0),
+    )
+    allocation = job.plan(model, data).allocation
+    shared = {group: scheme.granularity for group, scheme in allocation.policy.items()}
+    assert shared["2"] == 32
+    assert shared["0"] == "channel"
+    stored = sum(
+        scheme.stored_bits(*model.get_submodule(name).weight.shape) for name, scheme in allocation.policy.items()
+    )
+    weights = sum(module.weight.numel() for module in model if isinstance(module, nn.Linear))
+    assert allocation.costs["average_bits"] == pytest.approx(stored / weights)
+    assert allocation.costs["average_bits"] <= 3.4
 
 
 def test_a_plan_is_judged_as_it_is_when_packed_and_nothing_is_packed():
