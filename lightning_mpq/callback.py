@@ -22,7 +22,7 @@ from .allocation import Allocation, Budget
 from .calling import ForwardFn
 from .curvature import TaylorModel
 from .curvature.evaluator import LossFn
-from .distributed import alone, share_buffers
+from .distributed import alone, mean_over_ranks, share_buffers
 from .export.checkpoint import callback_state, finetuned_state, policy_in_checkpoint
 from .finetune.resume import pack_finetuned
 from .modules import empty_packed_model, packed_layers, restore_layers
@@ -334,6 +334,7 @@ class MixedPrecisionQuantization(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]
     ) -> tuple[BitPolicy, Mapping[str, QuantizedRows]]:
         """Return the plan, measured or given, and the codes to start from; the model is left as it was."""
+        share_buffers(pl_module)  # BatchNorm statistics differ from process to process
         pipeline, policy, rounded = self.pipeline, self.given_policy, None
         if policy is None:
             plan = pipeline.plan(pl_module, batches)
@@ -354,6 +355,7 @@ class MixedPrecisionQuantization(Callback):
         """Quantize a float model by its loss, or as a given plan says, and tell everybody."""
         with self._at_work(trainer):
             if self.given_policy is not None:
+                share_buffers(pl_module)
                 forward_fn = self.pipeline.forward_fn
                 quantize(pl_module, self.given_policy, batches(), repair=self.pipeline.repair, forward_fn=forward_fn)
                 self.policy = self.given_policy
@@ -372,7 +374,7 @@ class MixedPrecisionQuantization(Callback):
         try:
             with self._at_work(trainer):
                 if self.report is not None:
-                    row = finetuned_row(pl_module, validation_metrics(trainer, pl_module))
+                    row = finetuned_row(pl_module, mean_over_ranks(validation_metrics(trainer, pl_module)))
                     self.report = replace(self.report, models=(*self.report.models, row))
         except BaseException:
             restore_layers(pl_module, floats)

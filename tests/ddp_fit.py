@@ -45,12 +45,13 @@ def main(folder: Path, case: str) -> None:
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     module, witness = SmallClassifier(), Witness()
-    mixed = MixedPrecisionQuantization(Budget(average_bits=4.5), calibration_batches=6)
+    epochs = 1 if case == "finetune" else 0
+    mixed = MixedPrecisionQuantization(Budget(average_bits=4.5), calibration_batches=6, finetune_epochs=epochs)
     keep = ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=200))
     settings = {"strategy": strategy, "devices": 2, "max_epochs": 1, "enable_checkpointing": True}
     # Validation would give BatchNorm statistics of rank 0 to all; without it they differ at the end of training.
-    trainer = make_trainer(folder, witness, mixed, keep, check_val_every_n_epoch=2, **settings)
+    trainer = make_trainer(folder, witness, mixed, keep, check_val_every_n_epoch=5, **settings)
     message = ""
     try:
         trainer.fit(module, Broken() if case == "broken" else SmallData())

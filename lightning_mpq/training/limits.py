@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
+from ..distributed import broadcast
+
 
 class FitLimits:
     """Reads and moves the limits of a Trainer's fit loop.
@@ -52,10 +54,10 @@ class FitLimits:
         return bool(self._trainer.should_stop) and enough
 
     def time_is_over(self) -> bool:
-        """Tell whether the user gave a time limit that has passed."""
+        """Tell whether the user gave a time limit that has passed, by the clock of rank 0; all processes must ask."""
         callbacks: list[Any] = getattr(self._trainer, "callbacks", [])
         left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
-        return any(seconds is not None and seconds <= 0 for seconds in left)
+        return broadcast(any(seconds is not None and seconds <= 0 for seconds in left))
 
     def keep_open(self) -> None:
         """Let the loop go on to the start of one more epoch, whatever asks to stop; called at the end of an epoch."""
