@@ -38,6 +38,8 @@ class FakeQuantizedLayer(nn.Module):
         parameter = self._parameters[name]
         assert parameter is not None
         rounded = self.weight_quantizers[name](parameter)
+        if getattr(self, "max_norm", None) is not None:  # an embedding renormalises its weight in place
+            rounded = rounded.clone()
         return DenseGradient.apply(rounded) if getattr(self, "sparse", False) else rounded
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

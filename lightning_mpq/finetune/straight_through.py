@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..policy import WeightScheme
-from ..quantizers.grid import dequantize, encode, grid_offset, spread
+from ..quantizers.grid import grid_offset, nearest_codes, spread
 from ..quantizers.nearest import sum_per_scale
 
 
@@ -48,35 +48,49 @@ class FakeQuantizedRows(torch.autograd.Function):
             scheme: The grid.
             margin: See above, in steps.
         """
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        codes = encode(rows.to(wide), scale, zero_point, scheme)
-        ctx.save_for_backward(rows, codes, scale, slope, zero_point)
+        values, step, offset = _side_by_side(rows, scale, zero_point, scheme)
+        codes = nearest_codes(values, step, offset, scheme)
+        ctx.save_for_backward(rows, codes.to(torch.uint8), scale, slope, zero_point)
         ctx.scheme, ctx.margin = scheme, margin
-        rounded = dequantize(codes, scale, zero_point, scheme, rows.dtype)
-        return rounded.add_(rows, alpha=0)  # a weight that is NaN or infinite must not pass for a level
+        rounded = codes.sub_(offset).mul_(step)
+        rounded.add_(values, alpha=0)  # a weight that is NaN or infinite must not pass for a level
+        return rounded.view(rows.shape).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of rows and relative scale."""
         rows, codes, scale, slope, zero_point = ctx.saved_tensors
         scheme: WeightScheme = ctx.scheme
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        gradient = gradients[0].to(wide)
-        columns = rows.shape[1]
-        steps_of = spread(scale.to(wide), scheme, columns)
-        live = steps_of != 0
-        steps = rows.to(wide) / torch.where(live, steps_of, torch.ones_like(steps_of))
-        offset = grid_offset(scheme) if zero_point is None else spread(zero_point.to(wide), scheme, columns)
-        top = 2**scheme.bits - 1
-        inside = (steps >= -offset - ctx.margin) & (steps <= top - offset + ctx.margin) & live
+        values, step, offset = _side_by_side(rows, scale, zero_point, scheme)
+        gradient = gradients[0].to(values.dtype).reshape(values.shape)
+        dead = step == 0
+        steps = values / torch.where(dead, torch.ones_like(step), step)
+        lowest = torch.where(dead, torch.inf, -offset - ctx.margin)
+        inside = (steps >= lowest).logical_and_(steps <= 2**scheme.bits - 1 - offset + ctx.margin)
         of_rows = of_scale = None
         if ctx.needs_input_grad[0]:
-            of_rows = torch.where(inside, gradient, torch.zeros_like(gradient)).to(rows.dtype)
+            of_rows = torch.where(inside, gradient, 0.0).view(rows.shape).to(rows.dtype)
         if ctx.needs_input_grad[1]:
-            levels = codes.to(wide) - offset
-            slopes = torch.where(inside, levels - steps, levels)
-            of_scale = sum_per_scale(gradient * slopes, scheme) * slope
+            levels = codes.view(values.shape).to(values.dtype).sub_(offset)
+            products = levels.sub_(torch.where(inside, steps, 0.0)).mul_(gradient)
+            summed = products.sum(2) if products.dim() == 3 else sum_per_scale(products, scheme)
+            of_scale = summed * slope
         return of_rows, of_scale, None, None, None, None, None
+
+
+def _side_by_side(
+    rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Return weights, scales and offsets, float32 or wider, that broadcast: [R, C], or [R, blocks, block] if whole."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    values, columns, block = rows.to(wide), rows.shape[1], scheme.granularity
+    small = [scale.to(wide)] if zero_point is None else [scale.to(wide), zero_point.to(wide)]
+    if isinstance(block, int) and columns % block == 0:
+        values = values.unflatten(1, (-1, block))
+        small = [each.unsqueeze(2) for each in small]
+    else:
+        small = [spread(each, scheme, columns) for each in small]
+    return values, small[0], small[1] if len(small) == 2 else grid_offset(scheme)
 
 
 class DenseGradient(torch.autograd.Function):

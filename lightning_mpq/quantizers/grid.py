@@ -66,11 +66,23 @@ def encode(rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: Weigh
     Weights beyond the range take the outermost level.
     """
     columns = rows.shape[1]
-    wide_scale = spread(scale.to(rows.dtype), scheme, columns)
-    steps = rows / torch.where(wide_scale == 0, torch.ones_like(wide_scale), wide_scale)
+    step = spread(scale.to(rows.dtype), scheme, columns)
+    offset = grid_offset(scheme) if zero_point is None else spread(zero_point.to(rows.dtype), scheme, columns)
+    return nearest_codes(rows, step, offset, scheme).to(torch.uint8)
+
+
+def nearest_codes(values: Tensor, step: Tensor, offset: Tensor | float, scheme: WeightScheme) -> Tensor:
+    """Return the nearest codes as floating-point numbers.
+
+    Args:
+        values: Weights of any shape.
+        step: Their scales, to broadcast with them.
+        offset: The codes that stand for zero, likewise.
+        scheme: Bits and grid.
+    """
+    codes = values / torch.where(step == 0, torch.ones_like(step), step)
     if scheme.grid == "half":  # levels lie halfway between integers, so the nearest one is floor + 1/2
-        codes = steps.floor() + 2 ** (scheme.bits - 1)
+        codes.floor_().add_(2 ** (scheme.bits - 1))
     else:
-        offset = grid_offset(scheme) if zero_point is None else spread(zero_point.to(rows.dtype), scheme, columns)
-        codes = steps.round() + offset
-    return codes.clamp_(0, 2**scheme.bits - 1).to(torch.uint8)
+        codes.round_().add_(offset)
+    return codes.clamp_(0, 2**scheme.bits - 1)
