@@ -246,7 +246,7 @@ def test_layers_that_cannot_be_packed_are_named():
     for layer, message in [
         (weight_norm(nn.Linear(3, 2)), "computes its weight|is of type ParametrizedLinear"),
         (nn.LazyLinear(2), "not initialized yet|is of type LazyLinear"),
-        (nn.Bilinear(2, 3, 4), "is of type Bilinear"),
+        (nn.LayerNorm(3), "is of type LayerNorm"),
         (patched, "forward of its own"),
         (buffered, "attribute 'scale' of its own"),
     ]:
