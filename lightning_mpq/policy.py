@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
+
+from .files import write_text_atomically
 
 Grid = Literal["symmetric", "asymmetric", "half"]
 GRIDS: tuple[Grid, ...] = ("symmetric", "asymmetric", "half")
@@ -163,6 +167,28 @@ class BitPolicy(Mapping[str, WeightScheme]):
             name: {"layers": list(self.layers[name]), "scheme": asdict(scheme)} for name, scheme in self.schemes.items()
         }
         return json.dumps({"format": POLICY_FORMAT, "version": POLICY_VERSION, "groups": groups}, indent=2)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the policy as a JSON file, whole or not at all.
+
+        ``{"format": "lightning_mpq.policy", "version": 1, "groups": {name: {"layers": [names of layers], "scheme":
+        {"bits", "granularity", "grid", "clip", "scale_dtype", "rounding"}}}}``; the fields of a scheme are those of
+        `WeightScheme`, and all but ``bits`` may be left out.
+        """
+        return write_text_atomically(Path(path), self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BitPolicy:
+        """Read a policy that `save` wrote, or that was written by hand in the same form.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ValueError: If it is no policy; the message names the file.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> BitPolicy:

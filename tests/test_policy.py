@@ -80,3 +80,20 @@ def test_a_layer_belongs_to_one_group():
     four = WeightScheme(4)
     with pytest.raises(ValueError, match="'x' is in the groups 'a' and 'b'"):
         BitPolicy({"a": four, "b": four}, {"a": ("x",), "b": ("x", "y")})
+
+
+def test_a_file_holds_the_policy(tmp_path):
+    policy = BitPolicy({"a": WeightScheme(3, 16, "half"), "b": WeightScheme(8)}, {"a": ("x", "y")})
+    path = policy.save(tmp_path / "plans" / "policy.json")
+    assert BitPolicy.load(path) == policy
+    assert json.loads(path.read_text())["groups"]["a"]["layers"] == ["x", "y"]
+
+
+def test_a_file_that_holds_no_policy_is_named(tmp_path):
+    path = tmp_path / "policy.json"
+    for content, said in ((b"{", "this is not"), (b"{}", "Expected a policy"), (b"\xff\xfe", "codec can't decode")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"policy.json: .*{said}"):
+            BitPolicy.load(path)
+    with pytest.raises(FileNotFoundError):
+        BitPolicy.load(tmp_path / "gone.json")

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from idx_files import write_fashion_mnist
+from torch import nn
 from trainer_cases import SmallClassifier, SmallData
 
 import lightning_mpq as mpq
@@ -62,7 +63,7 @@ def test_command(command, tmp_path):
 
 def test_python_examples_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, *rest = blocks("python")
+    first, *rest = (block for block in blocks("python") if "mpq.export_" not in block)
     names = {"MyLightningModule": SmallClassifier, "MyDataModule": SmallData}
     first = first.replace("average_bits=3.0", "average_bits=4.5").replace("max_epochs=10", "max_epochs=1")
     exec(first, names)
@@ -73,3 +74,18 @@ def test_python_examples_run_in_order(tmp_path, monkeypatch):
         scope = {"mpq": mpq, "L": L, "model": SmallClassifier(), "batches": list(SmallData().val_dataloader())}
         exec(block.replace("average_bits=3.0", "average_bits=4.5"), scope)
         assert scope["allocation"].costs["average_bits"] <= 4.5
+
+
+def test_export_example_runs(tmp_path, monkeypatch):
+    for package in ("onnx", "onnxruntime", "onnxscript", "compressed_tensors", "torchao"):
+        pytest.importorskip(package, reason="needs the extras onnx, compressed-tensors and torchao")
+    monkeypatch.chdir(tmp_path)
+    [block] = (block for block in blocks("python") if "mpq.export_" in block)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.ReLU(), nn.Linear(32, 3))
+    policy = mpq.BitPolicy({"1": mpq.WeightScheme(2), "3": mpq.WeightScheme(5)})
+    mpq.quantize(model, policy)
+    scope = {"mpq": mpq, "model": model, "policy": policy, "images": SmallData().images[:4]}
+    exec(block, scope)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compressed", "model.onnx", "policy.json"]
+    assert scope["exported"].fused >= 1
+    assert set(scope["config"].fqn_to_config) == {"1", "3"}

@@ -58,8 +58,8 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
         quantization_status="compressed",
     )
     tensors = _tensors(model, layers, arguments)
-    own_config = getattr(model, "config", None)
-    written = own_config.to_dict() if hasattr(own_config, "to_dict") else {}
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    written = {} if to_dict is None else to_dict()
     written["quantization_config"] = config.model_dump(mode="json")
     return _write_folder(Path(folder), tensors, json.dumps(written, indent=2) + "\n")
 
