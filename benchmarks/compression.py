@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="average bits, scales counted")
+    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/compression.json")
     arguments = parser.parse_args()
     rows = [
@@ -59,6 +60,7 @@ def main() -> None:
             "compression",
             f"{name}-seed{seed}-epochs{arguments.epochs}",
             partial(compress, name, seed, arguments.root, arguments.epochs, arguments.budgets),
+            only_known=arguments.known,
         )
     ]
     print_table(rows)

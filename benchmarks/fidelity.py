@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--roundings", nargs="+", choices=ROUNDINGS, default=ROUNDINGS)
     parser.add_argument("--statistics", nargs="+", choices=STATISTICS, default=STATISTICS)
+    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/fidelity.json")
     arguments = parser.parse_args()
     plans = [
@@ -67,6 +68,7 @@ def main() -> None:
             "fidelity",
             f"{rounding}-{statistics}-seed{arguments.seed}-{arguments.plans}-{arguments.calibration}-{arguments.held_out}",
             partial(measure, rounding, statistics, arguments),
+            only_known=arguments.known,
         )
     ]
     rows = summaries(plans)
@@ -74,7 +76,7 @@ def main() -> None:
     path = write_results(
         "fidelity",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output")},
+            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known")},
             "skipped": [],
             "plans_measured": plans,
         },

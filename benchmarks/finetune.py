@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"epochs": 0},
     "straight-through": {"learn_scales": False},
     "learned scales": {},
-    "learned scales, distilled": {"distill": 1.0},
+    "learned scales, distilled": {"distill": 1.0, "temperature": 2.0},
 }
 LEARNING_RATE = 0.01
 

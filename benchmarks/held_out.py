@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 4.0])
     parser.add_argument("--held-out", type=int, default=2048, help="images that plans are measured on")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/held_out.json")
     arguments = parser.parse_args()
     plans = [
@@ -62,6 +63,7 @@ def main() -> None:
             "held_out",
             "-".join((*CASES[case], str(samples), f"seed{seed}")),
             partial(measure, *CASES[case], samples, seed, arguments),
+            only_known=arguments.known,
         )
     ]
     rows = summaries(plans)
@@ -69,7 +71,7 @@ def main() -> None:
     path = write_results(
         "held_out",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "cases")},
+            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "cases", "known")},
             "cases": [list(CASES[case]) for case in arguments.cases],
             "skipped": [],
             "plans_measured": plans,
