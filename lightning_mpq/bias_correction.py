@@ -100,7 +100,7 @@ def output_means(
     total = sum(batches_of_rank for batches_of_rank, _ in parts)
     skipped |= {name: "it is never called" for name in sums if name not in calls}
     repeated = frozenset(name for name in calls if calls[name] > total)
-    return OutputMeans({name: sums[name].mean(modules[name].bias) for name in calls}, repeated, skipped)
+    return OutputMeans({name: sums[name].mean(modules[name]) for name in calls}, repeated, skipped)
 
 
 def correct_biases(
@@ -182,8 +182,10 @@ class _Sum:
         self.count += by_channel.shape[1]
         self.calls += 1
 
-    def mean(self, bias: Tensor) -> Tensor:
-        """Return the mean over the calls on all processes, shaped like the layer's bias."""
+    def mean(self, layer: nn.Module) -> Tensor:
+        """Return the mean over the layer's calls on all processes, shaped like its bias."""
+        bias = layer.bias
+        assert isinstance(bias, Tensor)
         wide = torch.float32 if bias.device.type == "mps" else torch.float64
         total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
         count = int(sum_over_ranks(torch.tensor(self.count)))
@@ -207,8 +209,7 @@ def _mean_output(
                 forward_batch(model, batch, forward_fn, number=number)
             except _Behind:
                 continue
-    assert isinstance(layer.bias, Tensor)
-    return found.mean(layer.bias)
+    return found.mean(layer)
 
 
 @contextmanager
