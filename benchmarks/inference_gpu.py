@@ -6,6 +6,7 @@ import copy
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -41,7 +42,7 @@ def gpu_rows(shapes: Mapping[str, tuple[int, int]], arguments: Namespace, skippe
                         del nets["humming"]
                     for way, net in nets.items():
                         with torch.no_grad():
-                            seconds = gpu_seconds(lambda net=net, values=values: net(values))
+                            seconds = gpu_seconds(partial(net, values))
                             error = None if way == "dense" else relative_error(net(values), packed(values))
                         moved = stored_bytes(net).total + (values.numel() + batch * outputs) * values.element_size()
                         rows.append(

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +45,7 @@ def float_ways(model: nn.Module, inputs: Tensor) -> Iterator[Way]:
     for dtype in (torch.float32, torch.bfloat16):
         net, values = copy.deepcopy(model).to(dtype), inputs.to(dtype)
         size = stored_bytes(net).total
-        yield Way(str(dtype).removeprefix("torch."), lambda net=net, values=values: net(values), size, size)
+        yield Way(str(dtype).removeprefix("torch."), partial(net, values), size, size)
 
 
 def packed_model(model: nn.Module, bits: int) -> nn.Module:
@@ -81,7 +82,7 @@ def packed_ways(model: nn.Module, bits: int, inputs: Tensor, skipped: list[str])
         size = stored_bytes(net)
         yield Way(
             f"{name}, {str(dtype).removeprefix('torch.')}",
-            lambda net=net, values=values: net(values),
+            partial(net, values),
             size.total,
             size.total + size.cached,
             relative_error(net(values), expected),
@@ -135,7 +136,7 @@ def onnxruntime_ways(model: nn.Module, bits: int, inputs: Tensor, threads: int, 
         found = torch.from_numpy(session.run(None, feeds)[0])
         yield Way(
             name,
-            lambda session=session, feeds=feeds: session.run(None, feeds),
+            partial(session.run, None, feeds),
             exported.file_bytes,
             None,
             relative_error(found, expected),

@@ -29,11 +29,12 @@ from .export import (
     save,
     torchao_config,
 )
+from .finetune import fake_quantize
 from .groups import LayerGroup, LayerGroups, find_groups
 from .held_weights import register_layer
 from .latency import measure_latency
 from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
-from .options import CandidateOptions, CurvatureOptions, SolverOptions
+from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOptions, RepairOptions, SolverOptions
 from .policy import BitPolicy, WeightScheme
 from .quantize import quantize
 from .report import Report, print_report
@@ -48,6 +49,9 @@ __all__ = [
     "CandidateOptions",
     "CurvatureOptions",
     "SolverOptions",
+    "LoopOptions",
+    "RepairOptions",
+    "FinetuneOptions",
     # the steps one by one
     "find_groups",
     "register_layer",
@@ -61,6 +65,7 @@ __all__ = [
     "alternatives",
     "measure_latency",
     "quantize",
+    "fake_quantize",
     "reestimate_batchnorm",
     "output_means",
     "correct_biases",
@@ -69,11 +74,11 @@ __all__ = [
     "save",
     "load",
     "load_checkpoint",
+    "load_from_checkpoint",
+    "PackedCheckpoints",
     "export_onnx",
     "export_compressed_tensors",
     "torchao_config",
-    "load_from_checkpoint",
-    "PackedCheckpoints",
     "print_report",
     # what the steps return and take
     "LayerGroup",

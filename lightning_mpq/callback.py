@@ -318,7 +318,8 @@ class MixedPrecisionQuantization(Callback):
     def _batches_in_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
         loader = calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
         own = share_of_batches(loader, self.calibration_batches)
-        return [trainer.strategy.batch_to_device(batch) for batch in own]
+        convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
+        return [move(convert(batch)) for batch in own]
 
     @contextmanager
     def _at_work(self, trainer: L.Trainer) -> Iterator[None]:
