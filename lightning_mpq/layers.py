@@ -125,8 +125,11 @@ def float_class(module: nn.Module) -> type[nn.Module] | None:
     """Return the registered type that a layer behaves as, or None.
 
     A subclass counts when it inherits `forward` unchanged; one with a forward of its own may use its
-    weight in any way, so it does not.
+    weight in any way, so it does not; unless it names the type that it stands in for, as packed layers do.
     """
+    stands_in_for: type[nn.Module] | None = getattr(type(module), "float_type", None)
+    if stands_in_for in LAYER_KINDS:
+        return stands_in_for
     for kind in LAYER_KINDS:
         if isinstance(module, kind) and type(module).forward is kind.forward:
             return kind
