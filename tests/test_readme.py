@@ -64,6 +64,7 @@ def test_command(command, tmp_path):
 def test_python_examples_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, *rest = (block for block in blocks("python") if "mpq.export_" not in block)
+    rest = [block for block in rest if "mpq.use_kernels" not in block]
     names = {"MyLightningModule": SmallClassifier, "MyDataModule": SmallData}
     first = first.replace("average_bits=3.0", "average_bits=4.5").replace("max_epochs=10", "max_epochs=1")
     exec(first, names)
@@ -71,9 +72,20 @@ def test_python_examples_run_in_order(tmp_path, monkeypatch):
     images = SmallData().images
     assert torch.equal(names["model"].eval()(images), mpq.load("packed", model=SmallClassifier()).eval()(images))
     for block in rest:
-        scope = {"mpq": mpq, "L": L, "model": SmallClassifier(), "batches": list(SmallData().val_dataloader())}
-        exec(block.replace("average_bits=3.0", "average_bits=4.5"), scope)
-        assert scope["allocation"].costs["average_bits"] <= 4.5
+        data = SmallData()
+        scope = {"mpq": mpq, "L": L, "model": SmallClassifier(), "data": data, "batches": list(data.val_dataloader())}
+        exec(block.replace("average_bits=3.0", "average_bits=4.5").replace("max_epochs=10", "max_epochs=1"), scope)
+        allocation = scope["mixed"].allocation if "mixed" in scope else scope["allocation"]
+        assert allocation.costs["average_bits"] <= 4.5
+
+
+def test_kernel_example_runs():
+    [block] = (block for block in blocks("python") if "mpq.use_kernels" in block)
+    model = mpq.quantize(nn.Sequential(nn.Linear(8, 8)), mpq.BitPolicy({"0": mpq.WeightScheme(4)}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *_: None)
+        exec(block, {"mpq": mpq, "model": model})
+    assert model[0].memory == "fast"
 
 
 def test_export_example_runs(tmp_path, monkeypatch):

@@ -48,15 +48,18 @@ def test_forward_is_the_packed_layers_from_given_codes_and_after_training(kind, 
     packed = copy.deepcopy(net)
     pack_model(packed, policy, {"0": start})
     handle = fake_quantize(net, policy, {"0": start})
-    assert torch.equal(net(x), packed(x))
+    assert torch.equal(net[0].weight, packed[0].weight)
+    # Convolutions take another path for a weight at another address, which the last bit may show.
+    assert torch.allclose(net(x), packed(x), rtol=1e-5, atol=1e-6)
     optimizer = torch.optim.SGD([*net.parameters(), *handle.parameters()], lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
         net(x).square().mean().backward()
         optimizer.step()
-    last, codes = net(x), handle.quantized_rows()["0"].codes
+    outputs, last, codes = net(x), net[0].weight.detach(), handle.quantized_rows()["0"].codes
     handle.pack()
-    assert torch.equal(net(x), last)
+    assert torch.equal(net[0].weight, last)
+    assert torch.allclose(net(x), outputs, rtol=1e-5, atol=1e-6)
     assert torch.equal(net[0].codes(), codes)
 
 
