@@ -9,16 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .figures import RESULTS, draw_all, read, standard_error
+from . import readme_blocks
+from .figures import RESULTS, draw_all, read
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DEMANDS = ROOT / "benchmarks" / "RESULTS.md"
-BEGIN, END = "<!-- main_job:begin -->", "<!-- main_job:end -->"
+BLOCKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "main_job": ("main_job-fashion_mnist", readme_blocks.main_job),
+    "compression": ("compression", readme_blocks.compression),
+    "held_out": ("held_out", readme_blocks.held_out),
+    "fidelity": ("fidelity", readme_blocks.fidelity),
+    "finetune": ("finetune", readme_blocks.finetune),
+}
+"""Name of the markers in README to the result file and the function that writes what stands between them."""
 
 
 def main() -> None:
@@ -26,10 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     arguments = parser.parse_args()
-    wanted = {
-        README: with_block(README.read_text(), main_job_block(read("main_job-fashion_mnist"))),
-        DEMANDS: demands_page(),
-    }
+    wanted = {README: with_blocks(README.read_text()), DEMANDS: demands_page()}
     if arguments.check:
         for path, text in wanted.items():
             if not path.exists() or path.read_text() != text:
@@ -41,40 +46,15 @@ def main() -> None:
     print("written:", *wanted, *figures)
 
 
-def with_block(text: str, block: str) -> str:
-    """Return a text with what stands between the two markers replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
-
-
-def main_job_block(content: Mapping[str, Any]) -> str:
-    """Return the figure and the table of one result file as Markdown."""
-    rows = content["results"]
-    by_key = {(row["budget_bits"], row["model"]): row for row in rows}
-    budgets = sorted({row["budget_bits"] for row in rows})
-    base = by_key[budgets[0], "float"]
-    lines = [
-        "![Test accuracy and divergence against stored bytes](benchmarks/results/main_job.svg)",
-        "",
-        f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
-        f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
-        "scales and float leftovers included. One standard error of an accuracy is "
-        f"{standard_error(base['test_accuracy']):.2f} points: below that, differences are noise, and the divergence "
-        "from the float model (KL in nats per calibration image, after repair) tells more.",
-        "",
-        "| budget, average bits | chosen plan | bytes | smaller | divergence | additive plan | uniform |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for budget in budgets:
-        chosen, additive, uniform = (by_key[budget, model] for model in ("chosen", "additive", "uniform"))
-        lines.append(
-            f"| {budget:g} | **{_percent(chosen)}** | {chosen['stored_bytes']:,} | "
-            f"{base['stored_bytes'] / chosen['stored_bytes']:.1f}x | {chosen['measured_loss']:.5f} | "
-            f"{_percent(additive)}, {additive['measured_loss']:.5f} | "
-            f"{_percent(uniform)}, {uniform['measured_loss']:.5f} ({uniform['average_bits']:.2f} bits) |"
-        )
-    return "\n".join(lines)
+def with_blocks(text: str) -> str:
+    """Return README with what stands between each pair of markers replaced."""
+    for name, (source, write) in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}\n{write(read(source))}\n{end}{after}"
+    return text
 
 
 def demands_page() -> str:
@@ -100,10 +80,6 @@ def demands_page() -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def _percent(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['test_accuracy']:.2f} %"
 
 
 if __name__ == "__main__":

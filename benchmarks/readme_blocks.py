@@ -1,0 +1,158 @@
+"""What README says about each benchmark, as Markdown made from its committed results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .accuracy import mean
+from .figures import standard_error
+
+Content = Mapping[str, Any]
+
+
+def main_job(content: Content) -> str:
+    """Return the figure and the table of the main job."""
+    rows = content["results"]
+    by_key = {(row["budget_bits"], row["model"]): row for row in rows}
+    budgets = sorted({row["budget_bits"] for row in rows})
+    base = by_key[budgets[0], "float"]
+    lines = [
+        "![Test accuracy and divergence against stored bytes](benchmarks/results/main_job.svg)",
+        "",
+        f"ResNet-20 on Fashion-MNIST, {content['settings']['epochs']} epochs, one seed, no fine-tuning, 10,000 "
+        f"test images; float: {_percent(base)} in {base['stored_bytes']:,} bytes. Bytes are those of the whole model, "
+        "scales and float leftovers included. One standard error of an accuracy is "
+        f"{standard_error(base['test_accuracy']):.2f} points: below that, differences are noise, and the divergence "
+        "from the float model (KL in nats per calibration image, after repair) tells more.",
+        "",
+        "| budget, average bits | chosen plan | bytes | smaller | divergence | additive plan | uniform |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for budget in budgets:
+        chosen, additive, uniform = (by_key[budget, model] for model in ("chosen", "additive", "uniform"))
+        lines.append(
+            f"| {budget:g} | **{_percent(chosen)}** | {chosen['stored_bytes']:,} | "
+            f"{base['stored_bytes'] / chosen['stored_bytes']:.1f}x | {chosen['measured_loss']:.5f} | "
+            f"{_percent(additive)}, {additive['measured_loss']:.5f} | "
+            f"{_percent(uniform)}, {uniform['measured_loss']:.5f} ({uniform['average_bits']:.2f} bits) |"
+        )
+    return "\n".join(lines)
+
+
+def compression(content: Content) -> str:
+    """Return the figure and a table of points lost, means over seeds."""
+    rows = content["results"]
+    ways = {
+        "nearest, uniform": ("nearest", "uniform"),
+        "nearest, full plan": ("nearest", "full"),
+        "second order, additive plan": ("second_order", "additive"),
+        "second order, full plan": ("second_order", "full"),
+        "in sequence, full plan": ("sequential", "full"),
+    }
+    lines = ["![Test accuracy against stored bytes for every way](benchmarks/results/compression.svg)", ""]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == network]
+        base = [row for row in mine if row["rounding"] == "float"]
+        budgets = sorted({row["budget"] for row in mine if "budget" in row})
+        lines += [
+            f"{network}, {len(base)} training seed{'s' * (len(base) > 1)}, float "
+            f"{mean(row['accuracy'] for row in base):.2f} %: test points lost without / with repair of BatchNorm "
+            "statistics",
+            "",
+            "| average bits | " + " | ".join(f"{budget:g}" for budget in budgets) + " |",
+            "| --- |" + " ---: |" * len(budgets),
+        ]
+        for name, (rounding, plan) in ways.items():
+            cells = []
+            for budget in budgets:
+                wanted = {"rounding": rounding, "plan": plan, "budget": budget}
+                found = [row for row in mine if all(row.get(key) == value for key, value in wanted.items())]
+                values = [[row["points_lost"] for row in found if row["repair"] is repair] for repair in (False, True)]
+                cells.append(" / ".join(f"{mean(value):+.2f}" for value in values) if all(values) else "")
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def held_out(content: Content) -> str:
+    """Return what pairs of layers are worth, and what follows for the number of calibration samples."""
+    rows = content["results"]
+    lines = [
+        "| network, rounding, BatchNorm statistics | samples | "
+        + " | ".join(f"{budget:g} bits" for budget in sorted({row["budget"] for row in rows}))
+        + " | groups that change from draw to draw |",
+        "| --- | ---: |" + " ---: |" * (len({row["budget"] for row in rows}) + 1),
+    ]
+    cases: dict[tuple[Any, ...], list[Content]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[key] for key in ("network", "rounding", "statistics", "samples")), []).append(row)
+    for (network, rounding, statistics, samples), found in cases.items():
+        ratios = [
+            f"{row['full_over_additive']:.2f} ± {row['full_difference_error'] / row['divergence_additive']:.2f}"
+            for row in sorted(found, key=lambda row: row["budget"])
+        ]
+        changed = f"{mean(row['groups_changed_full'] for row in found):.1f} of {found[0]['groups']}"
+        what = f"{network}, {rounding.replace('_', ' ')}, {statistics}"
+        lines.append(f"| {what} | {samples:,} | " + " | ".join(ratios) + f" | {changed} |")
+    return "\n".join(lines)
+
+
+def fidelity(content: Content) -> str:
+    """Return the scatter plot and a table of rank correlations."""
+    rows = [row for row in content["results"] if row["plans"] == "even"]
+    cases = list(dict.fromkeys((row["rounding"], row["statistics"]) for row in rows))
+    names = {
+        "fisher": "Fisher, all pairs (default)",
+        "fisher, shrunk": "… shrunk by its noise (what the solver gets)",
+        "fisher, diagonal": "Fisher, each layer alone",
+        "gauss_newton": "Gauss-Newton, all pairs",
+        "secant": "secant, all pairs",
+        "hessian": "Hessian of the task loss, all pairs",
+        "hawq": "mean Hessian trace x squared weight error (HAWQ-V2)",
+        "output_error": "squared gradient x squared output error (as Model Optimizer)",
+        "gradient_error": "absolute gradient x weight error (as AutoRound)",
+        "weight_error": "squared weight error",
+    }
+    lines = [
+        "![Predicted against measured divergence of random plans](benchmarks/results/fidelity.svg)",
+        "",
+        "| Spearman's rank correlation; median of predicted / measured | "
+        + " | ".join(f"{rounding}, {statistics}".replace("_", " ") for rounding, statistics in cases)
+        + " |",
+        "| --- |" + " ---: |" * len(cases),
+    ]
+    for name, title in names.items():
+        cells = []
+        for case in cases:
+            found = [row for row in rows if (row["rounding"], row["statistics"]) == case and row["predictor"] == name]
+            ratio = found[0]["median_ratio"] if found else None
+            cells.append("" if not found else f"{found[0]['spearman']:.2f}" + (f"; {ratio:.2f}" if ratio else ""))
+        if any(cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def finetune(content: Content) -> str:
+    """Return a table of points lost with and without fine-tuning, means over seeds."""
+    rows = content["results"]
+    budgets = sorted({row["budget"] for row in rows})
+    lines = [
+        "| test points lost (seeds) | "
+        + " | ".join("every layer at 2" if budget == 2 else f"{budget:g} bits" for budget in budgets)
+        + " |",
+        "| --- |" + " ---: |" * len(budgets),
+    ]
+    for network, variant in dict.fromkeys((row["network"], row["variant"]) for row in rows):
+        cells = []
+        for budget in budgets:
+            wanted = {"network": network, "variant": variant, "budget": budget}
+            found = [row["points_lost"] for row in rows if all(row[key] == value for key, value in wanted.items())]
+            cells.append(f"{mean(found):+.2f} ({len(found)})" if found else "")
+        lines.append(f"| {network}, {variant.replace('none', 'no fine-tuning')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(row: Content) -> str:
+    return f"{100 * row['test_accuracy']:.2f} %"
