@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from modules.test_held_weights import first, make
+from modules.test_packed_held_weights import first, make
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 

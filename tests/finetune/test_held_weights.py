@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from modules.test_held_weights import CASES, Gated, Twisted, first, make, weights_of
+from modules.test_packed_held_weights import CASES, Gated, Twisted, first, make, weights_of
 from torch import nn
 
 from lightning_mpq.finetune import fake_quantize
