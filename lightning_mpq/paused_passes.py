@@ -97,13 +97,6 @@ class PausedPasses:
         for number in range(len(self._passes)):
             yield self._advance(number, layer)
 
-    def replace_outputs(self, outputs: Callable[[Tensor], Tensor]) -> None:
-        """Let all passes, which wait behind a layer, go on with something else than it returned."""
-        for each in self._passes:
-            assert each.stop is not None
-            assert each.stop.output is not None
-            each.reply = outputs(each.stop.output)
-
     def _advance(self, number: int, layer: str) -> Stop:
         self._running = self._passes[number]
         try:
@@ -125,9 +118,10 @@ class PausedPasses:
 
         return wait
 
-    def _hook(self, name: str) -> Callable[..., Tensor | None]:
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            return None if self._running is None else self._running.wait(Stop(name, _first(args, kwargs), output))
+    def _hook(self, name: str) -> Callable[..., None]:
+        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if self._running is not None:
+                self._running.wait(Stop(name, _first(args, kwargs), output))
 
         return wait
 
@@ -164,7 +158,6 @@ class _Pass:
 
     def __init__(self, run: Callable[[], object], model: nn.Module) -> None:
         self.stop: Stop | None = None
-        self.reply: Tensor | None = None
         self._run = run
         self._device = device_of(model)
         self._error: BaseException | None = None
@@ -184,14 +177,13 @@ class _Pass:
             raise self._error
         return self.stop
 
-    def wait(self, stop: Stop) -> Tensor | None:
-        """Called inside of the pass: hand over a stop, and come back with the reply when the pass may go on."""
-        self.stop, self.reply = stop, None
+    def wait(self, stop: Stop) -> None:
+        """Called inside of the pass: hand over a stop, and come back when the pass may go on."""
+        self.stop = stop
         self._halted.release()
         self._go.acquire()
         if self._cancelled:
             raise _Cancelled
-        return self.reply
 
     def cancel(self) -> None:
         """End the pass where it waits."""
@@ -199,7 +191,7 @@ class _Pass:
             self._cancelled = True
             self._go.release()
             self._thread.join()
-        self.stop = self.reply = None
+        self.stop = None
 
     def _main(self) -> None:
         # Whether gradients are recorded, and which CUDA device is current, belongs to each thread.

@@ -74,21 +74,6 @@ def quantize(
     return model
 
 
-def codes_of(
-    model: nn.Module,
-    policy: BitPolicy,
-    batches: Sequence[Any],
-    rounded: RoundedWeights | None = None,
-    forward_fn: ForwardFn | None = None,
-) -> dict[str, QuantizedRows]:
-    """Return the rounded weights that `pack_model` cannot make by itself, by layer, each rounded by float inputs.
-
-    Raises:
-        ValueError: If a scheme is rounded by its inputs, and there are neither rounded weights nor batches.
-    """
-    return final_codes(model, batches, policy, RepairOptions(sequential=False), rounded, forward_fn)
-
-
 def apply_policy(
     model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
 ) -> Callable[[], None]:

@@ -1,9 +1,12 @@
-"""Attributes of an object that stand aside for a while, parameters of a module too."""
+"""Attributes of an object that stand aside for a while, parameters of a module too, and weights made for one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -36,3 +39,23 @@ def shadowed(module: object, **attributes: object) -> Iterator[None]:
                     del names[name]
             else:
                 names[name] = value
+
+
+class FreshRecurrentWeights(nn.Module):
+    """Mixin of an LSTM, GRU or RNN whose weights are computed when they are read: once for each call, then dropped."""
+
+    _flat_weights: list[Tensor]
+    _flat_weight_refs: list[Any]
+    _flat_weights_names: list[str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the recurrent layer on its computed weights."""
+        with shadowed(self, _flat_weights=[getattr(self, name) for name in self._flat_weights_names]):
+            return super().forward(*args, **kwargs)
+
+    def _init_flat_weights(self) -> None:
+        """Keep no list of weights between calls; it would keep them, or the graph behind them, alive."""
+        self._flat_weights, self._flat_weight_refs = [], []
+
+    def _update_flat_weights(self) -> None:
+        """Leave the list that `forward` has made."""

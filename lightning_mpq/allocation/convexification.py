@@ -55,8 +55,8 @@ class Convexification:
     multipliers: Array
 
 
-def bound_at(form: DifferenceForm, shift: Array, multipliers: Array, point: Array) -> float:
-    r"""Return the lower bound that P and lambda prove, computed so that rounding cannot flatter it.
+def tangent_bound(form: DifferenceForm, curved: Array, q: Array, point: Array) -> float:
+    r"""Return what of a lower bound depends on the point t where the convex program is linearised.
 
     With H = Q - P positive semidefinite the tangent at any t, minimised over the simplices, is a bound:
 
@@ -64,22 +64,17 @@ def bound_at(form: DifferenceForm, shift: Array, multipliers: Array, point: Arra
               \qquad r = H t + q.
 
     At the minimiser t = -H^-1 q the residual r is zero and this is g(P, lambda); an inexact t, from an
-    ill-conditioned H, only lowers it.
+    ill-conditioned H, only lowers it, so that rounding cannot flatter the bound.
+
+    Args:
+        form: The program.
+        curved: H t.
+        q: Its linear term, P and prices included.
+        point: t.
 
     Returns:
-        The bound; -inf if Q - P is not positive definite.
+        The last two terms.
     """
-    H = form.quadratic - shift
-    try:
-        np.linalg.cholesky(H)
-    except np.linalg.LinAlgError:
-        return -np.inf
-    q = form.linear + shift.diagonal() / 2 + form.rows.T @ multipliers
-    return float(form.constant - multipliers @ form.limits) + tangent_bound(form, H @ point, q, point)
-
-
-def tangent_bound(form: DifferenceForm, curved: Array, q: Array, point: Array) -> float:
-    """Return ``-t'Ht/2`` plus the least of the residual over the simplices, given ``curved = H t``."""
     starts = np.searchsorted(form.block, np.arange(len(form.group)))
     return float(np.minimum(0.0, np.minimum.reduceat(curved + q, starts)).sum() - point @ curved / 2)
 

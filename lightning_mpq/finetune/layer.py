@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from ..held_weights import held_by
 from ..layers import kind_of
-from ..shadowing import shadowed
+from ..shadowing import FreshRecurrentWeights
 from .class_change import change_back, change_class
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient
@@ -50,24 +50,8 @@ class FakeQuantizedLayer(nn.Module):
         return self
 
 
-class FakeQuantizedRecurrentLayer(FakeQuantizedLayer):
-    """LSTM, GRU or RNN, whose list of all weights is made anew for each call."""
-
-    _flat_weights: list[Tensor]
-    _flat_weight_refs: list[Any]
-    _flat_weights_names: list[str]
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        """Run the recurrent layer on its fake-quantized weights."""
-        with shadowed(self, _flat_weights=[getattr(self, name) for name in self._flat_weights_names]):
-            return super().forward(*args, **options)
-
-    def _init_flat_weights(self) -> None:
-        """Keep no list between calls; it would keep the graph behind the weights alive."""
-        self._flat_weights, self._flat_weight_refs = [], []
-
-    def _update_flat_weights(self) -> None:
-        """Leave the list that `forward` has made."""
+class FakeQuantizedRecurrentLayer(FreshRecurrentWeights, FakeQuantizedLayer):
+    """LSTM, GRU or RNN with fake-quantized weights."""
 
 
 def start_fake_quantization(layer: nn.Module, quantizer: WeightQuantizer) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..layers import ParameterView
 from ..policy import WeightScheme
-from ..shadowing import shadowed
+from ..shadowing import FreshRecurrentWeights
 from .packed import PackedLayer, register_packed
 
 
@@ -54,24 +54,8 @@ class WeightHolder(nn.Module):
         return _new_holder, (self.float_type, self.held_names), self.__getstate__()
 
 
-class RecurrentHolder(WeightHolder):
-    """LSTM, GRU or RNN with packed weights, all of which are dequantized once for each call and then dropped."""
-
-    _flat_weights: list[Tensor]
-    _flat_weight_refs: list[Any]
-    _flat_weights_names: list[str]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the recurrent layer on its dequantized weights."""
-        with shadowed(self, _flat_weights=[getattr(self, name) for name in self._flat_weights_names]):
-            return super().forward(*args, **kwargs)
-
-    def _init_flat_weights(self) -> None:
-        """Keep no list of weights between calls; it would keep dequantized ones alive."""
-        self._flat_weights, self._flat_weight_refs = [], []
-
-    def _update_flat_weights(self) -> None:
-        """Leave the list that `forward` has made."""
+class RecurrentHolder(FreshRecurrentWeights, WeightHolder):
+    """LSTM, GRU or RNN with packed weights."""
 
 
 def attach(owner: nn.Module, attribute: str, weight: PackedWeight | ParameterView) -> None:

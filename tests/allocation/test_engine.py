@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from lightning_mpq.allocation import branch_and_bound
 from lightning_mpq.allocation.additive import InfeasibleProblemError
 from lightning_mpq.allocation.block_ascent import block_ascent
-from lightning_mpq.allocation.convexification import bound_at
 from lightning_mpq.allocation.difference_form import difference_form
 from lightning_mpq.allocation.engine import solve
 from lightning_mpq.allocation.enumeration import all_selections
@@ -106,7 +105,12 @@ def test_the_bound_can_be_recomputed_from_its_certificate():
     problem = random_problem(3, most_groups=8)
     form = difference_form(problem, np.ones(len(problem.group), dtype=bool))
     found = convexify(form)
-    assert bound_at(form, found.shift, found.multipliers, found.point) == pytest.approx(found.bound, rel=1e-9)
+    convex = form.quadratic - found.shift
+    assert np.linalg.eigvalsh(convex).min() > 0
+    slope = convex @ found.point + form.linear + found.shift.diagonal() / 2 + form.rows.T @ found.multipliers
+    least = sum(min(0.0, *slope[form.block == block]) for block in range(len(form.group)))
+    bound = form.constant - found.multipliers @ form.limits - found.point @ convex @ found.point / 2 + least
+    assert bound == pytest.approx(found.bound, rel=1e-9)
     outside = np.where(form.block[:, None] == form.block[None, :], 0.0, found.shift)
     assert not outside.any()
 

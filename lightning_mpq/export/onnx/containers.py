@@ -39,11 +39,6 @@ class HeldWeight:
     zero_point: Tensor | None = None
     add_half: bool = False
 
-    @property
-    def container_bits(self) -> int:
-        """Bits that one level takes in the file."""
-        return int(self.container.removeprefix("U").removeprefix("INT"))
-
 
 def hold(quantized: QuantizedRows, *, multiplied: bool, two_bits: bool) -> HeldWeight:
     """Return codes and scales of a rounded weight as ``DequantizeLinear`` wants them; nothing is rounded.
