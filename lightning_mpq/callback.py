@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,7 +14,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from .allocation import Allocation, Budget
@@ -33,9 +31,11 @@ from .quantize import quantize
 from .quantizers import QuantizedRows
 from .repair import Repair, final_codes
 from .report import Report
-from .strategies import refuse_several_processes, refuse_unsupported, share_of_batches
-from .trainer_tools import calibration_loader, progress_bar, validation_metrics
+from .strategies import refuse_several_processes, refuse_unsupported
+from .trainer_tools import calibration_loader, validation_metrics
 from .training import AveragingCallbacks, FinetunePhase, finetuned_row, publish
+from .training.plans import plain_budget, read_policy, refuse_another_plan
+from .training.work import at_work, batches_in_fit
 
 
 class MixedPrecisionQuantization(Callback):
@@ -185,8 +185,8 @@ class MixedPrecisionQuantization(Callback):
         """Turn the float model into one that is fine-tuned, if it is time."""
         if self.finetuning.is_due(trainer):
             self.finetuning.finish_float(trainer, pl_module)
-            with self._at_work(trainer):
-                batches = self._batches_in_fit(trainer, pl_module)
+            with at_work(trainer, self.pipeline):
+                batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
                 policy, codes = self._decide(trainer, pl_module, batches)
                 forward_fn = self.pipeline.forward_fn
                 repair = Repair(pl_module, batches, policy.by_layer(), self.pipeline.repair, forward_fn)
@@ -222,7 +222,7 @@ class MixedPrecisionQuantization(Callback):
                 "quantized without it.",
                 category=UserWarning,
             )
-        batches = partial(self._batches_in_fit, trainer, pl_module)
+        batches = partial(batches_in_fit, trainer, pl_module, self.calibration_batches)
         self._run(trainer, pl_module, batches, lambda: validation_metrics(trainer, pl_module))
 
     def quantize_trained(
@@ -261,7 +261,7 @@ class MixedPrecisionQuantization(Callback):
         state: dict[str, Any] = {} if self.policy is None else {"policy": self.policy.to_json()}
         if self.finetuning.wanted and self.finetuning.phase != "over":
             state["finetuning"] = self.finetuning.state()
-            state["budget"] = self._plain_budget()
+            state["budget"] = plain_budget(self.pipeline.budget)
             if self.report is not None:
                 state["report"] = json.dumps(self.report.to_dict())
         return state
@@ -293,43 +293,9 @@ class MixedPrecisionQuantization(Callback):
             empty_packed_model(pl_module, policy)
         if stage == "fit":
             state = callback_state(checkpoint) or {}
-            self._refuse_another_plan(state)
+            refuse_another_plan(state, self.given_policy, self.pipeline.budget)
             self.finetuning.load(trainer, pl_module, checkpoint, state.get("finetuning"))
         own_hook(checkpoint)
-
-    def _refuse_another_plan(self, state: Mapping[str, Any]) -> None:
-        """Refuse to go on fine-tuning under another plan than the one the checkpoint was quantized with."""
-        if (state.get("finetuning") or {}).get("phase") != "training":
-            return
-        if self.given_policy is not None and self.given_policy != BitPolicy.from_json(state["policy"]):
-            raise ValueError(
-                "The checkpoint was fine-tuned under another plan than policy=. Leave policy out to go on with the "
-                "checkpoint's own, or start from a checkpoint of the float phase."
-            )
-        if self.given_policy is None and state["budget"] != self._plain_budget():
-            raise ValueError(
-                f"The checkpoint was fine-tuned under the budget {state['budget']}, and the callback has "
-                f"{self._plain_budget()}. Go on with the same budget, or start from a checkpoint of the float phase."
-            )
-
-    def _plain_budget(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self.pipeline.budget).items() if isinstance(value, (int, float))}
-
-    def _batches_in_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Any]:
-        loader = calibration_loader(trainer, pl_module, getattr(trainer, "datamodule", None))
-        own = share_of_batches(loader, self.calibration_batches)
-        convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
-        return [move(convert(batch)) for batch in own]
-
-    @contextmanager
-    def _at_work(self, trainer: L.Trainer) -> Iterator[None]:
-        """Show the pipeline's progress, and leave random states as they were."""
-        with isolate_rng(), progress_bar(trainer) as progress:
-            self.pipeline.progress = progress
-            try:
-                yield
-            finally:
-                self.pipeline.progress = None
 
     def _decide(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]
@@ -354,7 +320,7 @@ class MixedPrecisionQuantization(Callback):
         evaluate: Callable[[], Mapping[str, float]],
     ) -> Outcome | None:
         """Quantize a float model by its loss, or as a given plan says, and tell everybody."""
-        with self._at_work(trainer):
+        with at_work(trainer, self.pipeline):
             if self.given_policy is not None:
                 share_buffers(pl_module)
                 forward_fn = self.pipeline.forward_fn
@@ -373,7 +339,7 @@ class MixedPrecisionQuantization(Callback):
         share_buffers(pl_module)  # BatchNorm statistics differ from process to process
         floats = self.finetuning.pack(pl_module)
         try:
-            with self._at_work(trainer):
+            with at_work(trainer, self.pipeline):
                 if self.report is not None:
                     row = finetuned_row(pl_module, mean_over_ranks(validation_metrics(trainer, pl_module)))
                     self.report = replace(self.report, models=(*self.report.models, row))
@@ -382,15 +348,3 @@ class MixedPrecisionQuantization(Callback):
             raise
         if self.report is not None:
             publish(trainer, self.report, self.report_path)
-
-
-def read_policy(path: str | Path) -> BitPolicy:
-    """Read a plan from a JSON file.
-
-    Raises:
-        ValueError: If the file cannot be read, or holds no plan; the message names it.
-    """
-    try:
-        return BitPolicy.from_json(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"policy={str(path)!r}: {error}") from error

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import ceil, isfinite
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from ..finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
@@ -18,13 +16,14 @@ from ..options import FinetuneOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from .averaging import AveragingCallbacks
+from .early_stopping import forget_the_float_record
 from .extra_loss import ExtraLoss
 from .limits import FitLimits
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
 from .random_states import RandomStates
+from .span import Span, span_of
 
 Phase = Literal["float", "due", "training", "over"]
-_FEW_STEPS = 10
 
 
 class FinetunePhase:
@@ -54,8 +53,7 @@ class FinetunePhase:
         self._limits: FitLimits | None = None
         self._averaging: AveragingCallbacks | None = None
         self._random = RandomStates()
-        self._first = (0, 0)  # epoch and optimizer step of the start
-        self._length: tuple[int, int | None] = (options.epochs, options.steps)
+        self._span = Span(options.epochs, options.steps)
         self._quantized: Mapping[str, Any] | None = None  # state of the handle, before it exists or after it is gone
         self._extra = ExtraLoss(options)
         self._weights: set[str] = set()
@@ -70,10 +68,7 @@ class FinetunePhase:
         self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
-        epochs, steps = self.options.epochs, self.options.steps
-        if _is_rehearsal(trainer):
-            epochs, steps = min(epochs, 1), None if steps is None else 1
-        self._length = (epochs, steps)
+        self._span = span_of(trainer, self.options.epochs, self.options.steps)
         if self.wanted and trainer.limit_train_batches == 0:
             raise ValueError("Fine-tuning needs training batches, and Trainer(limit_train_batches=0) gives none.")
         if self.wanted and self._extra.wanted and not module.automatic_optimization:
@@ -106,12 +101,12 @@ class FinetunePhase:
             self._random.state = state.get("random")
         if self.phase == "training":
             assert state is not None
-            self._first = (int(state["first_epoch"]), int(state["first_step"]))
+            self._span = self._span.from_here(int(state["first_epoch"]), int(state["first_step"]))
             self._quantized = state["quantized"]
             self._extra.load(state.get("teacher"))
             self._averaging.sleep(trainer)
             given_optimizers(module, self.options.optimizers)
-            self._limits.extend(*self._first, *self._length)
+            self._limits.extend(*self._span.limits)
         self._limits.open_for(checkpoint)
 
     def state(self) -> dict[str, Any]:
@@ -122,7 +117,8 @@ class FinetunePhase:
         state["random"] = self._random.now()
         if self.phase == "training":
             quantized = self._quantized if self.handle is None else self.handle.state_dict()
-            state |= {"first_epoch": self._first[0], "first_step": self._first[1], "quantized": quantized}
+            state |= {"first_epoch": self._span.first_epoch, "first_step": self._span.first_step}
+            state |= {"quantized": quantized}
             if (teacher := self._extra.state()) is not None:
                 state["teacher"] = teacher
         return state
@@ -145,7 +141,7 @@ class FinetunePhase:
         if trainer.fit_loop.restarted_mid_epoch:
             self._random.state = None
         if self.phase == "training":
-            self._limits.extend(*self._first, *self._length)
+            self._limits.extend(*self._span.limits)
         elif not self.wanted:
             if self._limits.opened:
                 self._limits.extend(0, 0, 0, None)
@@ -201,16 +197,16 @@ class FinetunePhase:
         options = self.options
         self._extra.watch(module)
         self.handle = fake_quantize(module, policy, codes, learn_scales=options.learn_scales, margin=options.margin)
-        self._first = (self._limits.epochs_done, trainer.global_step)
-        self._limits.extend(*self._first, *self._length)
+        self._span = self._span.from_here(self._limits.epochs_done, trainer.global_step)
+        self._limits.extend(*self._span.limits)
         self.phase = "training"
         try:
             repair()
             given_optimizers(module, options.optimizers)
             renew_optimizers(trainer)
             self._set_up(trainer, module)
-            _forget_the_float_record(trainer)
-            self._say_how_long(trainer)
+            forget_the_float_record(trainer)
+            self._span.announce(trainer)
         except BaseException:
             self.handle.restore()
             self.handle = None
@@ -223,7 +219,7 @@ class FinetunePhase:
     def before_batch(self, trainer: L.Trainer, batch_idx: int) -> None:
         """Set the learning rates."""
         if self.phase == "training":
-            set_learning_rates(trainer.optimizers, self.progress(trainer, batch_idx), self.options.schedule)
+            set_learning_rates(trainer.optimizers, self._span.progress(trainer, batch_idx), self.options.schedule)
 
     def after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Average the gradients of the scales over processes when those of the weights are."""
@@ -253,17 +249,6 @@ class FinetunePhase:
         unfreeze_batchnorm(module)
         return floats
 
-    def progress(self, trainer: L.Trainer, batch_idx: int) -> float:
-        """Return how much of the fine-tuning is done, from 0 to 1."""
-        epoch, step = self._first
-        epochs, steps = self._length
-        if steps is not None:
-            return (trainer.global_step - step) / steps
-        total = epochs or (trainer.fit_loop.max_epochs or 0) - epoch
-        batches = float(trainer.num_training_batches)
-        part = batch_idx / batches if isfinite(batches) else 0.0
-        return (trainer.current_epoch - epoch + part) / max(total, 1)
-
     def _set_up(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Finish what begins and what resumes: optimizers, distillation, compiled code."""
         assert self.handle is not None
@@ -287,29 +272,3 @@ class FinetunePhase:
                 "scales are lost. Replace layers before quantization, or keep it in float "
                 f"(candidates=CandidateOptions(keep_float=[{lost[0]!r}]))."
             )
-
-    def _say_how_long(self, trainer: L.Trainer) -> None:
-        epochs, steps = self._length
-        batches = float(trainer.num_training_batches)
-        if steps is None and isfinite(batches):
-            steps = epochs * ceil(batches / trainer.accumulate_grad_batches)
-            if 0 < steps < _FEW_STEPS and not _is_rehearsal(trainer):
-                rank_zero_warn(
-                    f"Fine-tuning has {steps} optimizer steps only, which recovers little; let it take more epochs.",
-                    category=UserWarning,
-                )
-        rank_zero_info(f"MixedPrecisionQuantization: fine-tuning begins in epoch {self._first[0]}")
-
-
-def _is_rehearsal(trainer: L.Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _forget_the_float_record(trainer: L.Trainer) -> None:
-    """Let EarlyStopping compare fine-tuned models with each other, not with the float one."""
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping):
-            callback.wait_count = 0
-            worst = torch.tensor(torch.inf)
-            callback.best_score = worst if callback.monitor_op == torch.lt else -worst
