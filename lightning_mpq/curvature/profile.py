@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,18 +21,19 @@ from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
 from .accumulation import LEAST_BATCHES, Accumulator
 from .cache import TaylorCache
+from .clock import Clock, Progress
 from .estimators import CURVATURES, LOSSES, Curvature, Estimators, Loss
 from .evaluator import Evaluator, LossFn, check_finite_parameters
-from .fingerprint import hash_batch, hash_settings, hash_state
+from .fingerprint import hash_batch, hash_settings
 from .isolation import isolated
 from .kept_measurements import KeptMeasurements, candidate_hashes
 from .likelihood import Likelihood, guess_likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
+from .ranks import check_parts, common_key, shares_of_ranks
 from .shrinkage import warn_far_from_minimum
 from .weights import batch_statistics, has_batch_statistics
 
-Progress = Callable[[float, str], None]
 _STORE_SECONDS = 30.0
 """At most this much work is lost by an interruption when there is a cache."""
 
@@ -152,7 +152,7 @@ def profile(
             check_finite_parameters(model)
             perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
             key = hash_settings(model, tuple(found), offered, settings)
-        key = _common_key(key, model, offered, rounded)
+        key = common_key(key, model, offered, rounded)
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
         cache = None if cache_dir is None else TaylorCache(cache_dir, key)
         done: Counter[str] = Counter()
@@ -168,7 +168,7 @@ def profile(
                     progress(1.0, f"{curvature}: {earlier.samples} samples, found in {cache_dir}")
                 return earlier
             if earlier is not None:
-                done = _shares(earlier.batch_hashes, hashes)[rank()]
+                done = shares_of_ranks(earlier.batch_hashes, hashes)[rank()]
                 if rank() == 0:  # adds its sums to what all ranks measure from here on
                     sums.continue_from(earlier)
             if not active():
@@ -186,7 +186,7 @@ def profile(
         estimators: Estimators | None = None
         meaning: Likelihood | None = None
         evaluator = Evaluator(model, forward_fn, loss_fn)
-        clock = _Clock(batches, curvature, progress)
+        clock = Clock(batches, curvature, progress)
         rounds = Rounds(batches)
         for number, own in enumerate(rounds, start=1):
             if tolerance is not None and sums.relative_error() <= tolerance:
@@ -222,7 +222,7 @@ def profile(
                     kept.store()
                 clock.stored()
         guess = repr(meaning) if likelihood == "auto" else ""
-        _check_parts(gather((guess, sums.hashes)))
+        check_parts(gather((guess, sums.hashes)))
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
             result = sums.result()
             warnings.warn(
@@ -254,58 +254,6 @@ def _meaning(
         return guess_likelihood(evaluator.outputs(batch), batch)
 
 
-def _common_key(key: str, model: nn.Module, candidates: Sequence[Candidate], rounded: RoundedWeights | None) -> str:
-    """Return rank 0's settings hash for all ranks, which must hold the same model.
-
-    What a setting prints as may differ from process to process; weights and buffers may not.
-    """
-    if not active():
-        return key
-    if len(set(gather(hash_state(model)))) > 1:
-        raise ValueError(
-            "The processes hold models with different weights or buffers (BatchNorm statistics?). Give all of them "
-            "the state of rank 0; lightning_mpq.distributed.share_buffers(model) does so for buffers."
-        )
-    if len(set(gather((repr(candidates), rounded and rounded.fingerprint)))) > 1:
-        raise ValueError("The processes profile different candidates, or differently rounded ones.")
-    return broadcast(key)
-
-
-def _check_parts(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Check what the processes measured: the likelihood that each guessed, and hashes of its batches.
-
-    Raises:
-        ValueError: If there was no batch, or guesses differ.
-    """
-    hashes = [set(digests) for _, digests in parts]
-    if not any(hashes):
-        raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
-    guesses = {guess for guess, _ in parts}
-    if len(guesses) > 1:
-        raise ValueError(
-            f"likelihood='auto' took {' and '.join(sorted(guesses))} on different processes; pass likelihood= to "
-            "decide it."
-        )
-    repeated = sum(map(len, hashes)) - len(set().union(*hashes))
-    if repeated:
-        warnings.warn(
-            f"{repeated} calibration batches were measured on more than one process, and count as if they were "
-            "different data. Give every process batches of its own, for instance by a DistributedSampler.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _shares(measured: Sequence[str], hashes: Sequence[Sequence[str]]) -> list[Counter[str]]:
-    """Return for each rank which of its batches were measured already, each measurement used once."""
-    left = Counter(measured)
-    shares: list[Counter[str]] = []
-    for own in hashes:
-        shares.append(Counter(own) & left)
-        left -= shares[-1]
-    return shares
-
-
 def _generator(device: torch.device, seed: int, content: str) -> Generator:
     """Return a generator for one batch, seeded by the caller's seed and the content of the batch."""
     generator = Generator(device=device)
@@ -316,38 +264,3 @@ def _generator(device: torch.device, seed: int, content: str) -> Generator:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-
-class _Clock:
-    """Reports progress with samples done and the time left, and knows when sums were stored last."""
-
-    def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
-        self._total = len(batches) if isinstance(batches, Sized) else None
-        self._curvature = curvature
-        self._progress = progress
-        self._start = self._last_store = time.monotonic()
-        self._done = self._skipped = 0
-
-    def skip(self) -> None:
-        """Count a batch that was measured earlier."""
-        self._done += 1
-        self._skipped += 1
-
-    def tick(self, samples: int) -> None:
-        """Count a batch that was measured now and report."""
-        self._done += 1
-        if self._progress is None:
-            return
-        message = f"{self._curvature}: {samples} samples"
-        if not self._total:
-            self._progress(0.0, message)
-            return
-        seconds_each = (time.monotonic() - self._start) / (self._done - self._skipped)
-        left = seconds_each * max(0, self._total - self._done)
-        self._progress(min(1.0, self._done / self._total), f"{message}, {left:.0f} s left")
-
-    def seconds_since_store(self) -> float:
-        return time.monotonic() - self._last_store
-
-    def stored(self) -> None:
-        self._last_store = time.monotonic()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .convert import packed_layers
+from .inspection import packed_layers
 from .kernels import AUTO, PLAIN, Outcome, check_kernel_name, forget, prepared_for
 from .kernels.registry import warn_once
 from .linear import PackedLinear

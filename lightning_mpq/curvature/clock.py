@@ -1,0 +1,45 @@
+"""How far a profile is, and how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sized
+
+Progress = Callable[[float, str], None]
+
+
+class Clock:
+    """Reports progress with samples done and the time left, and knows when sums were stored last."""
+
+    def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
+        self._total = len(batches) if isinstance(batches, Sized) else None
+        self._curvature = curvature
+        self._progress = progress
+        self._start = self._last_store = time.monotonic()
+        self._done = self._skipped = 0
+
+    def skip(self) -> None:
+        """Count a batch that was measured earlier."""
+        self._done += 1
+        self._skipped += 1
+
+    def tick(self, samples: int) -> None:
+        """Count a batch that was measured now and report."""
+        self._done += 1
+        if self._progress is None:
+            return
+        message = f"{self._curvature}: {samples} samples"
+        if not self._total:
+            self._progress(0.0, message)
+            return
+        seconds_each = (time.monotonic() - self._start) / (self._done - self._skipped)
+        left = seconds_each * max(0, self._total - self._done)
+        self._progress(min(1.0, self._done / self._total), f"{message}, {left:.0f} s left")
+
+    def seconds_since_store(self) -> float:
+        """Return how much work an interruption would lose now."""
+        return time.monotonic() - self._last_store
+
+    def stored(self) -> None:
+        """Note that sums have just been stored."""
+        self._last_store = time.monotonic()
