@@ -2,7 +2,8 @@
 
 Plans are compared as the Taylor model predicts them: with the codes that were profiled, and repaired. These codes are
 fixed before any choice and the same for all plans, so that the choice among a handful of plans is all that the
-calibration data could be overfitted by; the plan that is kept is rounded in sequence afterwards.
+calibration data could be overfitted by, and only a difference beyond its standard error counts; the plan that is kept
+is rounded in sequence afterwards.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from .quantize import temporarily_packed
 from .quantizers import QuantizedRows
 from .reexpansion import expand_at
 from .repair import Repair
-from .report.measure import LossChange
+from .report.measure import LossChange, Losses
 from .report.records import TrialRow
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
 
 _SECONDS_FOR_ALTERNATIVES = 3.0
 """Their certificates matter to nobody."""
+_STANDARD_ERRORS = 2.0
+"""Of the paired difference, by which another plan must beat the solved one: the best of several on a few hundred
+samples is often the luckiest."""
 Solve = Callable[[TaylorModel], Allocation]
 
 
@@ -92,10 +96,12 @@ class ClosedLoop:
         )
         layers = [layer for group in groups for layer in group.layers]
         self._repair = Repair(model, batches, layers, repair, forward_fn)
-        self._measured: dict[str, float] = {}
+        self._measured: dict[str, Losses] = {}
 
     def run(self, allocation: Allocation, others: Mapping[str, BitPolicy], solve: Solve, **settings: Any) -> Found:
         """Measure the solved plan and others, keep the best, and expand again if the prediction for it was wrong.
+
+        Another plan is kept only if it is better than the solved one by two standard errors of the paired difference.
 
         Args:
             allocation: The solved plan.
@@ -108,8 +114,9 @@ class ClosedLoop:
             if policy not in plans.values():
                 plans[name] = policy
         trials = [self._trial(0, name, policy, self._taylor.predict(policy).value) for name, policy in plans.items()]
-        best = min(range(len(trials)), key=lambda i: trials[i].measured_loss)
         policies = list(plans.values())
+        least = min(range(len(trials)), key=lambda i: trials[i].measured_loss)
+        best = least if self._surely_better(policies[least], policies[0]) else 0
         for number in range(1, self._options.rounds + 1):
             base = trials[best]
             if not self._disagrees(base):
@@ -119,7 +126,7 @@ class ClosedLoop:
             step = local.predict(policy).value - local.predict(policies[best]).value
             policies.append(policy)
             trials.append(self._trial(number, "solved again", policy, base.measured_loss + step))
-            if trials[-1].measured_loss >= base.measured_loss:
+            if not self._surely_better(policy, policies[best]):
                 break
             best = len(trials) - 1
         rows = tuple(row.kept_if(number == best) for number, row in enumerate(trials))
@@ -131,8 +138,13 @@ class ClosedLoop:
         if key not in self._measured:
             with temporarily_packed(self._model, policy, self._codes(policy)):
                 self._repair.apply()
-                self._measured[key] = self._change.measure()
-        return TrialRow(number, name, policy.bits(), predicted, self._measured[key])
+                self._measured[key] = self._change.measure_each()
+        return TrialRow(number, name, policy.bits(), predicted, self._measured[key].mean())
+
+    def _surely_better(self, policy: BitPolicy, than: BitPolicy) -> bool:
+        """Tell whether a plan is better than another by more than the chance of these samples explains."""
+        gain, error = self._measured[policy.to_json()].minus(self._measured[than.to_json()])
+        return gain < -_STANDARD_ERRORS * error
 
     def _codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
         return {} if self._rounded is None else self._rounded.of_policy(policy)

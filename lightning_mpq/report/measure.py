@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,31 @@ from ..curvature.evaluator import Evaluator, LossFn
 from ..curvature.isolation import isolated
 from ..curvature.likelihood import Likelihood, guess_likelihood
 from ..distributed import errors_shared, gather
+
+
+class Losses(NamedTuple):
+    """Losses of one model on this process's calibration batches.
+
+    Attributes:
+        values: [units], float64; a unit is a sample, or a batch for the task loss.
+        weights: [units], samples behind each value.
+    """
+
+    values: Tensor
+    weights: Tensor
+
+    def mean(self) -> float:
+        """Return the mean over the samples of all processes."""
+        parts = gather((float((self.values * self.weights).sum()), float(self.weights.sum())))
+        return sum(own for own, _ in parts) / max(sum(count for _, count in parts), 1)
+
+    def minus(self, other: Losses) -> tuple[float, float]:
+        """Return the mean of the paired differences over all processes, and its standard error."""
+        differences = self._replace(values=self.values - other.values)
+        mean = differences.mean()
+        spread = float((self.weights * (differences.values - mean)).square().sum())
+        parts = gather((spread, float(self.weights.sum())))
+        return mean, sqrt(sum(own for own, _ in parts)) / max(sum(count for _, count in parts), 1)
 
 
 class LossChange:
@@ -54,40 +80,46 @@ class LossChange:
         self._outputs: list[Tensor] = []
         self.reference = 0.0
         if loss == "task":
-            self.reference = self._mean(self._task_loss)
+            self.reference = self._each(self._task_loss).mean()
         else:
-            self._mean(self._keep_outputs)
+            self._each(self._keep_outputs)
 
     def measure(self) -> float:
         """Return the change of the loss of the model as it is now, in evaluation mode."""
-        if self._loss == "task":
-            return self._mean(self._task_loss) - self.reference
-        return self._mean(self._divergence)
+        return self.measure_each().mean()
 
-    def _mean(self, total_of: Any) -> float:
-        total, samples = 0.0, 0
+    def measure_each(self) -> Losses:
+        """Return the change as `measure` does, sample by sample, or batch by batch for the task loss."""
+        if self._loss == "task":
+            losses = self._each(self._task_loss)
+            return losses._replace(values=losses.values - self.reference)
+        return self._each(self._divergence)
+
+    def _each(self, measure: Callable[[int, Any], tuple[Tensor, int]]) -> Losses:
+        """Run the model over this process's batches; ``measure`` gives values and the samples behind each."""
+        values, samples = [], []
         with errors_shared(), isolated(self._model), torch.no_grad():
             for number, batch in enumerate(self._batches):
                 self._evaluator.batch_number = number + 1
-                value, count = total_of(number, to_device(batch, device_of(self._model)))
-                total, samples = total + value, samples + count
-        parts = gather((total, samples))
-        return sum(own for own, _ in parts) / max(sum(count for _, count in parts), 1)
+                found, count = measure(number, to_device(batch, device_of(self._model)))
+                values.append(found.double().cpu().flatten())
+                samples.append(torch.full_like(values[-1], count))
+        empty = torch.zeros(0, dtype=torch.float64)
+        return Losses(torch.cat([empty, *values]), torch.cat([empty, *samples]))
 
-    def _task_loss(self, number: int, batch: Any) -> tuple[float, int]:
-        count = sample_count(batch) or 1
-        return float(self._evaluator.loss(batch)) * count, count
+    def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:
+        return self._evaluator.loss(batch), sample_count(batch) or 1
 
-    def _keep_outputs(self, number: int, batch: Any) -> tuple[float, int]:
+    def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
         outputs = self._evaluator.outputs(batch)
         if self._likelihood is None:
             with warnings.catch_warnings():  # the profile on the same batches has said already what was guessed
                 warnings.simplefilter("ignore")
                 self._likelihood = guess_likelihood(outputs, batch)
         self._outputs.append(outputs)
-        return 0.0, len(outputs)
+        return torch.zeros(len(outputs)), 1
 
-    def _divergence(self, number: int, batch: Any) -> tuple[float, int]:
+    def _divergence(self, number: int, batch: Any) -> tuple[Tensor, int]:
         assert self._likelihood is not None
         now = self._evaluator.outputs(batch)
-        return float(self._likelihood.divergence(self._outputs[number], now, batch).sum()), len(now)
+        return self._likelihood.divergence(self._outputs[number], now, batch), 1
