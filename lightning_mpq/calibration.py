@@ -19,8 +19,7 @@ from .errors import NonFiniteError
 from .held_weights import held_by
 from .layers import kind_of
 from .quantizers import InputMoment
-
-Progress = Callable[[float, str], None]
+from .staged_work import Progress
 
 
 def input_moments(

@@ -91,6 +91,11 @@ class CurvatureOptions:
     likelihood: Likelihood | Literal["auto"] = "auto"
     seed: int = 0
 
+    @property
+    def known_likelihood(self) -> Likelihood | None:
+        """What the outputs mean, None where that is to be guessed."""
+        return None if self.likelihood == "auto" else self.likelihood
+
 
 @dataclass(frozen=True)
 class SolverOptions:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -21,69 +18,29 @@ from .candidates import make_candidates
 from .closed_loop import ClosedLoop, other_plans
 from .curvature import TaylorModel, profile
 from .curvature.evaluator import LossFn
-from .curvature.sanity import order_violations
+from .curvature.sanity import warn_of_wrong_order
 from .curvature.shrinkage import shrink
 from .distributed import gather, mean_over_ranks, on_rank_zero, refuse_empty_ranks, share_buffers
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
+from .plan import Outcome, Plan
 from .quantize import apply_policy, quantize
-from .quantizers import QuantizedRows
 from .repair import reestimates
-from .report import GroupRow, ModelRow, RepairRow, Report, TrialRow
+from .report import Report
 from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
-from .verdict import Verdict, compared_policies
+from .staged_work import StagedWork
+from .verdict import Rows, Verdict
 
-Progress = Callable[[float, str], None]
 # With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
 # about ten forward passes over the same samples.
 _CHUNK_SIZE = 32
 _DRAWS_A_CHUNK = 4
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of the pipeline found and did.
-
-    Attributes:
-        groups: The groups, and what stayed in float.
-        taylor: The Taylor model; other budgets need no new profile.
-        allocation: The plan with its certificate.
-        report: The verdict, or None if it was not asked for.
-    """
-
-    groups: LayerGroups
-    taylor: TaylorModel
-    allocation: Allocation
-    report: Report | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known before anything is packed.
-
-    Attributes:
-        groups: The groups, and what stays in float.
-        rounded: Rounded weights of all candidates; None if all schemes are rounded to nearest.
-        taylor: The Taylor model.
-        allocation: The plan with its certificate.
-        trials: The plans that were measured before it was chosen.
-    """
-
-    groups: LayerGroups
-    rounded: RoundedWeights | None
-    taylor: TaylorModel
-    allocation: Allocation
-    trials: tuple[TrialRow, ...] = ()
-
-    def codes(self) -> dict[str, QuantizedRows]:
-        """Return the codes of the chosen candidates that were profiled; none where a weight is rounded by itself."""
-        return {} if self.rounded is None else self.rounded.of_policy(self.allocation.policy)
-
-
 @dataclass
-class Pipeline:
+class Pipeline(StagedWork):
     """Everything that the job needs to know, apart from the model and its data.
 
     Attributes:
@@ -96,7 +53,6 @@ class Pipeline:
         repair: What makes up for rounding once the plan is chosen.
         loop: Whether several plans are measured before one is chosen.
         cache_dir: Folder where Taylor models are kept and found again; None for no cache.
-        progress: Told how far the job is, from 0 to 1, and what it does.
     """
 
     budget: Budget
@@ -108,8 +64,6 @@ class Pipeline:
     repair: RepairOptions = field(default_factory=RepairOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
     cache_dir: str | Path | None = None
-    progress: Progress | None = None
-    seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(
         self, model: nn.Module, batches: Sequence[Any], evaluate: Callable[[], Mapping[str, float]] | None = None
@@ -181,7 +135,6 @@ class Pipeline:
             others = other_plans(plan.taylor, unshrunk, self.budget, plan.allocation, self.loop.plans, self.solver)
         with self._stage("trials"):
             self._tell(0.5, "measure the best plans")
-            likelihood = None if self.curvature.likelihood == "auto" else self.curvature.likelihood
             loop = ClosedLoop(
                 model,
                 batches,
@@ -190,7 +143,7 @@ class Pipeline:
                 plan.taylor,
                 options=self.loop,
                 repair=self.repair,
-                likelihood=likelihood,
+                likelihood=self.curvature.known_likelihood,
                 forward_fn=self.forward_fn,
                 loss_fn=self.loss_fn,
             )
@@ -265,7 +218,7 @@ class Pipeline:
                 cache_dir=self.cache_dir,
                 progress=self._within(0.15, 0.4),
             )
-        _warn_of_wrong_order(taylor)
+        warn_of_wrong_order(taylor)
         return groups, rounded, taylor
 
     def _sampling(self, model: nn.Module) -> dict[str, Any]:
@@ -302,7 +255,7 @@ class Pipeline:
             lambda: mean_over_ranks(dict(evaluate())),
             forward_fn=self.forward_fn,
             loss_fn=self.loss_fn,
-            likelihood=None if self.curvature.likelihood == "auto" else self.curvature.likelihood,
+            likelihood=self.curvature.known_likelihood,
             options=self.repair,
             reestimated=self._predicts_repaired(model),
             rounded=rounded,
@@ -321,15 +274,15 @@ class Pipeline:
         """
         with self._stage("verdict"):
             verdict = self._verdict(model, batches, plan.groups, plan.rounded, plan.taylor, evaluate)
-        rows = self._compared_rows(verdict, plan.allocation)
-        with self._stage("verdict"):
+            rows = verdict.compare(plan.allocation, self._within(0.5, 0.9))
             rows.models.append(verdict.trial("chosen plan", plan.allocation.policy))
         return self._report(verdict, plan, rows)
 
     def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, plan: Plan) -> Report:
         """Measure float, uniform and additive plan, then quantize for good and measure that."""
         policy = plan.allocation.policy
-        rows = self._compared_rows(verdict, plan.allocation)
+        with self._stage("verdict"):
+            rows = verdict.compare(plan.allocation, self._within(0.5, 0.9))
         self._tell(0.9, "quantize")
         with self._stage("quantize"):
             undo = apply_policy(model, policy, verdict.codes(policy))
@@ -343,19 +296,7 @@ class Pipeline:
             raise
         return self._report(verdict, plan, rows)
 
-    def _compared_rows(self, verdict: Verdict, allocation: Allocation) -> _Rows:
-        """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone."""
-        with self._stage("verdict"):
-            rows = [verdict.float_row()]
-            for number, (name, other) in enumerate(compared_policies(verdict.taylor, allocation).items()):
-                self._tell(0.5 + 0.1 * number, f"measure the {name}")
-                rows.append(verdict.trial(name, other))
-            self._tell(0.7, "measure what repair gains")
-            repair = verdict.repair_rows(allocation.policy)
-            self._tell(0.8, "measure each group alone")
-            return _Rows(rows, repair, verdict.groups_alone(allocation.policy))
-
-    def _report(self, verdict: Verdict, plan: Plan, rows: _Rows) -> Report:
+    def _report(self, verdict: Verdict, plan: Plan, rows: Rows) -> Report:
         return Report(
             loss=verdict.taylor.loss,
             models=tuple(rows.models),
@@ -366,46 +307,6 @@ class Pipeline:
             solver=plan.allocation.to_dict(),
             seconds=dict(self.seconds),
             samples=sum(gather(sum(sample_count(batch) or 0 for batch in verdict.batches))),
-        )
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def _tell(self, fraction: float, message: str) -> None:
-        if self.progress is not None:
-            self.progress(fraction, message)
-
-    def _within(self, start: float, stop: float) -> Progress | None:
-        """Return a progress function for a stage that takes the job from ``start`` to ``stop``."""
-        return lambda fraction, message: self._tell(start + fraction * (stop - start), message)
-
-
-class _Rows(NamedTuple):
-    """What a verdict has measured, for the report."""
-
-    models: list[ModelRow]
-    repair: tuple[RepairRow, ...]
-    groups: tuple[GroupRow, ...]
-
-
-def _warn_of_wrong_order(taylor: TaylorModel) -> None:
-    """Name the groups that are predicted to do worse with more bits, which no divergence can mean."""
-    violations = order_violations(taylor) if taylor.loss == "divergence" else []
-    if violations:
-        worst = max(violations, key=lambda found: found.excess)
-        names = sorted({taylor.candidates[found.more].group for found in violations})
-        warnings.warn(
-            f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
-            f"{taylor.describe(worst.more)} by {worst.excess:.3g} above {taylor.describe(worst.fewer)} (standard error "
-            f"{worst.error:.3g}). Calibrate on more samples if that matters to the plan.",
-            UserWarning,
-            stacklevel=3,
         )
 
 

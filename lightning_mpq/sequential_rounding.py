@@ -9,7 +9,7 @@ GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,7 @@ from .policy import BitPolicy, WeightScheme
 from .quantizers import QuantizedRows, round_rows
 from .quantizers.input_moments import unfolded_chunks
 from .rounding import round_policy
-
-Progress = Callable[[float, str], None]
+from .staged_work import Progress
 
 
 def round_sequentially(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import floor
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,8 +25,17 @@ from .repair import Repair, final_codes, rounds_in_sequence
 from .report import GroupRow, ModelRow, RepairRow
 from .report.measure import LossChange
 from .rounded_weights import RoundedWeights
+from .staged_work import Progress
 
 _PASSES_FOR_GROUPS_ALONE = 8
+
+
+class Rows(NamedTuple):
+    """What a verdict has measured, for the report."""
+
+    models: list[ModelRow]
+    repair: tuple[RepairRow, ...]
+    groups: tuple[GroupRow, ...]
 
 
 @dataclass
@@ -78,6 +87,22 @@ class Verdict:
         self._frozen: dict[str, float] = {}
         if self.reestimated:
             self._statistics_of_few = measure_batchnorm(self.model, self._few, self.forward_fn)
+
+    def compare(self, allocation: Allocation, tell: Progress) -> Rows:
+        """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone.
+
+        Args:
+            allocation: The chosen plan; its own row is left to the caller.
+            tell: Told how far that is.
+        """
+        rows = [self.float_row()]
+        for number, (name, other) in enumerate(compared_policies(self.taylor, allocation).items()):
+            tell(0.25 * number, f"measure the {name}")
+            rows.append(self.trial(name, other))
+        tell(0.5, "measure what repair gains")
+        repair = self.repair_rows(allocation.policy)
+        tell(0.75, "measure each group alone")
+        return Rows(rows, repair, self.groups_alone(allocation.policy))
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""

@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_mpq"
 ROWS = [
-    {"distributed", "errors", "files", "patterns", "policy", "batches", "layers", "shadowing", "held_weights"},
+    {"distributed", "errors", "files", "patterns", "policy", "staged_work"},
+    {"batches", "layers", "shadowing", "held_weights"},
     {"groups", "calling", "paused_passes"},
     {"candidates", "quantizers"},
     {"rounded_weights"},
@@ -15,7 +16,7 @@ ROWS = [
     {"allocation", "modules", "calibration", "rounding", "sequential_rounding", "correction", "bias_correction"},
     {"latency", "export", "finetune", "options", "repair", "quantize"},
     {"report"},
-    {"verdict", "reexpansion", "closed_loop"},
+    {"verdict", "reexpansion", "closed_loop", "plan"},
     {"pipeline", "strategies", "trainer_tools", "training"},
     {"callback"},
     {"demo"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..staged_work import Progress
 from .additive import InfeasibleProblemError, feasible_by_milp, solve_additive_problem
 from .branch_and_bound import BranchAndBound
 from .clock import Clock
@@ -18,7 +19,6 @@ from .milp import Solver, solve_glover
 from .problem import Array, Indices, Mask, Problem
 from .status import SolveStatus
 
-Progress = Callable[[float, str], None]
 _MILP_VARIABLES = 20
 _OPTIMAL = 2e-6
 _SECONDS_PER_CUBE = 4e-11

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 
-Progress = Callable[[float, str], None]
+from ..staged_work import Progress
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -49,3 +50,18 @@ def order_violations(taylor: TaylorModel, standard_errors: float = 2.0) -> list[
         if excess > standard_errors * error + 1e-12 * abs(alone[fewer]):
             found.append(OrderViolation(fewer, more, excess, error))
     return found
+
+
+def warn_of_wrong_order(taylor: TaylorModel) -> None:
+    """Name the groups that are predicted to do worse with more bits, which no divergence can mean."""
+    violations = order_violations(taylor) if taylor.loss == "divergence" else []
+    if violations:
+        worst = max(violations, key=lambda found: found.excess)
+        names = sorted({taylor.candidates[found.more].group for found in violations})
+        warnings.warn(
+            f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
+            f"{taylor.describe(worst.more)} by {worst.excess:.3g} above {taylor.describe(worst.fewer)} (standard error "
+            f"{worst.error:.3g}). Calibrate on more samples if that matters to the plan.",
+            UserWarning,
+            stacklevel=3,
+        )
