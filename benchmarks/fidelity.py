@@ -38,7 +38,7 @@ from .accuracy import outputs
 from .additive_scores import additive_scores
 from .common import Demand, write_results
 from .networks import EPOCHS, calibration, data_module, held_out, trained
-from .parts import part
+from .parts import LEFT_OUT, part
 
 ROUNDINGS = ("nearest", "second_order")
 STATISTICS = ("frozen", "reestimated")
@@ -77,7 +77,7 @@ def main() -> None:
         "fidelity",
         settings={
             **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known")},
-            "skipped": [],
+            "skipped": LEFT_OUT,
             "plans_measured": plans,
         },
         results=rows,

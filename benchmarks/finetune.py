@@ -38,8 +38,8 @@ from lightning_mpq.policy import BitPolicy
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results
-from .networks import CALIBRATION, EPOCHS, calibration, data_module, test_split, trained
-from .parts import part
+from .networks import CALIBRATION, EPOCHS, calibration, data_module, held_out, test_split, trained
+from .parts import LEFT_OUT, part
 
 NETWORKS = ("resnet20", "mobilenet")
 BUDGETS = (2.0, 2.25, 2.5, 3.0)
@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned scales": {},
     "learned scales, distilled": {"distill": 1.0, "temperature": 2.0},
 }
-LEARNING_RATE = 0.01
+PEAK_LEARNING_RATE = 0.1
 
 
 def main() -> None:
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--batches", type=int, default=430, help="training batches of 128 images; 430 are an epoch")
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="at the start; decays to 0 by a cosine")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the float training")
     parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/finetune.json")
@@ -72,7 +73,8 @@ def main() -> None:
         )
         for row in part(
             "finetune",
-            f"{name}-seed{seed}-{budget:g}bits-{variant.replace(', ', '-').replace(' ', '_')}-{arguments.batches}",
+            f"{name}-seed{seed}-{budget:g}bits-{variant.replace(', ', '-').replace(' ', '_')}-{arguments.batches}"
+            f"-lr{arguments.learning_rate:g}",
             partial(finetuned, name, seed, budget, variant, arguments),
             only_known=arguments.known,
         )
@@ -84,10 +86,9 @@ def main() -> None:
         "finetune",
         settings={
             **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known")},
-            "learning_rate": LEARNING_RATE,
             "calibration_images": CALIBRATION,
             "step_time_over_float_step": ratios,
-            "skipped": _skipped(rows, arguments),
+            "skipped": LEFT_OUT,
         },
         results=rows,
         demands=demands(rows, ratios),
@@ -104,14 +105,17 @@ def finetuned(
     data = data_module(arguments.root, seed)
     test = test_split(data)
     reference, _ = outputs(module.network, test)
+    unseen = held_out(data, seed)
+    unseen_reference, _ = outputs(module.network, unseen)
     weights = sum(group.weight_count for group in find_groups(module.network))
     all_at_two = budget == 2.0
+    settings = {"epochs": 1, "learning_rate": arguments.learning_rate / PEAK_LEARNING_RATE}
     mixed = MixedPrecisionQuantization(
         Budget(average_bits=8.0 if all_at_two else budget),
         candidates=CandidateOptions(bits=(2,)) if all_at_two else None,
         curvature=CurvatureOptions(likelihood=Categorical(), seed=seed),
         calibration_batches=CALIBRATION // data.batch_size,
-        finetune=FinetuneOptions(**{"epochs": 1, "learning_rate": 1.0, "optimizers": optimizer, **VARIANTS[variant]}),
+        finetune=FinetuneOptions(**{"optimizers": optimizer, **settings, **VARIANTS[variant]}),
         quantize_at=0 if variant != "none" else None,
         verdict=False,
         report_path=None,
@@ -142,12 +146,13 @@ def finetuned(
         "stored_bytes": stored.total,
         "float_accuracy": 100 * float((reference.argmax(1) == torch.cat([y for _, y in test])).double().mean()),
         **compare(module.network, test, reference),
+        **{f"held_out_{key}": value for key, value in compare(module.network, unseen, unseen_reference).items()},
     }
 
 
 def optimizer(module: L.LightningModule) -> Optimizer:
-    """Return the optimizer of fine-tuning: the recipe's own at a tenth of its peak learning rate."""
-    return SGD(module.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    """Return the recipe's own optimizer at its peak learning rate, which fine-tuning takes a fraction of."""
+    return SGD(module.parameters(), lr=PEAK_LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def step_ratios(arguments: argparse.Namespace, repeats: int = 15) -> dict[str, float]:
@@ -180,17 +185,6 @@ def _step(module: Classifier, batch: Any, step: Optimizer) -> None:
     step.zero_grad()
     torch.nn.functional.cross_entropy(module.network(images), labels).backward()
     step.step()
-
-
-def _skipped(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> list[str]:
-    """Name what was not measured."""
-    found = {(row["network"], row["seed"], row["budget"], row["variant"]) for row in rows}
-    wanted = product(arguments.networks, arguments.seeds, arguments.budgets, arguments.variants)
-    return [
-        f"{name}, seed {seed}, {budget:g} bits, {how}"
-        for name, seed, budget, how in wanted
-        if (name, seed, budget, how) not in found
-    ]
 
 
 def demands(rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, float]) -> list[Demand]:

@@ -31,7 +31,7 @@ from lightning_mpq.quantize import temporarily_packed
 from .accuracy import mean, outputs
 from .common import Demand, write_results
 from .networks import EPOCHS, Images, calibration, data_module, held_out, trained
-from .parts import part
+from .parts import LEFT_OUT, part
 
 CASES = (
     ("resnet20", "nearest", "frozen"),
@@ -73,7 +73,7 @@ def main() -> None:
         settings={
             **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "cases", "known")},
             "cases": [list(CASES[case]) for case in arguments.cases],
-            "skipped": [],
+            "skipped": LEFT_OUT,
             "plans_measured": plans,
         },
         results=rows,

@@ -11,6 +11,8 @@ from lightning_mpq.files import write_text_atomically
 
 Rows = list[dict[str, Any]]
 FOLDER = Path("outputs/parts")
+LEFT_OUT: list[str] = []
+"""Parts that were asked for, are not there and were not measured."""
 
 
 def part(
@@ -36,6 +38,7 @@ def part(
         return kept
     rows: Rows = []
     if only_known:
+        LEFT_OUT.append(f"{benchmark} {name}: not measured")
         return rows
     for row in measure():
         rows.append(row)
