@@ -176,6 +176,12 @@ def _demands(experiment: str, rows: Sequence[Mapping[str, Any]], cost: Mapping[s
     profiling = cost["profile"]["forward_passes"]
     name = "profile cost at 7 widths, in forward passes over the same samples"
     demands = [Demand(name, "<= 12", profiling, profiling <= 12)]
+    rounding = cost["round"]["forward_passes"]
+    name = "rounding all candidates at 7 widths, in forward passes over the same samples"
+    demands.append(Demand(name, "<= 40", rounding, rounding <= 40))
+    job = max(sum(row["seconds"].values()) for row in rows if "seconds" in row)
+    name = "seconds from trained weights to the packed, repaired and judged model, the slowest budget"
+    demands.append(Demand(name, "<= 180", job, job <= 180))
     if experiment == "fashion_mnist":
         accuracy = {(row["budget_bits"], row["model"]): 100 * row["test_accuracy"] for row in rows}
         best = max(value for (_, model), value in accuracy.items() if model == "float")
