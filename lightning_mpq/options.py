@@ -198,7 +198,7 @@ class FinetuneOptions:
 
     epochs: int = 0
     steps: int | None = None
-    learning_rate: float = 0.1
+    learning_rate: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     learn_scales: bool = True
     scale_learning_rate: float = 1.0
