@@ -68,6 +68,9 @@ def output_means(
             convolution layers. Layers without a bias are skipped: no bias is created.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
 
+    Returns:
+        The means, for `correct_biases`.
+
     Raises:
         ValueError: If there is no batch, or a layer is not in the model.
     """

@@ -28,6 +28,13 @@ def default_scheme(bits: int) -> WeightScheme:
     """Return the scheme that a width gets when the user names none.
 
     With few levels a grid without zero wastes none of them; from 4 bits on a zero level is worth having.
+
+    Args:
+        bits: Width, 2 to 8.
+
+    Example:
+        >>> default_scheme(3).grid, default_scheme(4).grid
+        ('half', 'symmetric')
     """
     return WeightScheme(bits=bits, grid="half" if bits <= 3 else "symmetric")
 
@@ -44,8 +51,18 @@ def make_candidates(
         bits: Widths to offer with `default_scheme`; ignored if ``schemes`` is given.
         schemes: Schemes offered to all groups, or group name to the schemes offered to it.
 
+    Returns:
+        The candidates, with what each stores.
+
     Raises:
         ValueError: If a group is left without a candidate, a scheme stands twice, or a name is no group.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_mpq.groups import find_groups
+        >>> groups = find_groups(nn.Sequential(nn.Linear(4, 2)))
+        >>> [candidate.scheme.bits for candidate in make_candidates(groups, bits=[2, 4])]
+        [2, 4]
     """
     offered = [default_scheme(width) for width in sorted(set(bits))] if schemes is None else schemes
     if isinstance(offered, Mapping):

@@ -122,6 +122,11 @@ class BitPolicy(Mapping[str, WeightScheme]):
     Attributes:
         schemes: Group name to scheme.
         layers: Group name to the qualified names of its layers.
+
+    Example:
+        >>> policy = BitPolicy({"block": WeightScheme(bits=3)}, {"block": ("conv1", "conv2")})
+        >>> policy.bits(), sorted(policy.by_layer())
+        ({'block': 3}, ['conv1', 'conv2'])
     """
 
     schemes: Mapping[str, WeightScheme]

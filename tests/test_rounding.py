@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpq.candidates import make_candidates
+from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups import find_groups
 from lightning_mpq.held_weights import named_layers
 from lightning_mpq.layers import rows_to_weight, weight_rows
@@ -218,6 +219,9 @@ def test_what_cannot_be_is_said_in_a_sentence():
         round_candidates(nn.Linear(2, 2), [], groups, offered)
     with pytest.raises(ValueError, match="was not rounded to"):
         round_candidates(model, batches(), groups, offered).of_layer("up", WeightScheme(7))
+    net = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(NonFiniteError, match="inputs of the layer '0' are NaN or infinite in batch 2"):
+        input_moments(net, [torch.ones(3, 2), torch.full((3, 2), torch.inf)], {"0": net[0]})
     with torch.no_grad():
         model.up.weight[0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -140,6 +140,9 @@ def frontier(
         seed: Decides every random choice.
         progress: Called with a fraction in [0, 1] and a message.
 
+    Returns:
+        One allocation for each budget.
+
     Raises:
         ValueError: If not exactly one of average_bits and bytes is given, or it is empty.
         InfeasibleBudgetError: If the smallest budget cannot be met.

@@ -47,6 +47,9 @@ def allocate(
         seed: The result is the same for the same seed, unless the time limit cut the search short.
         progress: Called now and then with a fraction in [0, 1] and a message.
 
+    Returns:
+        The plan with its costs, the lower bound that no plan can beat, and the gap to it.
+
     Raises:
         InfeasibleBudgetError: If no plan keeps the budget; the least and the most possible value are named.
         ValueError: If an argument or a rule makes no sense.

@@ -67,6 +67,9 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         model: An instance of the LightningModule that was trained; on an error it is left as it was. It may be on the
             meta device, and what is loaded is then on the CPU.
 
+    Returns:
+        The same model, packed.
+
     Raises:
         CorruptModelError: If the file cannot be opened without running code from it, holds no packed model,
             or does not fit the model.

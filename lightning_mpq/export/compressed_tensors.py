@@ -36,6 +36,9 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
         model: A packed model; it is left as it was.
         folder: Where to write; it must not exist, or be empty. It appears whole or not at all.
 
+    Returns:
+        The folder.
+
     Raises:
         FileExistsError: If the folder holds anything.
         ImportError: If compressed-tensors is not installed.

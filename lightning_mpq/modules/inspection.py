@@ -73,6 +73,14 @@ def set_memory(model: nn.Module, memory: Memory) -> int:
         model: A packed model.
         memory: ``"packed"`` dequantizes at each call; ``"fast"`` keeps the weights beside the codes, at the
             cost in bytes that is returned.
+
+    Example:
+        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq.modules import pack_model
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> _ = pack_model(net, BitPolicy({"0": WeightScheme(bits=3)}))
+        >>> set_memory(net, "fast"), set_memory(net, "packed")
+        (32, 0)
     """
     first: dict[int, PackedLayer] = {}
     for layer in packed_layers(model).values():

@@ -11,7 +11,12 @@ _LOG_WIDTH = 160
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the verdict, the groups of the plan, and what the proof and the stages cost."""
+    """Print the verdict, the groups of the plan, and what the proof and the stages cost.
+
+    Args:
+        report: As in ``mixed.report``, or read from a file.
+        console: Where to print; by default the terminal, or standard output without cutting columns.
+    """
     if console is None:
         console = Console()
         if not console.is_terminal:  # a log file has no width of its own; rich would cut columns at 80

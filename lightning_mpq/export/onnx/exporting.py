@@ -79,6 +79,9 @@ def export_onnx(
             in INT4.
         tolerance: Largest difference allowed, relative to the largest output.
 
+    Returns:
+        What was written, and how far onnxruntime's outputs are from PyTorch's.
+
     Raises:
         ImportError: If a package of the extra is missing.
         TypeError: If the inputs are not tensors.
