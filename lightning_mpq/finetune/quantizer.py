@@ -14,6 +14,10 @@ from ..quantizers.grid import dequantize, encode, grid_offset, spread
 from ..quantizers.nearest import finite_rows, sum_per_scale
 from .straight_through import FakeQuantizedRows
 
+_SCALE_RANGE = 4.0
+"""Factor by which a scale may leave its first value: one that a large step takes to zero would turn its row to zeros,
+which the BatchNorm behind it divides by."""
+
 
 class WeightQuantizer:
     """The grid of one weight, shared by layers that share the weight.
@@ -87,7 +91,8 @@ class WeightQuantizer:
         """Return the scales as a packed layer would store them, without a gradient."""
         stored = getattr(torch, self.scheme.scale_dtype)
         limits = torch.finfo(stored)
-        exact = (self.first_scale * self.relative_scale.detach()).clamp(limits.tiny, limits.max)
+        relative = self.relative_scale.detach().clamp(1 / _SCALE_RANGE, _SCALE_RANGE)
+        exact = (self.first_scale * relative).clamp(limits.tiny, limits.max)
         return torch.where(self.first_scale == 0, self.first_scale, exact).to(stored)
 
     def quantized(self, weight: Tensor) -> QuantizedRows:

@@ -120,3 +120,13 @@ def test_a_scale_never_turns_negative():
     quantizer.relative_scale.data.fill_(-1.0)
     assert (quantizer.scale() > 0).all()
     assert torch.isfinite(quantizer(rows)).all()
+
+
+@pytest.mark.parametrize(("relative", "factor"), [(-3.0, 0.25), (0.0, 0.25), (1.5, 1.5), (100.0, 4.0)])
+def test_a_scale_stays_within_a_factor_of_four_of_its_start(relative, factor):
+    rows, quantizer, _ = prepared("half", "channel")
+    start = quantizer.scale()
+    with torch.no_grad():
+        quantizer.relative_scale.fill_(relative)
+    assert torch.allclose(quantizer.scale(), factor * start)
+    assert torch.equal(quantizer(rows).detach(), quantizer.quantized(rows.detach()).dequantize(torch.float64))

@@ -190,7 +190,7 @@ def test_learning_rates_decay_from_a_tenth_and_schedulers_rest(tmp_path):
 
     L.seed_everything(0, verbose=False)
     logger, recorder = CSVLogger(tmp_path), Recorder()
-    options = FinetuneOptions(scale_learning_rate=0.5)
+    options = FinetuneOptions(learning_rate=0.1, scale_learning_rate=0.5)
     trainer = make_trainer(
         tmp_path, finetuning(finetune=options), Watch(), recorder, LearningRateMonitor(), logger=logger
     )
