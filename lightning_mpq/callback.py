@@ -130,6 +130,8 @@ class MixedPrecisionQuantization(Callback):
         options = finetune or FinetuneOptions()
         if finetune_epochs is not None or finetune_steps is not None:
             options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)
+        if options.reallocate_every and policy is not None:
+            raise ValueError("reallocate_every solves for a plan, and policy= gives one to be followed; leave one out.")
         self.finetuning = FinetunePhase(options, quantize_at)
         self.calibration_batches = calibration_batches
         self.verdict = verdict
@@ -191,6 +193,10 @@ class MixedPrecisionQuantization(Callback):
                 forward_fn = self.pipeline.forward_fn
                 repair = Repair(pl_module, batches, policy.by_layer(), self.pipeline.repair, forward_fn)
                 self.finetuning.begin(trainer, pl_module, policy, codes, repair.apply)
+        elif self.finetuning.reallocation_is_due(trainer):
+            with at_work(trainer, self.pipeline):
+                batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
+                self.policy = self.finetuning.reallocate(trainer, pl_module, self.pipeline, batches)
         self.finetuning.before_epoch(trainer)
 
     @override
@@ -342,7 +348,8 @@ class MixedPrecisionQuantization(Callback):
             with at_work(trainer, self.pipeline):
                 if self.report is not None:
                     row = finetuned_row(pl_module, mean_over_ranks(validation_metrics(trainer, pl_module)))
-                    self.report = replace(self.report, models=(*self.report.models, row))
+                    rows = (*self.report.models, row)
+                    self.report = replace(self.report, models=rows, reallocations=self.finetuning.reallocations)
         except BaseException:
             restore_layers(pl_module, floats)
             raise

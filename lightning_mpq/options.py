@@ -194,6 +194,8 @@ class FinetuneOptions:
         teacher_dtype: Type in which the float weights are kept for it: "float32", "bfloat16" or "float16".
         damping: Weight of the squared distance of weights to their levels, added to the loss against oscillations.
         optimizers: ``module -> what configure_optimizers may return``, to be used instead of it.
+        reallocate_every: After how many epochs of it the loss is profiled again around the trained weights and the
+            plan solved again, under the same budget; 0 for never. Not under several processes.
     """
 
     epochs: int = 0
@@ -210,6 +212,7 @@ class FinetuneOptions:
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     damping: float = 0.0
     optimizers: Callable[[Any], Any] | None = None
+    reallocate_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -217,6 +220,9 @@ class FinetuneOptions:
             given = value is not None or name == "epochs"
             if given and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {value!r}.")
+        every = self.reallocate_every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+            raise ValueError(f"reallocate_every must be a number of epochs, or 0 for never, got {every!r}.")
         if self.epochs and self.steps is not None:
             raise ValueError("Give epochs or steps of fine-tuning, not both.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):

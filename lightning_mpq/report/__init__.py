@@ -1,6 +1,6 @@
 """What was gained and lost: measured beside predicted, as values, as a table, as JSON."""
 
-from .records import GroupRow, ModelRow, RepairRow, Report, TrialRow
+from .records import GroupRow, ModelRow, ReallocationRow, RepairRow, Report, TrialRow
 from .table import print_report
 
-__all__ = ["GroupRow", "ModelRow", "RepairRow", "Report", "TrialRow", "print_report"]
+__all__ = ["GroupRow", "ModelRow", "ReallocationRow", "RepairRow", "Report", "TrialRow", "print_report"]

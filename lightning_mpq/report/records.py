@@ -106,6 +106,30 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
+class ReallocationRow:
+    """A plan that was solved again while a model was fine-tuned.
+
+    Attributes:
+        epoch: Epoch before which.
+        moved: Group to bits before and after; empty if the plan is the same.
+        loss_before: Task loss on the calibration batches, in evaluation mode.
+        loss_after: The same behind the move, repaired.
+        kept: Whether it was moved; a plan that does worse is taken back.
+    """
+
+    epoch: int
+    moved: Mapping[str, tuple[int, int]]
+    loss_before: float
+    loss_after: float
+    kept: bool
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReallocationRow:
+        """Build a row from what became of ``asdict``, also after a detour through JSON."""
+        return cls(**{**values, "moved": {group: tuple(bits) for group, bits in values["moved"].items()}})
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a user needs to judge a quantized model.
 
@@ -119,6 +143,7 @@ class Report:
         samples: Samples in the calibration batches.
         repair: The chosen plan after each step of repair.
         trials: The plans among which it was chosen.
+        reallocations: The plans that were solved again during fine-tuning.
     """
 
     loss: str
@@ -130,6 +155,7 @@ class Report:
     samples: int
     repair: tuple[RepairRow, ...] = ()
     trials: tuple[TrialRow, ...] = ()
+    reallocations: tuple[ReallocationRow, ...] = ()
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -161,6 +187,7 @@ class Report:
             RepairRow(**{**row, "repaired": tuple(row["repaired"])}) for row in fields.get("repair", ())
         )
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
+        rows["reallocations"] = tuple(ReallocationRow.from_dict(row) for row in fields.get("reallocations", ()))
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:

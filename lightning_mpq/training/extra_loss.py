@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -67,6 +68,16 @@ class ExtraLoss:
             return with_extra_loss(result, options.damping * damping_loss(handle)) if options.damping else result
 
         module.__dict__["training_step"] = training_step
+
+    @contextmanager
+    def paused(self, module: L.LightningModule) -> Iterator[None]:
+        """Let the module's own training step answer inside of a ``with`` block."""
+        ours = module.__dict__.pop("training_step", None) if self.wanted else None
+        try:
+            yield
+        finally:
+            if ours is not None:
+                module.__dict__["training_step"] = ours
 
     def stop(self, module: L.LightningModule) -> None:
         """Step aside; what a checkpoint needs is kept."""

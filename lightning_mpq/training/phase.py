@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
@@ -13,14 +15,17 @@ from torch import nn
 from ..finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
 from ..finetune.resume import resume_fake_quantization
 from ..options import FinetuneOptions
+from ..pipeline import Pipeline
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..report import ReallocationRow
 from .averaging import AveragingCallbacks
 from .early_stopping import forget_the_float_record
 from .extra_loss import ExtraLoss
 from .limits import FitLimits
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
 from .random_states import RandomStates
+from .reallocation import reallocate
 from .span import Span, span_of
 
 Phase = Literal["float", "due", "training", "over"]
@@ -35,6 +40,7 @@ class FinetunePhase:
         options: How it is done.
         quantize_at: Epoch before which the float phase ends; None for the end of the fit.
         handle: The fake-quantized layers while there are any.
+        reallocations: The plans that were solved again on the way.
     """
 
     def __init__(self, options: FinetuneOptions, quantize_at: int | None = None) -> None:
@@ -57,6 +63,7 @@ class FinetunePhase:
         self._quantized: Mapping[str, Any] | None = None  # state of the handle, before it exists or after it is gone
         self._extra = ExtraLoss(options)
         self._weights: set[str] = set()
+        self.reallocations: tuple[ReallocationRow, ...] = ()
 
     @property
     def wanted(self) -> bool:
@@ -66,11 +73,21 @@ class FinetunePhase:
     def attach(self, trainer: L.Trainer, module: L.LightningModule, averaging: AveragingCallbacks) -> None:
         """Take the user's limits, and refuse what cannot work; called in ``setup`` of a fit."""
         self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
+        self.reallocations = ()
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
         self._span = span_of(trainer, self.options.epochs, self.options.steps)
         if self.wanted and trainer.limit_train_batches == 0:
             raise ValueError("Fine-tuning needs training batches, and Trainer(limit_train_batches=0) gives none.")
+        if self.wanted and self.options.reallocate_every and trainer.world_size > 1:
+            raise ValueError(
+                "reallocate_every moves bits on one device only, and the Trainer has several processes. Set it to 0."
+            )
+        if self.wanted and self.options.reallocate_every and not module.automatic_optimization:
+            raise ValueError(
+                "reallocate_every judges a plan by the loss that training_step returns, and under manual optimization "
+                "that is a step of training. Set it to 0."
+            )
         if self.wanted and self._extra.wanted and not module.automatic_optimization:
             raise ValueError(
                 "Distillation and damping add to the loss that training_step returns, which manual optimization does "
@@ -99,6 +116,8 @@ class FinetunePhase:
         if state is not None:
             self.phase = state["phase"]
             self._random.state = state.get("random")
+            rows = json.loads(state.get("reallocations", "[]"))
+            self.reallocations = tuple(ReallocationRow.from_dict(row) for row in rows)
         if self.phase == "training":
             assert state is not None
             self._span = self._span.from_here(int(state["first_epoch"]), int(state["first_step"]))
@@ -119,6 +138,7 @@ class FinetunePhase:
             quantized = self._quantized if self.handle is None else self.handle.state_dict()
             state |= {"first_epoch": self._span.first_epoch, "first_step": self._span.first_step}
             state |= {"quantized": quantized}
+            state["reallocations"] = json.dumps([asdict(row) for row in self.reallocations])
             if (teacher := self._extra.state()) is not None:
                 state["teacher"] = teacher
         return state
@@ -211,6 +231,25 @@ class FinetunePhase:
             self.handle.restore()
             self.handle = None
             raise
+
+    def reallocation_is_due(self, trainer: L.Trainer) -> bool:
+        """Tell at the start of an epoch whether the plan is to be solved again now."""
+        every, done = self.options.reallocate_every, trainer.current_epoch - self._span.first_epoch
+        if self.phase != "training" or not every or done < 1 or done % every:
+            return False
+        return trainer.current_epoch not in [row.epoch for row in self.reallocations]
+
+    def reallocate(
+        self, trainer: L.Trainer, module: L.LightningModule, pipeline: Pipeline, batches: list[Any]
+    ) -> BitPolicy:
+        """Solve again under the same budget, and move the bits if that pays; return the plan to go on with."""
+        assert self.handle is not None
+        with self._extra.paused(module):
+            row = reallocate(
+                module, self.handle, trainer.optimizers, pipeline, batches, self.options, trainer.current_epoch
+            )
+        self.reallocations = (*self.reallocations, row)
+        return self.handle.policy
 
     def before_epoch(self, trainer: L.Trainer) -> None:
         """Do what comes last at the start of an epoch."""
