@@ -31,7 +31,7 @@ class Perturbations:
         model: nn.Module,
         groups: Sequence[LayerGroup],
         candidates: Sequence[Candidate],
-        kept_bytes: int = 2**28,
+        kept_bytes: int = 2**26,
         rounded: RoundedWeights | None = None,
     ) -> None:
         """Look up the layers and check that candidates, groups and model fit together.
