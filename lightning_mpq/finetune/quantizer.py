@@ -92,7 +92,9 @@ class WeightQuantizer:
         stored = getattr(torch, self.scheme.scale_dtype)
         limits = torch.finfo(stored)
         relative = self.relative_scale.detach().clamp(1 / _SCALE_RANGE, _SCALE_RANGE)
-        exact = (self.first_scale * relative).clamp(limits.tiny, limits.max)
+        # Half precision holds a few scales below its least normal number; those must not grow before they learn.
+        least = self.first_scale.clamp(max=limits.tiny)
+        exact = torch.maximum(self.first_scale * relative, least).clamp(max=limits.max)
         return torch.where(self.first_scale == 0, self.first_scale, exact).to(stored)
 
     def quantized(self, weight: Tensor) -> QuantizedRows:

@@ -130,3 +130,11 @@ def test_a_scale_stays_within_a_factor_of_four_of_its_start(relative, factor):
         quantizer.relative_scale.fill_(relative)
     assert torch.allclose(quantizer.scale(), factor * start)
     assert torch.equal(quantizer(rows).detach(), quantizer.quantized(rows.detach()).dequantize(torch.float64))
+
+
+def test_a_scale_below_the_least_normal_half_precision_number_is_kept():
+    rows = torch.full((2, 4), 1e-4)
+    scheme = WeightScheme(6, granularity="channel", grid="symmetric", scale_dtype="float16")
+    start = quantize_rows(rows, scheme)
+    assert 0 < float(start.scale.max()) < torch.finfo(torch.float16).tiny
+    assert torch.equal(quantizer_of(rows, scheme).scale(), start.scale)
