@@ -1,11 +1,6 @@
 """The callback in a fit of two processes under DDP, started as a user would, and the strategies that are refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from trainer_cases import SmallClassifier, SmallData, make_trainer
+from two_processes import TESTS, run_two_processes
 
 from lightning_mpq import MixedPrecisionQuantization
 from lightning_mpq.export.checkpoint import load_checkpoint
@@ -21,28 +17,13 @@ from lightning_mpq.modules import packed_layers
 from lightning_mpq.strategies import refuse_unsupported, share_of_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-TESTS = Path(__file__).parent
 SECONDS = 400
 """Enough for a busy machine; a run that hangs is killed then."""
 
 
 def fit(folder: Path, case: str) -> list[dict]:
     """Run the script, which becomes two processes, and return what each rank wrote."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, str(TESTS / "ddp_fit.py"), str(folder), case],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the second process, if it is still there
-    assert process.returncode == 0, output
+    run_two_processes(TESTS / "ddp_fit.py", str(folder), case, seconds=SECONDS)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
