@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.correction import BatchNormStatistics, measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.curvature import Categorical, shrink
 from lightning_mpq.options import CandidateOptions, CurvatureOptions
 from lightning_mpq.pipeline import Pipeline
@@ -103,6 +103,7 @@ def measure(
     _, rounded, plain = pipeline.measure(model, batches)
     shrunk = shrink(plain)
     reference, _ = outputs(model, unseen)
+    before = measure_batchnorm(model, batches) if statistics == "reestimated" else None
     known: dict[str, Tensor] = {}
     for budget in arguments.budgets:
         full, unshrunk = (allocate(taylor, Budget(average_bits=budget)) for taylor in (shrunk, plain))
@@ -112,8 +113,7 @@ def measure(
             key = policy.to_json()
             if key not in known:
                 codes = {} if rounded is None else rounded.of_policy(policy)
-                repaired = batches if statistics == "reestimated" else None
-                known[key] = _divergences(model, policy, codes, repaired, unseen, reference)
+                known[key] = _divergences(model, policy, codes, batches, before, unseen, reference)
             losses[name] = known[key]
         yield {
             "network": network,
@@ -133,13 +133,18 @@ def measure(
 
 
 def _divergences(
-    model: nn.Module, policy: BitPolicy, codes: Any, repaired_on: Images | None, unseen: Images, reference: Tensor
+    model: nn.Module,
+    policy: BitPolicy,
+    codes: Any,
+    batches: Images,
+    before: Mapping[str, BatchNormStatistics] | None,
+    unseen: Images,
+    reference: Tensor,
 ) -> Tensor:
-    """Return KL(float || quantized) of each unseen image, [images], in nats."""
-    before = measure_batchnorm(model, repaired_on) if repaired_on else None
+    """Return KL(float || quantized) of each unseen image, [images], in nats; ``before`` asks for repair."""
     with temporarily_packed(model, policy, codes):
-        if repaired_on:
-            reestimate_batchnorm(model, repaired_on, before=before)
+        if before is not None:
+            reestimate_batchnorm(model, batches, before=before)
         found, _ = outputs(model, unseen)
     return (reference.exp() * (reference - found)).sum(1)
 
