@@ -47,11 +47,12 @@ def reallocate(
     """
     with handle.float_weights():
         plan = pipeline.plan(model, batches)
-        policy = plan.allocation.policy
-        codes = final_codes(model, batches, policy, pipeline.repair, plan.rounded, pipeline.forward_fn)
+        old, policy = handle.policy, plan.allocation.policy
+        moved = {group: (old[group].bits, policy[group].bits) for group in old if old[group] != policy[group]}
+        codes = {}
+        if moved:
+            codes = final_codes(model, batches, policy, pipeline.repair, plan.rounded, pipeline.forward_fn)
     change = LossChange(model, batches, "task", forward_fn=pipeline.forward_fn, loss_fn=pipeline.loss_fn)
-    old, new = handle.policy, policy
-    moved = {group: (old[group].bits, new[group].bits) for group in old if old[group] != new[group]}
     if not moved:
         return _told(ReallocationRow(epoch, {}, change.reference, change.reference, kept=False))
     repair = Repair(model, batches, policy.by_layer(), pipeline.repair, pipeline.forward_fn)
