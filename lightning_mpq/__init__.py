@@ -12,7 +12,7 @@ from .allocation import (
     alternatives,
     frontier,
 )
-from .bias_correction import correct_biases, output_means
+from .bias_correction import correct_biases
 from .callback import MixedPrecisionQuantization
 from .candidates import Candidate, default_scheme, make_candidates
 from .correction import reestimate_batchnorm
@@ -33,6 +33,7 @@ from .finetune import fake_quantize
 from .groups import LayerGroup, LayerGroups, find_groups
 from .held_weights import register_layer
 from .latency import measure_latency
+from .mean_outputs import output_means
 from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
 from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOptions, RepairOptions, SolverOptions
 from .policy import BitPolicy, WeightScheme

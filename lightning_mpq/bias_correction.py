@@ -6,10 +6,10 @@ Correction", ICCV 2019, arXiv:1906.04721, appendix D (empirical bias correction)
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,25 +17,9 @@ from torch import Tensor, nn
 
 from .calling import ForwardFn, forward_batch
 from .curvature.isolation import isolated
-from .distributed import errors_shared, gather, refuse_empty_ranks, sum_over_ranks
-from .held_weights import named_layers
-from .layers import ParameterView, kind_of
-
-
-@dataclass(frozen=True)
-class OutputMeans:
-    """What layers put out on average.
-
-    Attributes:
-        means: Layer name to its mean output over samples and positions, [channels] in float64, in the order in
-            which the layers are called.
-        repeated: Layers that are called several times in one forward pass.
-        skipped: Layer name to the reason why its bias cannot be corrected.
-    """
-
-    means: Mapping[str, Tensor]
-    repeated: frozenset[str] = frozenset()
-    skipped: Mapping[str, str] = field(default_factory=dict)
+from .distributed import errors_shared, gather, refuse_empty_ranks
+from .mean_outputs import MeanOutput, OutputMeans, channels_last, hooked, of_layer, sites_of_calls
+from .paused_passes import PausedPasses
 
 
 @dataclass(frozen=True)
@@ -53,68 +37,16 @@ class BiasCorrection:
     undo: Callable[[], None]
 
 
-def output_means(
-    model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None, forward_fn: ForwardFn | None = None
-) -> OutputMeans:
-    """Measure the mean outputs of layers with a bias in one pass; on the float model, before it is quantized.
-
-    Where torch.distributed is in use, every process calls this with its own batches, and all get the means over the
-    batches of all; `correct_biases` likewise.
-
-    Args:
-        model: The float model, left as it was.
-        batches: Calibration batches.
-        layers: Names of the layers to correct later, such as those that will be quantized; default: all Linear and
-            convolution layers. Layers without a bias are skipped: no bias is created.
-        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
-
-    Returns:
-        The means, for `correct_biases`.
-
-    Raises:
-        ValueError: If there is no batch, or a layer is not in the model.
-    """
-    modules = named_layers(model, remove_duplicate=False)
-    names = [name for name, m in model.named_modules() if _is_affine(m)] if layers is None else list(layers)
-    if missing := [name for name in names if name not in modules]:
-        raise ValueError(f"{type(model).__name__} has no layer {missing[0]!r}.")
-    skipped = _without_own_bias(model, names, modules)
-    sums: dict[str, _Sum] = {name: _Sum() for name in names if name not in skipped}
-    order: dict[str, None] = {}
-    count = 0
-
-    def hook(name: str) -> Callable[..., None]:
-        def add(module: nn.Module, args: object, output: Tensor) -> None:
-            order.setdefault(name)
-            sums[name].add(module, output)
-
-        return add
-
-    with errors_shared(), _hooks({modules[name]: hook(name) for name in sums}), isolated(model), torch.no_grad():
-        for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
-            forward_batch(model, batch, forward_fn, number=count)
-    parts = gather((count, {name: sums[name].calls for name in order}))
-    refuse_empty_ranks([batches_of_rank for batches_of_rank, _ in parts])
-    if not count:
-        raise ValueError("Mean outputs need at least one calibration batch, got none.")
-    calls = Counter[str]()
-    for _, calls_of_rank in parts:
-        calls.update(calls_of_rank)
-    total = sum(batches_of_rank for batches_of_rank, _ in parts)
-    skipped |= {name: "it is never called" for name in sums if name not in calls}
-    repeated = frozenset(name for name in calls if calls[name] > total)
-    return OutputMeans({name: sums[name].mean(modules[name]) for name in calls}, repeated, skipped)
-
-
 def correct_biases(
     model: nn.Module, batches: Sequence[Any], target: OutputMeans, forward_fn: ForwardFn | None = None
 ) -> BiasCorrection:
     """Shift biases so that each layer's mean output is the float model's, layer by layer in the order of calls.
 
     A layer is measured behind all earlier layers as they are by then, quantized and corrected, so that what is
-    corrected is the mean of the error as it arrives, not only the layer's own. This takes one pass for each layer,
-    cut short behind it. Biases stay the same Parameters; a layer in front of BatchNorm statistics that are
-    re-estimated later neither gains nor loses.
+    corrected is the mean of the error as it arrives, not only the layer's own. The passes of all batches wait at each
+    layer for its bias, so that one pass does for all layers (see `PausedPasses` for the memory); each irregular layer
+    takes one more. Biases stay the same Parameters; a layer in front of BatchNorm statistics that are re-estimated
+    later neither gains nor loses.
 
     Args:
         model: The quantized model; its biases are changed in place.
@@ -126,9 +58,11 @@ def correct_biases(
         What was done, and how to undo it.
 
     Raises:
-        ValueError: If there is no batch, or a layer has gone. Biases are then, and after any error, as they were.
+        ValueError: If there is no batch, a layer has gone, or the quantized model calls layers in another order than
+            the float one. Biases are then, and after any error, as they were.
 
     Example:
+        >>> from lightning_mpq.mean_outputs import output_means
         >>> net, data = nn.Sequential(nn.Linear(3, 2)), torch.randn(100, 3) + 1
         >>> means = output_means(net, [data])
         >>> with torch.no_grad():
@@ -154,9 +88,10 @@ def correct_biases(
 
     try:
         with isolated(model), torch.no_grad():
-            for name, mean in target.means.items():
-                now = _mean_output(model, batches, modules[name], name in target.repeated, forward_fn)
-                biases[name].add_((mean - now).to(biases[name]))
+            for irregular, names in groupby(target.means, target.irregular.__contains__):
+                layers = {name: modules[name] for name in names}
+                correct = _correct_one_by_one if irregular else _correct_on_the_way
+                correct(model, batches, layers, target.means, forward_fn)
     except BaseException:
         undo()
         raise
@@ -164,88 +99,52 @@ def correct_biases(
     return BiasCorrection(shifts, dict(target.skipped), undo)
 
 
-class _Behind(Exception):
-    """Ends a forward pass behind the layer that is looked at."""
+def _correct_on_the_way(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Mapping[str, nn.Module],
+    means: Mapping[str, Tensor],
+    forward_fn: ForwardFn | None,
+) -> None:
+    """Correct layers in the order of their calls, in one pass that ends behind the last of them."""
+    with PausedPasses(model, batches, sites_of_calls(model, layers), "after", forward_fn) as passes:
+        for name, layer in layers.items():
+            found, outputs = MeanOutput(), []
+            with errors_shared():
+                for stop in passes.at(name):
+                    outputs.append(of_layer(stop.output))
+                    found.add(layer, outputs[-1])
+            shift = _shift_bias(layer, means[name] - found.mean(layer))
+            for output in outputs:  # the passes go on with what the new bias gives
+                channels_last(layer, output).add_(shift)
 
 
-class _Sum:
-    """Sum of a layer's outputs over all but the channels, in float64."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.count = 0
-        self.calls = 0
-
-    def add(self, module: nn.Module, output: Tensor) -> None:
-        spatial = len(getattr(module, "kernel_size", ()))
-        by_channel = output.detach().movedim(-1 - spatial, 0).flatten(1)
-        wide = torch.float32 if output.device.type == "mps" else torch.float64
-        total = by_channel.sum(1, dtype=wide)
-        self.total = total if self.total is None else self.total + total
-        self.count += by_channel.shape[1]
-        self.calls += 1
-
-    def mean(self, layer: nn.Module) -> Tensor:
-        """Return the mean over the layer's calls on all processes, shaped like its bias."""
-        bias = layer.bias
-        assert isinstance(bias, Tensor)
-        wide = torch.float32 if bias.device.type == "mps" else torch.float64
-        total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
-        count = int(sum_over_ranks(torch.tensor(self.count)))
-        return sum_over_ranks(total.detach()) / max(count, 1)
-
-
-def _mean_output(
-    model: nn.Module, batches: Sequence[Any], layer: nn.Module, repeated: bool, forward_fn: ForwardFn | None
-) -> Tensor:
-    """Return the mean output of one layer, [channels]; passes end behind it unless it is called again."""
-    found = _Sum()
-
-    def add(module: nn.Module, args: object, output: Tensor) -> None:
-        found.add(module, output)
-        if not repeated:
-            raise _Behind
-
-    with errors_shared(), _hooks({layer: add}):
-        for number, batch in enumerate(batches, start=1):
-            try:
+def _correct_one_by_one(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Mapping[str, nn.Module],
+    means: Mapping[str, Tensor],
+    forward_fn: ForwardFn | None,
+) -> None:
+    """Correct each layer by a pass of its own, over all its calls."""
+    sites = sites_of_calls(model, layers)
+    for name, layer in layers.items():
+        found = MeanOutput()
+        hook = partial(_add_output, found, layer)
+        with errors_shared(), hooked({sites[name]: hook}):
+            for number, batch in enumerate(batches, start=1):
                 forward_batch(model, batch, forward_fn, number=number)
-            except _Behind:
-                continue
-    return found.mean(layer)
+        _shift_bias(layer, means[name] - found.mean(layer))
 
 
-@contextmanager
-def _hooks(hooks: Mapping[nn.Module, Callable[..., None]]) -> Any:
-    """Register forward hooks for the time of a block."""
-    handles = []
-    try:
-        for module, hook in hooks.items():
-            handles.append(module.register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _add_output(found: MeanOutput, layer: nn.Module, module: nn.Module, args: object, output: Any) -> None:
+    found.add(layer, of_layer(output))
 
 
-def _is_affine(module: nn.Module) -> bool:
-    kind = None if isinstance(module, ParameterView) else kind_of(module)
-    return kind is not None and kind.operation in ("linear", "convolution", "transposed")
-
-
-def _without_own_bias(model: nn.Module, names: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return layer name to the reason why its bias cannot be corrected, for those where it cannot."""
-    every = {id(module): module for module in model.modules()}.values()
-    uses = Counter(id(p) for module in every for p in module._parameters.values() if p is not None)
-    reasons: dict[str, str] = {}
-    for name in names:
-        bias = modules[name]._parameters.get("bias")
-        if isinstance(modules[name], ParameterView):
-            reasons[name] = "the outputs of this weight alone are not seen"
-        elif not _is_affine(modules[name]):
-            reasons[name] = f"a {type(modules[name]).__name__} has no bias to correct"
-        elif bias is None:
-            reasons[name] = "it has no bias"
-        elif uses[id(bias)] > 1:
-            reasons[name] = "it shares its bias with another layer"
-    return reasons
+def _shift_bias(layer: nn.Module, shift: Tensor) -> Tensor:
+    """Add to a layer's bias in place; return what was added, in the bias's type."""
+    bias = layer.bias
+    assert isinstance(bias, Tensor)
+    shift = shift.to(bias)
+    bias.add_(shift)
+    return shift

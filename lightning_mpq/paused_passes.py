@@ -32,7 +32,7 @@ class Stop(NamedTuple):
 
     layer: str
     inputs: Tensor
-    output: Tensor | None
+    output: Any
 
 
 class PausedPasses:
@@ -119,7 +119,7 @@ class PausedPasses:
         return wait
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._running is not None:
                 self._running.wait(Stop(name, _first(args, kwargs), output))
 
@@ -144,7 +144,7 @@ def order_of_calls(
 
 
 def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    found = args[0] if args else kwargs["input"]
+    found = args[0] if args else next(iter(kwargs.values()))
     assert isinstance(found, Tensor)
     return found.detach()
 

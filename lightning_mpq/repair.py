@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from .bias_correction import correct_biases, output_means
+from .bias_correction import correct_biases
 from .calling import ForwardFn
 from .correction import batchnorm_layers, measure_batchnorm, reestimate_batchnorm
+from .mean_outputs import output_means
 from .options import RepairOptions
 from .policy import BitPolicy
 from .quantizers import QuantizedRows

@@ -1,12 +1,15 @@
 """Bias correction against closed forms, and its gain on a network without BatchNorm."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.bias_correction import correct_biases, output_means
+from lightning_mpq.bias_correction import correct_biases
 from lightning_mpq.groups import find_groups
+from lightning_mpq.mean_outputs import output_means
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
@@ -67,7 +70,7 @@ def test_afterwards_every_mean_is_that_of_the_float_model():
     torch.testing.assert_close(means.means["conv"], conv.double().mean((0, 2, 3)))
     torch.testing.assert_close(means.means["up"], up.double().mean((0, 2, 3)))
     assert list(means.means) == ["conv", "up", "twice", "head"]
-    assert means.repeated == {"twice"}
+    assert means.irregular == {"twice"}
     quantize(model)
     quantized = output_means(model, batches(), list(means.means)).means
     correct_biases(model, batches(), means)
@@ -75,6 +78,90 @@ def test_afterwards_every_mean_is_that_of_the_float_model():
     for name in ("conv", "up", "head"):
         assert not torch.allclose(quantized[name], means.means[name], atol=1e-3)
         torch.testing.assert_close(corrected[name], means.means[name], rtol=0, atol=1e-6)
+
+
+def one_by_one(model: nn.Module, data: list[torch.Tensor], means) -> None:
+    """Correct each layer by a measurement of its own, with nothing but plain passes."""
+    for name, mean in means.means.items():
+        now = output_means(model, data, [name]).means[name]
+        with torch.no_grad():
+            model.get_submodule(name).bias += (mean - now).to(torch.float32)
+
+
+class Attentive(nn.Module):
+    """Encoder layers as torch has them, which call neither projection of attention; one layer of two is passed by."""
+
+    def __init__(self, experts: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(2, 8, 2, stride=2)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True, norm_first=True)
+        self.even, self.odd = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+        self.experts = experts
+
+    def forward(self, images):
+        hidden = self.encoder(self.embed(images).flatten(2).mT).mean(1)
+        to_even = images.mean() > 0.5 or not self.experts
+        return self.head(torch.relu(self.even(hidden) if to_even else self.odd(hidden)))
+
+
+@pytest.mark.parametrize("make", [Net, Attentive, lambda: Attentive(experts=True)])
+def test_passes_that_wait_find_what_a_pass_for_each_layer_does(make):
+    torch.manual_seed(0)
+    model = make()
+    means = output_means(model, batches(6))
+    quantize(model)
+    twin = copy.deepcopy(model)
+    one_by_one(twin, batches(6), means)
+    done = correct_biases(model, batches(6), means)
+    assert len(done.shifts) >= 4
+    for name, bias in twin.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), bias, rtol=0, atol=1e-6)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_output_projection_of_attention_is_corrected_by_what_attention_returns():
+    model, data = Attentive().eval(), torch.cat(batches())
+    means = output_means(model, batches())
+    assert list(means.means) == ["embed", "encoder.self_attn.out_proj", "encoder.linear1", "encoder.linear2", *ENDS]
+    assert means.irregular == set()
+
+    def mean_of_attention() -> torch.Tensor:
+        with torch.no_grad():
+            tokens = model.encoder.norm1(model.embed(data).flatten(2).mT)
+            return model.encoder.self_attn(tokens, tokens, tokens)[0].mean((0, 1)).double()
+
+    wanted = mean_of_attention()
+    quantize(model)
+    assert not torch.allclose(mean_of_attention(), wanted, atol=1e-3)
+    correct_biases(model, batches(), means)
+    torch.testing.assert_close(mean_of_attention(), wanted, rtol=0, atol=1e-6)
+
+
+ENDS = ("even", "head")
+
+
+def test_one_pass_does_for_all_layers_and_one_more_for_each_that_is_called_several_times():
+    model, calls = Attentive(), []
+    model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    means = output_means(model, batches())
+    quantize(model)
+    calls.clear()
+    correct_biases(model, batches(), means)
+    assert calls == [5] * 3
+    model = network()
+    model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    means = output_means(model, batches())
+    calls.clear()
+    correct_biases(model, batches(), means)
+    assert calls == [5] * 3 * 3  # conv and up; twice; head
+
+
+def test_layers_that_some_batches_pass_by_or_reverse_are_told_from_others():
+    model = Attentive(experts=True)
+    data = [batches()[0] + 1, batches()[1] - 1]
+    assert output_means(model, data).irregular == {"even", "odd"}
+    assert output_means(model, data[:1]).irregular == set()
 
 
 def test_what_is_skipped_is_said():

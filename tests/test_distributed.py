@@ -11,12 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mpq import distributed
 from lightning_mpq.allocation import Budget, CustomCost
-from lightning_mpq.bias_correction import correct_biases, output_means
+from lightning_mpq.bias_correction import correct_biases
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.curvature import Categorical, profile
 from lightning_mpq.distributed import Rounds, errors_shared, gather, on_rank_zero, sum_over_ranks
 from lightning_mpq.groups import find_groups
+from lightning_mpq.mean_outputs import output_means
 from lightning_mpq.modules import pack_model, packed_layers
 from lightning_mpq.options import CurvatureOptions
 from lightning_mpq.pipeline import Pipeline

@@ -12,7 +12,7 @@ ROWS = [
     {"groups", "calling", "paused_passes"},
     {"candidates", "quantizers"},
     {"rounded_weights"},
-    {"curvature"},
+    {"curvature", "mean_outputs"},
     {"allocation", "modules", "calibration", "rounding", "sequential_rounding", "correction", "bias_correction"},
     {"latency", "export", "finetune", "options", "repair", "quantize"},
     {"report"},

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.bias_correction import output_means
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.groups import find_groups
+from lightning_mpq.mean_outputs import output_means
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import RepairOptions
 from lightning_mpq.policy import BitPolicy, WeightScheme
