@@ -1,8 +1,7 @@
 """How fast and how small packed models run: our kernels, torchao and onnxruntime against float32 and bfloat16.
 
 Linear layers (outputs x inputs) and the ResNet-20, at 2 to 8 bits and batches of 1 and 64. All ways of one width and
-batch are timed in turns in one process, so that a ratio compares what ran side by side; times are medians. Weights of
-the ResNet-20 are those of ``python -m benchmarks.networks`` if they are there, else random: they change no time.
+batch are timed in turns in one process, so that a ratio compares what ran side by side; times are medians.
 
     python -m benchmarks.inference --threads 2
     python -m benchmarks.inference --quick
@@ -11,10 +10,10 @@ the ResNet-20 are those of ``python -m benchmarks.networks`` if they are there, 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,80 +21,42 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from .common import PACKAGES, Demand, write_results
 from .inference_gpu import gpu_rows
+from .inference_models import MODELS, linear_shape, make_inputs, make_model
 from .inference_ways import Way, float_ways, onnxruntime_ways, packed_ways, torchao_way
-from .networks.trained import EPOCHS, untrained_module, weights_file
+from .memory import transient_bytes
+from .parts import part
 
-LINEAR = {"linear-1024x4096": (1024, 4096), "linear-4096x1024": (4096, 1024), "linear-4096x4096": (4096, 4096)}
-"""Outputs and inputs."""
-MODELS = (*LINEAR, "resnet20")
 PEERS = ("auto-round-lib", "torchao", "onnxruntime", "onnx", "humming-kernels")
-WARM_UP = 2
+UNCOUNTED, COUNTED = 3, 8
+"""Calls of a way in each of its turns: the first find other weights in the cache and the threads asleep."""
 
 
-def make_model(name: str) -> nn.Module:
-    """Return a model in eval mode."""
-    torch.manual_seed(0)
-    if name in LINEAR:
-        rows, columns = LINEAR[name]
-        return nn.Sequential(nn.Linear(columns, rows)).eval()
-    module = untrained_module(name, seed=0)
-    path = weights_file(name, 0, EPOCHS)
-    if path.exists():
-        module.load_state_dict(load_file(path))
-    return module.network.eval()
-
-
-def make_inputs(name: str, batch: int) -> Tensor:
-    """Return inputs of a model."""
-    generator = torch.Generator().manual_seed(1)
-    shape = (LINEAR[name][1],) if name in LINEAR else (1, 28, 28)
-    return torch.randn(batch, *shape, generator=generator)
-
-
-def time_in_turns(ways: Sequence[Way], seconds: float, most: int = 200) -> dict[str, float]:
-    """Call all ways in turns until ``seconds`` have passed for each on average; return medians in seconds.
+def time_in_turns(ways: Sequence[Way], seconds: float) -> dict[str, float]:
+    """Call all ways in turns, each several times, until ``seconds`` have passed for each on average.
 
     Args:
         ways: What is timed.
-        seconds: Time spent on each.
-        most: Turns after which it is enough; at least five are taken.
+        seconds: Time spent on each; every way has at least three turns.
+
+    Returns:
+        Name to the median time of a call in seconds.
     """
-    for way in ways:
-        for _ in range(WARM_UP):
-            way.call()
     times: dict[str, list[float]] = {way.name: [] for way in ways}
     end = time.perf_counter() + seconds * len(ways)
     turns = 0
-    while turns < 5 or (turns < most and time.perf_counter() < end):
+    while turns < 3 or time.perf_counter() < end:
         turns += 1
         for way in ways:
-            start = time.perf_counter()
-            way.call()
-            times[way.name].append(time.perf_counter() - start)
+            for _ in range(UNCOUNTED):
+                way.call()
+            for _ in range(COUNTED):
+                start = time.perf_counter()
+                way.call()
+                times[way.name].append(time.perf_counter() - start)
     return {name: median(taken) for name, taken in times.items()}
-
-
-def transient_bytes(call: Callable[[], Any]) -> int | None:
-    """Return how far one call raises this process's memory above what it held before; None where Linux does not say."""
-    try:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is allocated now
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        call()
-        return max(0, _status("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 @torch.no_grad()
@@ -135,7 +96,7 @@ def measure(name: str, bits: int, batch: int, seconds: float, threads: int, skip
 def demands_of(rows: Sequence[dict[str, Any]]) -> list[Demand]:
     """Return the demanded figures that these rows can answer."""
     found = []
-    for model in ("linear-1024x4096", "linear-4096x1024"):
+    for model, place in (("12 x linear-1024x4096", "from memory"), ("linear-1024x4096", "in the cache")):
         of_model = [row for row in rows if row["model"] == model]
         for way, batch, widths, bound in (
             ("auto-round, float32", 1, range(2, 9), 1.5),
@@ -143,10 +104,10 @@ def demands_of(rows: Sequence[dict[str, Any]]) -> list[Demand]:
             ("onnxruntime", 1, (2, 4, 8), 8.0),
         ):
             for bits in widths:
-                place = (way, batch, bits)
-                ratios = [r["over_float32"] for r in of_model if (r["way"], r["batch"], r["bits"]) == place]
+                wanted = (way, batch, bits)
+                ratios = [r["over_float32"] for r in of_model if (r["way"], r["batch"], r["bits"]) == wanted]
                 if ratios:
-                    title = f"{way}, {model}, batch {batch}, {bits} bits, times float32"
+                    title = f"{way}, {model}, weights {place}, batch {batch}, {bits} bits, times float32"
                     found.append(Demand(title, f">= {bound}", ratios[0], ratios[0] >= bound))
     return found
 
@@ -169,7 +130,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--bits", nargs="+", type=int, choices=range(2, 9), default=list(range(2, 9)))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each way to run a model")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each way to run a model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="one layer, two widths, a tenth of a second each")
     parser.add_argument("--output", type=Path, help="result file; default benchmarks/results/inference.json")
@@ -178,13 +139,17 @@ def main() -> None:
         arguments.models, arguments.bits, arguments.seconds = ["linear-1024x4096"], [3, 8], 0.1
     torch.set_num_threads(arguments.threads)
     skipped: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for name in arguments.models:
-        for batch in arguments.batches:
-            for bits in arguments.bits:
-                rows += measure(name, bits, batch, arguments.seconds, arguments.threads, skipped)
-                print(f"{name}, batch {batch}, {bits} bits: {len(rows)} rows", flush=True)
-    on_gpu = gpu_rows({name: LINEAR[name] for name in arguments.models if name in LINEAR}, arguments, skipped)
+    rows = [
+        row
+        for name, batch, bits in product(arguments.models, arguments.batches, arguments.bits)
+        for row in part(
+            "inference",
+            f"{name.replace(' ', '-')}-batch{batch}-{bits}bits-{arguments.threads}threads-{arguments.seconds:g}s",
+            partial(measure, name, bits, batch, arguments.seconds, arguments.threads, skipped),
+        )
+    ]
+    shapes = {name: shape[1:] for name in arguments.models if (shape := linear_shape(name)) and shape[0] == 1}
+    on_gpu = gpu_rows(shapes, arguments, skipped)
     Console(width=150).print(table_of(rows))
     demands = demands_of(rows)
     for demand in demands:
@@ -194,7 +159,7 @@ def main() -> None:
     settings = {
         "seconds": arguments.seconds,
         "threads": arguments.threads,
-        "clock": "wall time, medians of interleaved calls",
+        "clock": f"wall time, medians of calls in turns: {UNCOUNTED} uncounted, {COUNTED} counted",
         "scheme": "default_scheme(bits), rounded to nearest",
         "skipped": list(dict.fromkeys(skipped)),
     }

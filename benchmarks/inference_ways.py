@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import lightning_mpq as mpq
 from lightning_mpq.modules import pack_model, set_memory, stored_bytes, use_kernels
 
+from .memory import resident_bytes
+
 
 @dataclass(frozen=True)
 class Way:
@@ -26,7 +28,7 @@ class Way:
         name: What it is called in tables.
         call: Computes the outputs once.
         stored: Bytes on disk of parameters and buffers, or of the exported file.
-        held: Bytes in memory between calls; None where a toolkit does not tell.
+        held: Bytes in memory between calls: weights and caches, or what a session has added to the process.
         error: Greatest difference from the packed model's plain outputs, relative to the greatest output; None for
             the float model.
         note: Kernel that multiplied, containers, or whatever else explains the row.
@@ -121,27 +123,27 @@ def onnxruntime_ways(model: nn.Module, bits: int, inputs: Tensor, threads: int, 
         except (ImportError, ValueError) as error:
             skipped.append(f"onnxruntime at {bits} bits: {error}")
             return
-        content = exported.path.read_bytes()
-    containers = ", ".join(sorted(set(exported.containers.values())))
-    feed = inputs.numpy()
-    for name, level in (("onnxruntime", None), ("onnxruntime, float32 products", "1")):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow the others down
-        if level is not None:
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        feeds = {session.get_inputs()[0].name: feed}
-        found = torch.from_numpy(session.run(None, feeds)[0])
-        yield Way(
-            name,
-            partial(session.run, None, feeds),
-            exported.file_bytes,
-            None,
-            relative_error(found, expected),
-            f"{containers}, {exported.fused} fused",
-        )
+        containers = ", ".join(sorted(set(exported.containers.values())))
+        feed = inputs.numpy()
+        for name, level in (("onnxruntime", None), ("onnxruntime, float32 products", "1")):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            if level is not None:
+                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+            before = resident_bytes()
+            session = onnxruntime.InferenceSession(exported.path, options, providers=["CPUExecutionProvider"])
+            feeds = {session.get_inputs()[0].name: feed}
+            found = torch.from_numpy(session.run(None, feeds)[0])
+            after = resident_bytes()
+            yield Way(
+                name,
+                partial(session.run, None, feeds),
+                exported.file_bytes,
+                None if before is None or after is None else max(0, after - before),
+                relative_error(found, expected),
+                f"{containers}, {exported.fused} fused",
+            )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
