@@ -28,14 +28,13 @@ from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOp
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
 from .quantize import quantize
-from .quantizers import QuantizedRows
-from .repair import Repair, final_codes
 from .report import Report
 from .strategies import refuse_several_processes, refuse_unsupported
 from .trainer_tools import calibration_loader, validation_metrics
 from .training import AveragingCallbacks, FinetunePhase, finetuned_row, publish
 from .training.plans import plain_budget, read_policy, refuse_another_plan
 from .training.work import at_work, batches_in_fit
+from .workbench import Workbench
 
 
 class MixedPrecisionQuantization(Callback):
@@ -189,10 +188,9 @@ class MixedPrecisionQuantization(Callback):
             self.finetuning.finish_float(trainer, pl_module)
             with at_work(trainer, self.pipeline):
                 batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
-                policy, codes = self._decide(trainer, pl_module, batches)
-                forward_fn = self.pipeline.forward_fn
-                repair = Repair(pl_module, batches, policy.by_layer(), self.pipeline.repair, forward_fn)
-                self.finetuning.begin(trainer, pl_module, policy, codes, repair.apply)
+                self.policy, bench = self._decide(trainer, pl_module, batches)
+                codes, repair = bench.codes(self.policy), bench.repair
+                self.finetuning.begin(trainer, pl_module, self.policy, codes, repair.apply)
         elif self.finetuning.reallocation_is_due(trainer):
             with at_work(trainer, self.pipeline):
                 batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
@@ -305,18 +303,20 @@ class MixedPrecisionQuantization(Callback):
 
     def _decide(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batches: list[Any]
-    ) -> tuple[BitPolicy, Mapping[str, QuantizedRows]]:
-        """Return the plan, measured or given, and the codes to start from; the model is left as it was."""
+    ) -> tuple[BitPolicy, Workbench]:
+        """Return the plan, measured or given, and what is known of the float model, which is left as it was."""
         share_buffers(pl_module)  # BatchNorm statistics differ from process to process
-        pipeline, policy, rounded = self.pipeline, self.given_policy, None
-        if policy is None:
-            plan = pipeline.plan(pl_module, batches)
-            policy, rounded = plan.allocation.policy, plan.rounded
-            self.taylor, self.allocation = plan.taylor, plan.allocation
-            if self.verdict:
-                self.report = pipeline.judge(pl_module, plan, batches, lambda: validation_metrics(trainer, pl_module))
-        self.policy = policy
-        return policy, final_codes(pl_module, batches, policy, pipeline.repair, rounded, pipeline.forward_fn)
+        pipeline, policy = self.pipeline, self.given_policy
+        if policy is not None:
+            layers = list(policy.by_layer())
+            return policy, Workbench(
+                pl_module, batches, layers, options=pipeline.repair, forward_fn=pipeline.forward_fn
+            )
+        plan = pipeline.plan(pl_module, batches)
+        self.taylor, self.allocation = plan.taylor, plan.allocation
+        if self.verdict:
+            self.report = pipeline.judge(plan, lambda: validation_metrics(trainer, pl_module))
+        return plan.allocation.policy, plan.bench
 
     def _run(
         self,

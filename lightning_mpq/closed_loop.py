@@ -9,31 +9,25 @@ is rounded in sequence afterwards.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import torch
-from torch import nn
 
 from .allocation import Allocation, Budget, allocate, alternatives
-from .calling import ForwardFn
-from .curvature import Likelihood, TaylorModel
-from .curvature.evaluator import LossFn
+from .curvature import TaylorModel
 from .curvature.shrinkage import shrink
 from .distributed import on_rank_zero
 from .groups import LayerGroups
-from .options import LoopOptions, RepairOptions, SolverOptions
+from .options import LoopOptions, SolverOptions
 from .policy import BitPolicy
-from .quantize import temporarily_packed
-from .quantizers import QuantizedRows
 from .reexpansion import expand_at
-from .repair import Repair
-from .report.measure import LossChange, Losses
+from .report.measure import Losses
 from .report.records import TrialRow
-from .rounded_weights import RoundedWeights
 from .rounding import round_candidates
+from .workbench import Workbench
 
 _SECONDS_FOR_ALTERNATIVES = 3.0
 """Their certificates matter to nobody."""
@@ -59,44 +53,16 @@ class Found:
 class ClosedLoop:
     """Measures plans on the calibration batches and keeps the best."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Any],
-        groups: LayerGroups,
-        rounded: RoundedWeights | None,
-        taylor: TaylorModel,
-        *,
-        options: LoopOptions,
-        repair: RepairOptions,
-        likelihood: Likelihood | None = None,
-        forward_fn: ForwardFn | None = None,
-        loss_fn: LossFn | None = None,
-    ) -> None:
-        """Measure the float model.
+    def __init__(self, bench: Workbench, groups: LayerGroups, taylor: TaylorModel, options: LoopOptions) -> None:
+        """Keep what is needed.
 
         Args:
-            model: The float model, left as it was.
-            batches: Calibration batches.
-            groups: Its groups.
-            rounded: The rounded weights that were profiled; None if all are rounded to nearest.
+            bench: Where plans are measured.
+            groups: The model's groups.
             taylor: The Taylor model around the float weights.
             options: How many plans and rounds.
-            repair: What is repaired behind quantized weights.
-            likelihood: What the outputs mean; guessed for None.
-            forward_fn: ``(model, batch) -> outputs``.
-            loss_fn: ``(model, batch) -> scalar``, for the task loss.
         """
-        self._model, self._batches, self._groups = model, batches, groups
-        self._rounded, self._taylor = rounded, taylor
-        self._options, self._repair_options = options, repair
-        self._likelihood, self._forward_fn, self._loss_fn = likelihood, forward_fn, loss_fn
-        self._change = LossChange(
-            model, batches, taylor.loss, likelihood=likelihood, forward_fn=forward_fn, loss_fn=loss_fn
-        )
-        layers = [layer for group in groups for layer in group.layers]
-        self._repair = Repair(model, batches, layers, repair, forward_fn)
-        self._measured: dict[str, Losses] = {}
+        self._bench, self._groups, self._taylor, self._options = bench, groups, taylor, options
 
     def run(self, allocation: Allocation, others: Mapping[str, BitPolicy], solve: Solve, **settings: Any) -> Found:
         """Measure the solved plan and others, keep the best, and expand again if the prediction for it was wrong.
@@ -134,20 +100,16 @@ class ClosedLoop:
         return Found(kept, rows)
 
     def _trial(self, number: int, name: str, policy: BitPolicy, predicted: float) -> TrialRow:
-        key = policy.to_json()
-        if key not in self._measured:
-            with temporarily_packed(self._model, policy, self._codes(policy)):
-                self._repair.apply()
-                self._measured[key] = self._change.measure_each()
-        return TrialRow(number, name, policy.bits(), predicted, self._measured[key].mean())
+        return TrialRow(number, name, policy.bits(), predicted, self._losses(policy).mean())
+
+    def _losses(self, policy: BitPolicy) -> Losses:
+        """Return the losses under a plan as the Taylor model predicts them: with the codes profiled, and repaired."""
+        return self._bench.losses(policy, "by float inputs", self._bench.stages[-1:])[0]
 
     def _surely_better(self, policy: BitPolicy, than: BitPolicy) -> bool:
         """Tell whether a plan is better than another by more than the chance of these samples explains."""
-        gain, error = self._measured[policy.to_json()].minus(self._measured[than.to_json()])
+        gain, error = self._losses(policy).minus(self._losses(than))
         return gain < -_STANDARD_ERRORS * error
-
-    def _codes(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
-        return {} if self._rounded is None else self._rounded.of_policy(policy)
 
     def _disagrees(self, trial: TrialRow) -> bool:
         """Tell whether the prediction of a plan is off by more than the trusted factor."""
@@ -156,19 +118,20 @@ class ClosedLoop:
 
     def _expanded(self, policy: BitPolicy, settings: Mapping[str, Any]) -> TaylorModel:
         """Return the Taylor model around a plan, its noise shrunk."""
-        rounded = self._rounded
+        bench = self._bench
+        rounded = bench.rounded
         if rounded is None:
-            rounded = round_candidates(self._model, (), self._groups, self._taylor.candidates, best_grid=False)
+            rounded = round_candidates(bench.model, (), self._groups, self._taylor.candidates, best_grid=False)
         local = expand_at(
-            self._model,
-            self._batches,
+            bench.model,
+            bench.batches,
             self._groups,
             rounded,
             rounded.of_policy(policy),
-            likelihood=self._likelihood,
-            repair=self._repair_options,
-            forward_fn=self._forward_fn,
-            loss_fn=self._loss_fn if self._taylor.loss == "task" else None,
+            likelihood=bench.change.likelihood,
+            repair=bench.repair,
+            forward_fn=bench.forward_fn,
+            loss_fn=bench.loss_fn if self._taylor.loss == "task" else None,
             **settings,
         )
         return shrink(local)

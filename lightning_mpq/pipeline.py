@@ -3,67 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from .allocation import Allocation, Budget, allocate
-from .allocation.preparation import Preparation
+from .allocation import Allocation
 from .batches import sample_count
-from .calling import ForwardFn
-from .candidates import make_candidates
-from .closed_loop import ClosedLoop, other_plans
-from .curvature import TaylorModel, profile
-from .curvature.evaluator import LossFn
-from .curvature.sanity import warn_of_wrong_order
-from .curvature.shrinkage import shrink
-from .distributed import gather, mean_over_ranks, on_rank_zero, refuse_empty_ranks, share_buffers
-from .groups import LayerGroups, find_groups
-from .modules import packed_layers
-from .options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
-from .plan import Outcome, Plan
-from .quantize import apply_policy, quantize
-from .repair import reestimates
+from .curvature import TaylorModel
+from .distributed import gather, mean_over_ranks
+from .groups import LayerGroups
+from .planning import Plan, Planner
 from .report import Report
-from .rounded_weights import RoundedWeights
-from .rounding import round_candidates
-from .staged_work import StagedWork
-from .verdict import Rows, Verdict
+from .verdict import Verdict
 
-# With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
-# about ten forward passes over the same samples.
-_CHUNK_SIZE = 32
-_DRAWS_A_CHUNK = 4
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the pipeline found and did.
+
+    Attributes:
+        groups: The groups, and what stayed in float.
+        taylor: The Taylor model; other budgets need no new profile.
+        allocation: The plan with its certificate.
+        report: The verdict, or None if it was not asked for.
+    """
+
+    groups: LayerGroups
+    taylor: TaylorModel
+    allocation: Allocation
+    report: Report | None
 
 
 @dataclass
-class Pipeline(StagedWork):
-    """Everything that the job needs to know, apart from the model and its data.
-
-    Attributes:
-        budget: Upper bounds on what the quantized model costs.
-        candidates: What may be quantized, and how.
-        curvature: How the loss is measured.
-        solver: How the bits are assigned.
-        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
-        loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
-        repair: What makes up for rounding once the plan is chosen.
-        loop: Whether several plans are measured before one is chosen.
-        cache_dir: Folder where Taylor models are kept and found again; None for no cache.
-    """
-
-    budget: Budget
-    candidates: CandidateOptions = field(default_factory=CandidateOptions)
-    curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
-    solver: SolverOptions = field(default_factory=SolverOptions)
-    forward_fn: ForwardFn | None = None
-    loss_fn: LossFn | None = None
-    repair: RepairOptions = field(default_factory=RepairOptions)
-    loop: LoopOptions = field(default_factory=LoopOptions)
-    cache_dir: str | Path | None = None
+class Pipeline(Planner):
+    """Decides the bits of a trained model, and puts them into effect; see `Planner` for what it needs to know."""
 
     def run(
         self, model: nn.Module, batches: Sequence[Any], evaluate: Callable[[], Mapping[str, float]] | None = None
@@ -86,235 +60,42 @@ class Pipeline(StagedWork):
             TypeError: If the model does not take the batches.
         """
         plan = self.plan(model, batches)
-        groups, rounded, taylor, allocation = plan.groups, plan.rounded, plan.taylor, plan.allocation
         report = None
         if evaluate is None:
             with self._stage("quantize"):
-                quantize(
-                    model,
-                    allocation.policy,
-                    batches,
-                    rounded=rounded,
-                    repair=self.repair,
-                    forward_fn=self.forward_fn,
-                )
+                plan.bench.pack(plan.allocation.policy)
         else:
-            with self._stage("verdict"):
-                verdict = self._verdict(model, batches, groups, rounded, taylor, evaluate)
-            report = self._quantize_with_verdict(model, verdict, plan)
+            report = self._report(plan, evaluate, keep=True)
         self._tell(1.0, "done")
-        return Outcome(groups, taylor, allocation, report)
+        return Outcome(plan.groups, plan.taylor, plan.allocation, report)
 
-    def plan(self, model: nn.Module, batches: Sequence[Any]) -> Plan:
-        """Decide the bits of a trained model, and change nothing in it.
-
-        Args:
-            model: The float model, left as it was.
-            batches: Calibration batches, at least one.
-
-        Returns:
-            The plan, with the rounded weights of all candidates.
-
-        Raises:
-            ValueError: If there are no batches, nothing can be quantized, or the budget cannot be met.
-            TypeError: If the model does not take the batches.
-        """
-        self.seconds.clear()
-        _check(model, batches)
-        share_buffers(model)
-        groups, rounded, unshrunk = self._profiled(model, batches)
-        taylor = shrink(unshrunk) if self.curvature.shrink else unshrunk
-        with self._stage("allocate"):
-            allocation = self.allocate(taylor)
-        plan = Plan(groups, rounded, taylor, allocation)
-        return self._best_measured(model, batches, plan, unshrunk) if self.loop.measures else plan
-
-    def _best_measured(self, model: nn.Module, batches: Sequence[Any], plan: Plan, unshrunk: TaylorModel) -> Plan:
-        """Return the best of several plans as measured on the batches."""
-        with self._stage("allocate"):
-            others = other_plans(plan.taylor, unshrunk, self.budget, plan.allocation, self.loop.plans, self.solver)
-        with self._stage("trials"):
-            self._tell(0.5, "measure the best plans")
-            loop = ClosedLoop(
-                model,
-                batches,
-                plan.groups,
-                plan.rounded,
-                plan.taylor,
-                options=self.loop,
-                repair=self.repair,
-                likelihood=self.curvature.known_likelihood,
-                forward_fn=self.forward_fn,
-                loss_fn=self.loss_fn,
-            )
-            again = {"curvature": self.curvature.estimator, "seed": self.curvature.seed, **self._sampling(model)}
-            found = loop.run(plan.allocation, others, partial(self.allocate, told=False), **again)
-        return replace(plan, allocation=found.allocation, trials=found.trials)
-
-    def allocate(self, taylor: TaylorModel, told: bool = True) -> Allocation:
-        """Choose the bits; of several processes rank 0 alone solves, and all get its plan.
-
-        Args:
-            taylor: The Taylor model.
-            told: Whether progress is told.
-        """
-        progress = self._within(0.4, 0.5) if told else None
-        solved: list[Allocation] = []
-
-        def solve() -> Allocation:
-            solved.append(allocate(taylor, self.budget, **vars(self.solver), progress=progress))
-            return replace(solved[0], preparation=None)  # may hold cost functions, which cannot be sent
-
-        plan = on_rank_zero(solve)
-        if solved:
-            return solved[0]
-        return replace(plan, preparation=Preparation.make(taylor, self.budget, self.solver.rules))
-
-    def measure(
-        self, model: nn.Module, batches: Sequence[Any]
-    ) -> tuple[LayerGroups, RoundedWeights | None, TaylorModel]:
-        """Find the groups, round their candidates and measure the Taylor model; the model is left as it was.
-
-        Returns:
-            The groups; rounded weights, or None if all schemes are rounded to nearest; the Taylor model.
-        """
-        groups, rounded, taylor = self._profiled(model, batches)
-        return groups, rounded, shrink(taylor) if self.curvature.shrink else taylor
-
-    def _profiled(
-        self, model: nn.Module, batches: Sequence[Any]
-    ) -> tuple[LayerGroups, RoundedWeights | None, TaylorModel]:
-        """Do what `measure` does, and leave the noise in the Taylor model."""
-        groups = find_groups(model, **self.candidates.rules())
-        candidates = make_candidates(groups, schemes=self.candidates.offered_schemes())
-        rounded = None
-        # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
-        if self.candidates.schemes is None or any(candidate.scheme.needs_inputs for candidate in candidates):
-            with self._stage("round"):
-                rounded = round_candidates(
-                    model,
-                    batches,
-                    groups,
-                    candidates,
-                    forward_fn=self.forward_fn,
-                    progress=self._within(0.0, 0.15),
-                )
-                candidates = rounded.candidates
-        with self._stage("profile"):
-            taylor = profile(
-                model,
-                batches,
-                groups=groups,
-                candidates=candidates,
-                rounded=rounded,
-                curvature=self.curvature.estimator,
-                loss=self.curvature.loss,
-                likelihood=self.curvature.likelihood,
-                tolerance=self.curvature.tolerance,
-                seed=self.curvature.seed,
-                **self._sampling(model),
-                forward_fn=self.forward_fn,
-                loss_fn=self.loss_fn,
-                cache_dir=self.cache_dir,
-                progress=self._within(0.15, 0.4),
-            )
-        warn_of_wrong_order(taylor)
-        return groups, rounded, taylor
-
-    def _sampling(self, model: nn.Module) -> dict[str, Any]:
-        """Return statistics, draws and chunk size, where they are left open, as suits the model."""
-        chosen = self.curvature
-        statistics = "reestimated" if self._predicts_repaired(model) else "frozen"
-        scores_batches = statistics == "reestimated" and chosen.estimator == "fisher"
-        return {
-            "statistics": statistics,
-            "draws": chosen.draws or (_DRAWS_A_CHUNK if scores_batches else 1),
-            "chunk_size": chosen.chunk_size or (_CHUNK_SIZE if scores_batches else None),
-        }
-
-    def _predicts_repaired(self, model: nn.Module) -> bool:
-        """Tell whether the loss is predicted as it is after BatchNorm statistics are measured again."""
-        if self.curvature.statistics == "auto":
-            return reestimates(model, self.repair)
-        return self.curvature.statistics == "reestimated"
-
-    def _verdict(
-        self,
-        model: nn.Module,
-        batches: Sequence[Any],
-        groups: LayerGroups,
-        rounded: RoundedWeights | None,
-        taylor: TaylorModel,
-        evaluate: Callable[[], Mapping[str, float]],
-    ) -> Verdict:
-        return Verdict(
-            model,
-            batches,
-            groups,
-            taylor,
-            lambda: mean_over_ranks(dict(evaluate())),
-            forward_fn=self.forward_fn,
-            loss_fn=self.loss_fn,
-            likelihood=self.curvature.known_likelihood,
-            options=self.repair,
-            reestimated=self._predicts_repaired(model),
-            rounded=rounded,
-        )
-
-    def judge(
-        self, model: nn.Module, plan: Plan, batches: Sequence[Any], evaluate: Callable[[], Mapping[str, float]]
-    ) -> Report:
+    def judge(self, plan: Plan, evaluate: Callable[[], Mapping[str, float]]) -> Report:
         """Measure what the plan, and those that it is compared with, would do to the model; pack nothing for good.
 
         Args:
-            model: The float model that was planned for; left as it was.
-            plan: What `plan` returned.
-            batches: Calibration batches.
+            plan: What `plan` returned; its model is left as it was.
             evaluate: Measures the model as it is with the user's own metrics.
         """
-        with self._stage("verdict"):
-            verdict = self._verdict(model, batches, plan.groups, plan.rounded, plan.taylor, evaluate)
-            rows = verdict.compare(plan.allocation, self._within(0.5, 0.9))
-            rows.models.append(verdict.trial("chosen plan", plan.allocation.policy))
-        return self._report(verdict, plan, rows)
+        return self._report(plan, evaluate, keep=False)
 
-    def _quantize_with_verdict(self, model: nn.Module, verdict: Verdict, plan: Plan) -> Report:
-        """Measure float, uniform and additive plan, then quantize for good and measure that."""
-        policy = plan.allocation.policy
-        with self._stage("verdict"):
-            rows = verdict.compare(plan.allocation, self._within(0.5, 0.9))
-        self._tell(0.9, "quantize")
+    def _report(self, plan: Plan, evaluate: Callable[[], Mapping[str, float]], keep: bool) -> Report:
+        """Measure the plan and those that it is compared with; ``keep`` says whether the model stays packed."""
         with self._stage("quantize"):
-            undo = apply_policy(model, policy, verdict.codes(policy))
-        try:
-            with self._stage("quantize"):
-                verdict.repair.apply()
-            with self._stage("verdict"):
-                rows.models.append(verdict.row("chosen plan", policy))
-        except BaseException:
-            undo()
-            raise
-        return self._report(verdict, plan, rows)
-
-    def _report(self, verdict: Verdict, plan: Plan, rows: Rows) -> Report:
+            plan.bench.codes(plan.allocation.policy)
+        with self._stage("verdict"):
+            reestimated = self.predicts_repaired(plan.bench.model)
+            verdict = Verdict(
+                plan.bench, plan.groups, plan.taylor, lambda: mean_over_ranks(dict(evaluate())), reestimated
+            )
+            rows = verdict.measure(plan.allocation, self._within(0.5, 0.9), keep=keep)
         return Report(
-            loss=verdict.taylor.loss,
-            models=tuple(rows.models),
+            loss=plan.taylor.loss,
+            models=rows.models,
             groups=rows.groups,
             repair=rows.repair,
-            left_in_float=verdict.groups.left_in_float,
+            left_in_float=plan.groups.left_in_float,
             trials=plan.trials,
             solver=plan.allocation.to_dict(),
             seconds=dict(self.seconds),
-            samples=sum(gather(sum(sample_count(batch) or 0 for batch in verdict.batches))),
-        )
-
-
-def _check(model: nn.Module, batches: Sequence[Any]) -> None:
-    refuse_empty_ranks(gather(len(batches)))
-    if not batches:
-        raise ValueError("Calibration needs at least one batch of training data, got none.")
-    if packed := packed_layers(model):
-        raise ValueError(
-            f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
+            samples=sum(gather(sum(sample_count(batch) or 0 for batch in plan.bench.batches))),
         )

@@ -65,12 +65,8 @@ def quantize(
     known: Sequence[Any] = batches if isinstance(batches, Sequence) else list(batches or ())
     codes = final_codes(model, known, policy, options, rounded, forward_fn)
     mending = Repair(model, known, policy.by_layer(), options, forward_fn)
-    undo = apply_policy(model, policy, codes)
-    try:
+    with packed_unless_it_fails(model, policy, codes):
         mending.apply()
-    except BaseException:
-        undo()
-        raise
     return model
 
 
@@ -105,3 +101,16 @@ def temporarily_packed(
         yield model
     finally:
         undo()
+
+
+@contextmanager
+def packed_unless_it_fails(
+    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
+) -> Iterator[nn.Module]:
+    """Pack the layers of a policy for good; an error in the ``with`` block brings the float model back."""
+    undo = apply_policy(model, policy, rounded)
+    try:
+        yield model
+    except BaseException:
+        undo()
+        raise

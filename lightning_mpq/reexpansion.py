@@ -27,7 +27,6 @@ from .curvature.weights import batch_statistics
 from .groups import LayerGroups
 from .held_weights import named_layers
 from .layers import rows_to_weight
-from .options import RepairOptions
 from .quantizers import QuantizedRows
 from .repair import Repair
 from .rounded_weights import RoundedWeights
@@ -41,7 +40,7 @@ def expand_at(
     codes: Mapping[str, QuantizedRows],
     *,
     likelihood: Likelihood | None = None,
-    repair: RepairOptions | None = None,
+    repair: Repair | None = None,
     statistics: str = "frozen",
     forward_fn: ForwardFn | None = None,
     loss_fn: LossFn | None = None,
@@ -56,14 +55,13 @@ def expand_at(
         rounded: The weights of all candidates.
         codes: Layer name to the rounded weight around which to expand.
         likelihood: What the outputs mean; guessed from the first batch for None.
-        repair: What is repaired at the quantized weights.
+        repair: What the float model is known by; it is repaired likewise at the quantized weights, by default not.
         statistics: "frozen" or "reestimated", see `profile`.
         forward_fn: ``(model, batch) -> outputs``.
         loss_fn: The task loss to expand; by default the divergence from the float model's outputs.
         settings: Others of `profile`: curvature, draws, chunk_size, seed, progress.
     """
     twin = copy.deepcopy(model)
-    mending = Repair(twin, batches, codes, repair or RepairOptions(), forward_fn)
     with torch.no_grad():
         layers = named_layers(twin, remove_duplicate=False)
         for layer, quantized in codes.items():
@@ -71,7 +69,8 @@ def expand_at(
             weight = module.weight
             assert isinstance(weight, Tensor)
             weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
-    mending.apply()
+    if repair is not None:
+        repair.of(twin).apply()
     if likelihood is None:
         with isolated(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ class Repair:
 
     Made while the model is a float one: what is to be met is measured then. Biases come first, for statistics follow
     a shifted bias, while a bias shifted behind them would put them out.
+
+    Attributes:
+        statistics: BatchNorm statistics of the float model on the batches; None if they are not measured again.
     """
 
     def __init__(
@@ -47,19 +51,31 @@ class Repair:
             ValueError: If something is to be repaired and there is no batch.
         """
         self._model, self._batches, self._forward_fn = model, batches, forward_fn
-        self._means = self._statistics = None
+        self._means, self.statistics = None, None
         if corrects_biases(model, options) and len(batches):
             self._means = output_means(model, batches, layers, forward_fn)
         if reestimates(model, options):
-            self._statistics = measure_batchnorm(model, batches, forward_fn)
+            self.statistics = measure_batchnorm(model, batches, forward_fn)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is repaired, in order."""
+        biases = self._means is not None and bool(self._means.means)
+        return ("biases",) * biases + ("BatchNorm statistics",) * (self.statistics is not None)
+
+    def of(self, twin: nn.Module) -> Repair:
+        """Return the same for a copy of the model; nothing is measured again."""
+        found = copy.copy(self)
+        found._model = twin
+        return found
 
     def steps(self) -> Iterator[str]:
         """Repair the model step by step, and yield the name of each step once it is done."""
         if self._means is not None and self._means.means:
             correct_biases(self._model, self._batches, self._means, self._forward_fn)
             yield "biases"
-        if self._statistics is not None:
-            reestimate_batchnorm(self._model, self._batches, self._forward_fn, self._statistics)
+        if self.statistics is not None:
+            reestimate_batchnorm(self._model, self._batches, self._forward_fn, self.statistics)
             yield "BatchNorm statistics"
 
     def apply(self) -> tuple[str, ...]:

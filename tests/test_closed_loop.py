@@ -41,9 +41,7 @@ def around_two_bits(model: nn.Module, estimator: str):
     policy = BitPolicy({group.name: rounded.candidates[2 * i].scheme for i, group in enumerate(groups)})
     assert set(policy.bits().values()) == {2}
     codes = rounded.of_policy(policy)
-    taylor = expand_at(
-        model, batches(), groups, rounded, codes, likelihood=Categorical(), repair=NOTHING, curvature=estimator
-    )
+    taylor = expand_at(model, batches(), groups, rounded, codes, likelihood=Categorical(), curvature=estimator)
     return taylor, rounded, policy
 
 

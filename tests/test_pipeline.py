@@ -1,6 +1,9 @@
 """The whole job without a Trainer: the comparison plan, the sums of the report, and what it refuses."""
 
 import json
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
 from lightning_mpq.pipeline import Pipeline
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import quantize_rows
+from lightning_mpq.report import Report
 from lightning_mpq.report.measure import LossChange
 from lightning_mpq.verdict import uniform_policy
 
@@ -104,6 +108,69 @@ def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
         assert min(rows.values()) > 0
 
 
+def passes_by_stage(job: Pipeline, model: nn.Module, data: list, evaluate) -> tuple[dict[str, float], Report]:
+    """Return stage to forward passes over all data, those of copies of the model included."""
+    passes: Counter[str] = Counter()
+    stage = ["other"]
+
+    class Counted(Pipeline):
+        @contextmanager
+        def _stage(self, name: str):
+            stage.append(name)
+            with super()._stage(name):
+                yield
+            stage.pop()
+
+    samples = sum(len(inputs) for inputs, _ in data)
+    model.register_forward_pre_hook(lambda module, args: passes.update({stage[-1]: len(args[0]) / samples}))
+    report = Counted(**{f.name: getattr(job, f.name) for f in fields(job) if f.init}).run(model, data, evaluate).report
+    return dict(passes), report
+
+
+def test_a_job_measures_the_float_model_once_and_no_plan_twice():
+    torch.manual_seed(0)
+    layers = [part for _ in range(3) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]
+    model, groups = nn.Sequential(*layers, nn.Linear(8, 3)).eval(), 4
+    data = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(4)]
+    outputs, statistics, measured, repaired = 1, 1, 1, 1
+    in_sequence = 2 + 1 / 4  # the float model and its rounded copy, and the order of their layers on the first batch
+    job = Pipeline(Budget(average_bits=5.5), loop=LoopOptions(rounds=0))
+    found, report = passes_by_stage(job, model, data, dict)
+    others = len({(row.predicted_loss, row.stored_bytes) for row in report.models[1:]}) - 1
+    assert (len(report.trials), others) == (4, 2)
+    assert found == {
+        "round": 1,
+        "profile": pytest.approx(1 + 1 / 4),  # a guess on the first batch what outputs mean
+        "trials": outputs + statistics + len(report.trials) * (repaired + measured),
+        "quantize": in_sequence,
+        "verdict": others * (measured + in_sequence + repaired + measured)
+        + measured  # the chosen plan as rounded; repaired it is one of the trials
+        + measured + repaired + measured  # and in sequence, as it is packed
+        + groups * (repaired + measured),
+    }  # fmt: skip
+
+
+def test_a_plan_that_is_compared_with_itself_is_measured_once():
+    data = batches()
+    additive = Pipeline(Budget(average_bits=6.0), solver=SolverOptions(objective="additive"))
+    validated = []
+    report = additive.run(network(), data, lambda: validated.append(1) or {"runs": float(len(validated))}).report
+    assert [row.name for row in report.models] == ["float", "uniform 6 bits", "additive plan", "chosen plan"]
+    assert replace(report["additive"], name="chosen plan") == report["chosen"]
+    assert len(validated) == 3
+
+
+@pytest.mark.parametrize("loss", ["divergence", "task"])
+def test_the_first_batches_are_compared_with_the_float_model_on_these_alone(loss):
+    model, data = network(), batches()
+    given = {"likelihood": Categorical(), "loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1])}
+    change, alone = (LossChange(model, part, loss, **given) for part in (data, data[:2]))
+    with torch.no_grad():
+        model[2].weight.mul_(0.7)
+    assert change.measure(2) == pytest.approx(alone.measure(), rel=1e-12)
+    assert change.measure() != pytest.approx(alone.measure(), rel=1e-3)
+
+
 def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -111,10 +178,12 @@ def test_a_plan_changes_nothing_and_holds_the_codes_that_would_be_packed():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not packed_layers(model)
     schemes = plan.allocation.policy.by_layer()
-    assert {layer: rows.scheme for layer, rows in plan.codes().items()} == schemes
+    codes = plan.bench.codes(plan.allocation.policy, "by float inputs")
+    assert {layer: rows.scheme for layer, rows in codes.items()} == schemes
     assert plan.taylor.predict(plan.allocation.policy).value == pytest.approx(plan.allocation.predicted_loss)
     named = Pipeline(Budget(average_bits=6.0), candidates=CandidateOptions(schemes=[WeightScheme(2), WeightScheme(3)]))
-    assert named.plan(model, batches()).codes() == {}
+    plan = named.plan(model, batches())
+    assert plan.bench.codes(plan.allocation.policy) == {}
 
 
 def test_the_grid_of_least_error_is_found_without_data_too():
@@ -168,7 +237,7 @@ def test_a_plan_is_judged_as_it_is_when_packed_and_nothing_is_packed():
     judged, packed = network(), network()
     pipeline = Pipeline(Budget(average_bits=6.0))
     before = {name: value.clone() for name, value in judged.state_dict().items()}
-    report = pipeline.judge(judged, pipeline.plan(judged, batches()), batches(), dict)
+    report = pipeline.judge(pipeline.plan(judged, batches()), dict)
     assert all(torch.equal(value, before[name]) for name, value in judged.state_dict().items())
     assert not packed_layers(judged)
     expected = pipeline.run(packed, batches(), dict).report

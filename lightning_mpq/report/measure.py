@@ -34,6 +34,10 @@ class Losses(NamedTuple):
         parts = gather((float((self.values * self.weights).sum()), float(self.weights.sum())))
         return sum(own for own, _ in parts) / max(sum(count for _, count in parts), 1)
 
+    def first(self, units: int | None) -> Losses:
+        """Return the same of this process's first units; of all for None."""
+        return Losses(self.values[:units], self.weights[:units])
+
     def minus(self, other: Losses) -> tuple[float, float]:
         """Return the mean of the paired differences over all processes, and its standard error."""
         differences = self._replace(values=self.values - other.values)
@@ -52,6 +56,7 @@ class LossChange:
 
     Attributes:
         reference: Task loss of the float model; 0 for the divergence.
+        likelihood: What the outputs mean; None for the task loss where nobody said it.
     """
 
     def __init__(
@@ -74,32 +79,37 @@ class LossChange:
             forward_fn: ``(model, batch) -> outputs``.
             loss_fn: ``(model, batch) -> scalar``.
         """
-        self._model, self._batches, self._loss = model, batches, loss
-        self._likelihood = likelihood
+        self._model, self._batches = model, batches
+        self.likelihood = likelihood
         self._evaluator = Evaluator(model, forward_fn, loss_fn)
         self._outputs: list[Tensor] = []
+        self._task_losses = self._each(self._task_loss) if loss == "task" else None
         self.reference = 0.0
-        if loss == "task":
-            self.reference = self._each(self._task_loss).mean()
+        if self._task_losses is not None:
+            self.reference = self._task_losses.mean()
         else:
             self._each(self._keep_outputs)
 
-    def measure(self) -> float:
-        """Return the change of the loss of the model as it is now, in evaluation mode."""
-        return self.measure_each().mean()
+    def measure(self, first: int | None = None) -> float:
+        """Return the change of the loss of the model as it is now, in evaluation mode.
 
-    def measure_each(self) -> Losses:
+        Args:
+            first: On how many of this process's batches, from the first; on all for None.
+        """
+        return self.measure_each(first).mean()
+
+    def measure_each(self, first: int | None = None) -> Losses:
         """Return the change as `measure` does, sample by sample, or batch by batch for the task loss."""
-        if self._loss == "task":
-            losses = self._each(self._task_loss)
-            return losses._replace(values=losses.values - self.reference)
-        return self._each(self._divergence)
+        if self._task_losses is None:
+            return self._each(self._divergence, first)
+        losses = self._each(self._task_loss, first)
+        return losses._replace(values=losses.values - self._task_losses.first(first).mean())
 
-    def _each(self, measure: Callable[[int, Any], tuple[Tensor, int]]) -> Losses:
+    def _each(self, measure: Callable[[int, Any], tuple[Tensor, int]], first: int | None = None) -> Losses:
         """Run the model over this process's batches; ``measure`` gives values and the samples behind each."""
         values, samples = [], []
         with errors_shared(), isolated(self._model), torch.no_grad():
-            for number, batch in enumerate(self._batches):
+            for number, batch in enumerate(self._batches[:first]):
                 self._evaluator.batch_number = number + 1
                 found, count = measure(number, to_device(batch, device_of(self._model)))
                 values.append(found.double().cpu().flatten())
@@ -112,14 +122,14 @@ class LossChange:
 
     def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
         outputs = self._evaluator.outputs(batch)
-        if self._likelihood is None:
+        if self.likelihood is None:
             with warnings.catch_warnings():  # the profile on the same batches has said already what was guessed
                 warnings.simplefilter("ignore")
-                self._likelihood = guess_likelihood(outputs, batch)
+                self.likelihood = guess_likelihood(outputs, batch)
         self._outputs.append(outputs)
         return torch.zeros(len(outputs)), 1
 
     def _divergence(self, number: int, batch: Any) -> tuple[Tensor, int]:
-        assert self._likelihood is not None
+        assert self.likelihood is not None
         now = self._evaluator.outputs(batch)
-        return self._likelihood.divergence(self._outputs[number], now, batch), 1
+        return self.likelihood.divergence(self._outputs[number], now, batch), 1
