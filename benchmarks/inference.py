@@ -60,8 +60,9 @@ def time_in_turns(ways: Sequence[Way], seconds: float) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure(name: str, bits: int, batch: int, seconds: float, threads: int, skipped: list[str]) -> list[dict[str, Any]]:
-    """Return one row for each way to run a model at a width and a batch."""
+def measure(name: str, batch: int, bits: int, seconds: float, threads: int) -> list[dict[str, Any]]:
+    """Return one row for each way to run a model at a batch and a width, and one for each way that cannot run it."""
+    skipped: list[str] = []
     model, inputs = make_model(name), make_inputs(name, batch)
     ways = [
         *float_ways(model, inputs),
@@ -90,7 +91,7 @@ def measure(name: str, bits: int, batch: int, seconds: float, threads: int, skip
                 "note": way.note,
             }
         )
-    return rows
+    return [*rows, *({"skipped": reason} for reason in skipped)]
 
 
 def demands_of(rows: Sequence[dict[str, Any]]) -> list[Demand]:
@@ -138,16 +139,17 @@ def main() -> None:
     if arguments.quick:
         arguments.models, arguments.bits, arguments.seconds = ["linear-1024x4096"], [3, 8], 0.1
     torch.set_num_threads(arguments.threads)
-    skipped: list[str] = []
-    rows = [
+    measured = [
         row
         for name, batch, bits in product(arguments.models, arguments.batches, arguments.bits)
         for row in part(
             "inference",
             f"{name.replace(' ', '-')}-batch{batch}-{bits}bits-{arguments.threads}threads-{arguments.seconds:g}s",
-            partial(measure, name, bits, batch, arguments.seconds, arguments.threads, skipped),
+            partial(measure, name, batch, bits, arguments.seconds, arguments.threads),
         )
     ]
+    rows = [row for row in measured if "skipped" not in row]
+    skipped = [row["skipped"] for row in measured if "skipped" in row]
     shapes = {name: shape[1:] for name in arguments.models if (shape := linear_shape(name)) and shape[0] == 1}
     on_gpu = gpu_rows(shapes, arguments, skipped)
     Console(width=150).print(table_of(rows))
