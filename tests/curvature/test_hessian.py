@@ -15,7 +15,8 @@ from curvature_oracles import (
     measured,
 )
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
 from lightning_mpq.curvature import Categorical, profile
@@ -92,6 +93,43 @@ def test_a_linear_loss_has_a_gradient_and_no_curvature():
     taylor = profile(model, [inputs], curvature="hessian", loss_fn=lambda net, x: net(x).mean(), bits=[2, 3])
     assert taylor.gradient.abs().min() > 0
     assert taylor.curvature.abs().max() == 0
+
+
+class Sampled(nn.Module):
+    """Looks at features through a grid that it computes itself (a spatial transformer)."""
+
+    shape = (2, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.where, self.last = nn.Conv2d(2, 3, 3), nn.Linear(72, 6), nn.Linear(3, 3)
+        nn.init.normal_(self.where.weight, std=0.02)
+        self.where.bias.data.copy_(torch.tensor([0.6, 0.1, 0.05, -0.1, 0.7, -0.05]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = affine_grid(self.where(x.flatten(1)).unflatten(1, (2, 3)), [len(x), 3, 5, 5], align_corners=False)
+        seen = grid_sample(self.features(x).tanh(), grid, mode=self.mode, align_corners=False)
+        return self.last(seen.square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+def test_second_derivatives_through_sampling_by_a_learned_grid_are_those_of_differences_of_gradients(mode):
+    model, batch = make(Sampled)
+    model.mode = mode
+    groups, candidates, deltas = measured(model, (2, 4))
+    taylor = profile(model, [batch], groups=groups, candidates=candidates, curvature="hessian", loss_fn=task_loss)
+    weights = parameters_to_vector(model.parameters()).detach()
+
+    def gradient_at(step: torch.Tensor) -> torch.Tensor:
+        vector_to_parameters(weights + step, model.parameters())
+        return parameters_to_vector(torch.autograd.grad(task_loss(model, batch), list(model.parameters())))
+
+    size = 1e-6
+    rows = [(gradient_at(size * delta) - gradient_at(-size * delta)) @ deltas / (2 * size) for delta in deltas.T]
+    assert_close(taylor.gradient, gradient_at(torch.zeros(())) @ deltas, rtol=1e-9, atol=1e-12)
+    assert_close(taylor.curvature, torch.stack(rows), rtol=1e-5, atol=1e-7 * float(taylor.curvature.abs().max()))
+    where = [candidate.group == "where" for candidate in candidates]
+    assert (taylor.curvature[where][:, where].diagonal().abs().min() > 1e-9) == (mode != "nearest")
 
 
 class Once(torch.autograd.Function):
