@@ -25,6 +25,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "held_out": ("held_out", readme_blocks.held_out),
     "fidelity": ("fidelity", readme_blocks.fidelity),
     "finetune": ("finetune", readme_blocks.finetune),
+    "inference": ("inference", readme_blocks.inference),
 }
 """Name of the markers in README to the result file and the function that writes what stands between them."""
 

@@ -154,5 +154,34 @@ def finetune(content: Content) -> str:
     return "\n".join(lines)
 
 
+def inference(content: Content) -> str:
+    """Return a table of speeds over float32, least to greatest over the widths."""
+    ways = {
+        "bfloat16": "float model in bfloat16",
+        "plain, float32": "dequantized at each call (default)",
+        "fast, float32": '`memory="fast"`: dequantized once',
+        "auto-round, float32": "kernel auto-round",
+        "torch-int4, bfloat16": "kernel torch-int4, layer in bfloat16, up to 4 bits",
+        "torch-int8, bfloat16": "kernel torch-int8, layer in bfloat16",
+        "torchao IntxWeightOnlyConfig": "torchao, `IntxWeightOnlyConfig`",
+        "onnxruntime": "onnxruntime on our file, inputs in 8 bits",
+        "onnxruntime, float32 products": "onnxruntime on our file, inputs in float32",
+    }
+    rows = [row for row in content["results"] if row["way"] in ways and "over_float32" in row]
+    cases = list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
+    lines = [
+        "| times as fast as float32 | " + " | ".join(f"{model}, batch {batch}" for model, batch in cases) + " |",
+        "| --- |" + " ---: |" * len(cases),
+    ]
+    for way, title in ways.items():
+        cells = []
+        for case in cases:
+            found = [row["over_float32"] for row in rows if (row["model"], row["batch"]) == case and row["way"] == way]
+            cells.append(f"{min(found):.2g} .. {max(found):.2g}" if found else "")
+        if any(cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _percent(row: Content) -> str:
     return f"{100 * row['test_accuracy']:.2f} %"
