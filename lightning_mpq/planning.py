@@ -23,6 +23,7 @@ from .distributed import gather, on_rank_zero, refuse_empty_ranks, share_buffers
 from .groups import LayerGroups, find_groups
 from .modules import packed_layers
 from .options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
+from .policy import BitPolicy
 from .repair import reestimates
 from .report import TrialRow
 from .rounded_weights import RoundedWeights
@@ -122,6 +123,18 @@ class Planner(StagedWork):
         )
         plan = Plan(groups, taylor, allocation, bench)
         return self._best_measured(plan, unshrunk) if self.loop.measures else plan
+
+    def follow(self, model: nn.Module, policy: BitPolicy, batches: Sequence[Any]) -> Workbench:
+        """Make ready to quantize a model by a given plan; nothing is profiled.
+
+        Args:
+            model: The float model, left as it was; its buffers become those of rank 0.
+            policy: The plan.
+            batches: Calibration batches.
+        """
+        share_buffers(model)
+        layers = list(policy.by_layer())
+        return Workbench(model, batches, layers, options=self.repair, forward_fn=self.forward_fn)
 
     def _best_measured(self, plan: Plan, unshrunk: TaylorModel) -> Plan:
         """Return the best of several plans as measured on the batches."""
