@@ -99,5 +99,5 @@ def test_export_example_runs(tmp_path, monkeypatch):
     scope = {"mpq": mpq, "model": model, "policy": policy, "images": SmallData().images[:4]}
     exec(block, scope)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compressed", "model.onnx", "policy.json"]
-    assert scope["exported"].fused >= 1
+    assert scope["exported"].fused == 2
     assert set(scope["config"].fqn_to_config) == {"1", "3"}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .containers import HeldWeight, halved
 from .layout import ToWeight, axis_of_rows, steps_to_weight
+from .products import add_bias_apart, multiplies_by
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def take_weight_out(graph: ir.Graph, name: str) -> WeightPlace:
     """
     weight = graph.initializers[name]
     uses = list(weight.uses())
-    transposing = [(node, index) for node, index in uses if _multiplies(node, index)]
+    transposing = [(node, index) for node, index in uses if multiplies_by(node, index)]
     assert weight.shape is not None
     shape = list(weight.shape)
     value = ir.val(f"{name}.weight", dtype=weight.dtype, shape=ir.Shape(shape[::-1] if transposing else shape))
@@ -68,21 +69,15 @@ def take_weight_out(graph: ir.Graph, name: str) -> WeightPlace:
         else:
             node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
             graph.remove(node, safe=True)
+    for node, index in list(value.uses()):
+        if index == 1 and node.op_type in ("Gemm", "MatMul"):
+            add_bias_apart(graph, node, name)
     if others := [use for use in uses if use not in transposing]:
         own = _Nodes(graph, name).add("Transpose", [value], perm=[1, 0]) if transposing else value
         for node, index in others:
             node.replace_input_with(index, own)
     del graph.initializers[name]
     return WeightPlace(name, value, bool(transposing))
-
-
-def _multiplies(node: ir.Node, index: int) -> bool:
-    """Return whether a node takes a weight [N, K] to the right of a product as [K, N]."""
-    if node.op_type == "Gemm":
-        transposed = node.attributes.get_int("transB", 0) == 1
-        return transposed and index == 1
-    permutation = node.attributes.get_ints("perm", ()) if node.op_type == "Transpose" else ()
-    return list(permutation) == [1, 0]
 
 
 def put_weight_in(graph: ir.Graph, place: WeightPlace, held: HeldWeight, to_weight: ToWeight, groups: int) -> None:

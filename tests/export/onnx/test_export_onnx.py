@@ -130,6 +130,21 @@ def test_products_are_fused_unless_a_weight_is_used_twice(exported):
     assert result.fused == len(once) - sum(hasattr(model, name) for name in used_twice)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.GELU, nn.SiLU])
+@pytest.mark.parametrize("shape", [(3, 36), (3, 2, 36)], ids=["rows", "sequences"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_are_fused_whatever_stands_behind_them(activation, shape, bias, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 32, bias=bias), activation(), nn.Linear(32, 3, bias=bias), activation())
+    pack_model(model, BitPolicy({"0": WeightScheme(2), "2": WeightScheme(5)}))
+    result = export_onnx(model, tmp_path / "model.onnx", torch.randn(shape), output_names=["scores"])
+    assert result.fused == 2
+    graph = onnx.load(result.path).graph
+    assert [value.name for value in graph.output] == ["scores"]
+    more = torch.randn(5, *shape[1:])
+    torch.testing.assert_close(run(result.path, more)[0], model(more), rtol=1e-4, atol=1e-5)
+
+
 def test_two_bits_where_onnxruntime_multiplies_wrongly(tmp_path):
     """Version 1.32 mixes up products from 2 bits whose outputs are no multiple of 4; they are held in 4."""
     torch.manual_seed(0)
