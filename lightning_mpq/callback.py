@@ -22,7 +22,6 @@ from .pipeline import Pipeline
 from .policy import BitPolicy
 from .strategies import refuse_unsupported
 from .training import AveragingCallbacks, FinetunePhase
-from .training.plans import read_policy
 
 
 class MixedPrecisionQuantization(QuantizationJob):
@@ -118,7 +117,7 @@ class MixedPrecisionQuantization(QuantizationJob):
             loop=loop or LoopOptions(),
             cache_dir=cache_dir,
         )
-        given = policy if policy is None or isinstance(policy, BitPolicy) else read_policy(policy)
+        given = policy if policy is None or isinstance(policy, BitPolicy) else BitPolicy.load(policy)
         finetuning = FinetunePhase(options, quantize_at)
         super().__init__(pipeline, finetuning, calibration_batches, given, verdict, report_path)
 

@@ -69,7 +69,7 @@ class WeightScheme:
         clip_is_ratio = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
         if self.clip not in ("absmax", "mse", "moment") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
             raise ValueError(f"clip must be 'absmax', 'mse', 'moment' or a ratio in (0, 1], got {self.clip!r}.")
-        if self.scale_dtype not in SCALE_BITS:
+        if self.scale_dtype not in tuple(SCALE_BITS):  # a list, say, could not be looked up
             raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_BITS)}, got {self.scale_dtype!r}.")
         if self.rounding not in ("nearest", "second_order"):
             raise ValueError(f"rounding must be 'nearest' or 'second_order', got {self.rounding!r}.")
@@ -103,9 +103,11 @@ class WeightScheme:
         """Build a scheme from plain JSON values.
 
         Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
+            ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
         """
         known = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A scheme is an object with the keys {', '.join(sorted(known))}; got {values!r}.")
         if unknown := set(values) - known:
             raise ValueError(
                 f"A scheme has the keys {', '.join(sorted(known))}; got {', '.join(sorted(unknown))} as well."
@@ -210,11 +212,24 @@ class BitPolicy(Mapping[str, WeightScheme]):
             raise ValueError(f"Expected a policy with format {POLICY_FORMAT!r}, got other JSON.")
         if data.get("version") != POLICY_VERSION:
             raise ValueError(f"Expected policy version {POLICY_VERSION}, got {data.get('version')!r}.")
-        try:
-            groups = data["groups"].items()
-            return cls(
-                schemes={name: WeightScheme.from_dict(group["scheme"]) for name, group in groups},
-                layers={name: tuple(group["layers"]) for name, group in groups},
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"The policy's groups are malformed: {error!r}.") from error
+        if not isinstance(data.get("groups"), dict):
+            raise ValueError(f"A policy has an object 'groups' with one entry a group, got {data.get('groups')!r}.")
+        groups = {name: _group_from_dict(name, values) for name, values in data["groups"].items()}
+        return cls(
+            schemes={name: scheme for name, (scheme, _) in groups.items()},
+            layers={name: layers for name, (_, layers) in groups.items()},
+        )
+
+
+def _group_from_dict(name: str, values: Any) -> tuple[WeightScheme, tuple[str, ...]]:
+    """Return scheme and layers of a group as they stand in a policy's JSON."""
+    given = values if isinstance(values, dict) else {}
+    layers = given.get("layers")
+    if "scheme" not in given or not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        raise ValueError(
+            f"The group {name!r} of a policy needs 'scheme', and 'layers' as a list of names; got {values!r}."
+        )
+    try:
+        return WeightScheme.from_dict(given["scheme"]), tuple(layers)
+    except ValueError as error:
+        raise ValueError(f"The group {name!r} of a policy: {error}") from error

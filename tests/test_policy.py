@@ -51,6 +51,10 @@ def test_json_brings_the_policy_back(choice):
     assert again.by_layer() == policy.by_layer()
 
 
+def groups_as_json(groups: object) -> str:
+    return json.dumps({"format": "lightning_mpq.policy", "version": 1, "groups": groups})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -58,17 +62,17 @@ def test_json_brings_the_policy_back(choice):
         ("[]", "Expected a policy"),
         ('{"format": "other"}', "Expected a policy"),
         (json.dumps({"format": "lightning_mpq.policy", "version": 9}), "version 1, got 9"),
-        (json.dumps({"format": "lightning_mpq.policy", "version": 1, "groups": []}), "malformed"),
+        (groups_as_json([]), r"one entry a group, got \[\]"),
+        (groups_as_json({"a": 3}), "group 'a' .* needs 'scheme', and 'layers'"),
+        (groups_as_json({"a": {"scheme": {"bits": 3}}}), "group 'a' .* needs 'scheme', and 'layers'"),
+        (groups_as_json({"a": {"scheme": {"bits": 3}, "layers": "a"}}), "a list of names; got .*'layers': 'a'"),
         (
-            json.dumps({"format": "lightning_mpq.policy", "version": 1, "groups": {"a": {"scheme": {}}}}),
-            "needs the key",
+            groups_as_json({"a": {"scheme": [], "layers": []}}),
+            r"is an object with the keys bits, .*got \[\]",
         ),
-        (
-            json.dumps(
-                {"format": "lightning_mpq.policy", "version": 1, "groups": {"a": {"scheme": {"bits": 3, "x": 1}}}}
-            ),
-            "got x as well",
-        ),
+        (groups_as_json({"a": {"scheme": {}, "layers": []}}), "group 'a' .* needs the key"),
+        (groups_as_json({"a": {"scheme": {"bits": 3, "x": 1}, "layers": []}}), "got x as well"),
+        (groups_as_json({"a": {"scheme": {"bits": 3, "scale_dtype": []}, "layers": []}}), r"scale_dtype .*got \[\]"),
     ],
 )
 def test_foreign_json_is_refused(text, said):

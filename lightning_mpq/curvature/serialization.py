@@ -53,9 +53,11 @@ def load_taylor(path: Path) -> TaylorModel:
             text = json.loads((file.metadata() or {}).get("taylor", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CorruptModelError(f"{path} is truncated or damaged, or no safetensors file: {error}.") from error
+        raise CorruptModelError(
+            f"{path} is truncated or damaged, or no safetensors file: {error}. Fetch it again, or profile again."
+        ) from error
     if not isinstance(text, dict) or text.get("format") != FORMAT:
-        raise CorruptModelError(f"{path} is a safetensors file, but no Taylor model.")
+        raise CorruptModelError(f"{path} is a safetensors file, but no Taylor model. Give one that `save` wrote.")
     if text.get("version") not in _READABLE:
         raise CorruptModelError(
             f"{path} is a Taylor model of version {text.get('version')!r}; expected "
@@ -72,7 +74,7 @@ def load_taylor(path: Path) -> TaylorModel:
             sums=sums or None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptModelError(f"{path} holds a malformed Taylor model: {error}") from error
+        raise CorruptModelError(f"{path} holds a malformed Taylor model: {error!r}. Profile again.") from error
 
 
 def _group(values: dict[str, Any]) -> LayerGroup:

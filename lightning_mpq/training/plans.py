@@ -1,25 +1,12 @@
-"""Which plan a fit fine-tunes under: one that is read from a file, and the one that a checkpoint must agree with."""
+"""Which plan a fit fine-tunes under: the one that a checkpoint must agree with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..allocation import Budget
 from ..policy import BitPolicy
-
-
-def read_policy(path: str | Path) -> BitPolicy:
-    """Read a plan from a JSON file.
-
-    Raises:
-        ValueError: If the file cannot be read, or holds no plan; the message names it.
-    """
-    try:
-        return BitPolicy.from_json(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"policy={str(path)!r}: {error}") from error
 
 
 def plain_budget(budget: Budget) -> dict[str, Any]:
