@@ -23,6 +23,7 @@ from .averaging import AveragingCallbacks
 from .early_stopping import forget_the_float_record
 from .extra_loss import ExtraLoss
 from .limits import FitLimits
+from .midway import batches_done, end_epoch, is_counted
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
 from .random_states import RandomStates
 from .reallocation import reallocate
@@ -73,7 +74,7 @@ class FinetunePhase:
     def attach(self, trainer: L.Trainer, module: L.LightningModule, averaging: AveragingCallbacks) -> None:
         """Take the user's limits, and refuse what cannot work; called in ``setup`` of a fit."""
         self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
-        self.reallocations = ()
+        self.reallocations, self._random = (), RandomStates()
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
         self._span = span_of(trainer, self.options.epochs, self.options.steps)
@@ -115,7 +116,7 @@ class FinetunePhase:
         assert self._averaging is not None
         if state is not None:
             self.phase = state["phase"]
-            self._random.state = state.get("random")
+            self._random.load(trainer, state.get("random"))
             rows = json.loads(state.get("reallocations", "[]"))
             self.reallocations = tuple(ReallocationRow.from_dict(row) for row in rows)
         if self.phase == "training":
@@ -133,7 +134,7 @@ class FinetunePhase:
         limits = self._limits
         over = limits is not None and (limits.reached() or limits.stopped_early())
         state: dict[str, Any] = {"phase": "due" if self.phase == "float" and over else self.phase}
-        state["random"] = self._random.now()
+        state["random"] = self._random.state()
         if self.phase == "training":
             quantized = self._quantized if self.handle is None else self.handle.state_dict()
             state |= {"first_epoch": self._span.first_epoch, "first_step": self._span.first_step}
@@ -145,6 +146,7 @@ class FinetunePhase:
 
     def resume(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Fake-quantize anew what a checkpoint was fine-tuning; called when the model is on its device."""
+        self._random.before_fit()
         if self.phase != "training":
             return
         assert self._quantized is not None
@@ -159,7 +161,7 @@ class FinetunePhase:
         """Judge, once the loop has taken its progress from the checkpoint, where it stands; in ``on_train_start``."""
         assert self._limits is not None
         if trainer.fit_loop.restarted_mid_epoch:
-            self._random.state = None
+            self._go_on_within_epoch(trainer)
         if self.phase == "training":
             self._limits.extend(*self._span.limits)
         elif not self.wanted:
@@ -172,7 +174,7 @@ class FinetunePhase:
     def is_due(self, trainer: L.Trainer) -> bool:
         """Tell at the start of an epoch whether the model is to be quantized now."""
         assert self._limits is not None
-        self._random.restore(trainer)
+        self._random.before_epoch()
         if self.phase == "training":
             self._check_layers()
         if self.phase not in ("float", "due") or not self.wanted:
@@ -253,7 +255,7 @@ class FinetunePhase:
 
     def before_epoch(self, trainer: L.Trainer) -> None:
         """Do what comes last at the start of an epoch."""
-        self._random.redraw(trainer)
+        self._random.before_order(trainer)
 
     def before_batch(self, trainer: L.Trainer, batch_idx: int) -> None:
         """Set the learning rates."""
@@ -287,6 +289,15 @@ class FinetunePhase:
         self._extra.stop(module)
         unfreeze_batchnorm(module)
         return floats
+
+    def _go_on_within_epoch(self, trainer: L.Trainer) -> None:
+        """Take up an epoch where a checkpoint left it, unless nothing is left of it."""
+        assert self._limits is not None
+        float_is_over = self.wanted and (self.phase == "due" or (self.phase == "float" and self._limits.opened))
+        if float_is_over or is_counted(trainer):
+            end_epoch(trainer)
+        else:
+            self._random.within_epoch(trainer, batches_done(trainer))
 
     def _set_up(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Finish what begins and what resumes: optimizers, distillation, compiled code."""

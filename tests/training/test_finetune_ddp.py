@@ -1,5 +1,6 @@
-"""Two processes fine-tune to the same model, which is the one that a single process comes to on the same data."""
+"""Two processes fine-tune to the model of a single one on the same data, and resume as if nothing had happened."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def test_two_processes_come_to_the_model_of_one(tmp_path):
         else:
             assert torch.equal(first[name], value), name
     assert (alone["network.1.scale"].float().diff() != 0).any()
+
+
+def test_each_process_resumes_with_its_own_random_numbers(tmp_path):
+    run_two_processes(HERE / "ddp_resume.py", str(tmp_path), seconds=400)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert found["differ"]  # so that one process's states would not do for the other
+        assert found["equal"] == dict.fromkeys(found["equal"], True)
+        assert len(found["equal"]) == 5
