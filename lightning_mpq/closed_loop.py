@@ -171,7 +171,7 @@ def other_plans(
         found = {} if allocation.additive_policy is None else {"additive plan": allocation.additive_policy}
         if not torch.equal(taylor.curvature, unshrunk.curvature):
             found["without shrinking"] = allocate(unshrunk, budget, **settings).policy
-        near = alternatives(taylor, budget, plans, **settings)[1:]
+        near = alternatives(taylor, budget, plans - 1, apart_from=[allocation.policy], **settings)
         return found | {f"alternative {number}": plan.policy for number, plan in enumerate(near, start=1)}
 
     with warnings.catch_warnings():  # the first plan has said already what it thinks of the budget

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..curvature.model import TaylorModel
 from ..errors import InfeasibleBudgetError
+from ..policy import BitPolicy
 from .allocation import Allocation
 from .budget import Budget
-from .engine import Solution
 from .milp import Solver
 from .preparation import Preparation
 from .problem import Indices
@@ -23,6 +24,7 @@ def alternatives(
     k: int = 3,
     *,
     min_changes: int | None = None,
+    apart_from: Sequence[BitPolicy] = (),
     rules: Rules | None = None,
     solver: Solver = "highs",
     time_limit: float = 10.0,
@@ -39,6 +41,7 @@ def alternatives(
         budget: What every plan may cost.
         k: How many plans.
         min_changes: In how many decisions plans must differ; a tenth of them, at least 1, by default.
+        apart_from: Plans that are known already: those that are returned differ from them as from each other.
         rules: What every plan must look like.
         solver: python-mip backend.
         time_limit: Seconds for each plan.
@@ -49,7 +52,7 @@ def alternatives(
         At most k plans, fewer if there are no more.
 
     Raises:
-        ValueError: If k or min_changes is not positive.
+        ValueError: If k or min_changes is not positive, or a known plan is none under the rules.
         InfeasibleBudgetError: If there is not even one.
     """
     prepared = Preparation.make(taylor, budget, rules)
@@ -57,22 +60,30 @@ def alternatives(
     changes = max(1, groups // 10) if min_changes is None else min_changes
     if k < 1 or changes < 1:
         raise ValueError(f"k and min_changes must be at least 1, got {k} and {changes}.")
-    found: list[Solution] = []
+    found = [_selection(prepared, policy) for policy in apart_from]
     plans: list[Allocation] = []
     while len(plans) < k:
-        problem = _apart(prepared, [solution.selection for solution in found], changes)
+        problem = _apart(prepared, found, changes)
         try:
             solution = problem.solve(
                 gap=gap, reference=prepared.reference, time_limit=time_limit, solver=solver, seed=seed
             )
         except InfeasibleBudgetError:
-            if not plans:
+            if not found:
                 raise
             break
-        found.append(solution)
+        found.append(solution.selection)
         kept = replace(solution, prices=solution.prices[: len(prepared.reduced.bounded)])
         plans.append(prepared.allocation(kept, None, "quadratic"))
     return plans
+
+
+def _selection(prepared: Preparation, policy: BitPolicy) -> Indices:
+    """Return the selection behind a policy."""
+    selection = prepared.reduced.selection(prepared.taylor.indices(policy))
+    if selection is None:
+        raise ValueError(f"The known plan {policy.bits()} breaks the rules; pass the rules that it was made under.")
+    return selection
 
 
 def _apart(prepared: Preparation, selections: list[Indices], changes: int) -> Preparation:

@@ -119,13 +119,20 @@ def test_alternatives_are_the_best_that_differ(taylor, min_changes):
     assert [plan.predicted_loss for plan in plans] == pytest.approx(losses)
     assert [plan.policy for plan in plans] == [taylor.policy(chosen) for chosen in expected[:4]]
     assert all(set(plan.prices) == {"average_bits"} for plan in plans)
+    known = [plan.policy for plan in plans[:2]]
+    others = alternatives(taylor, Budget(average_bits=5), 2, min_changes=min_changes, apart_from=known, gap=0.0)
+    assert [plan.policy for plan in others] == [plan.policy for plan in plans[2:]]
 
 
 def test_alternatives_end_when_there_are_no_more():
     taylor = make_taylor(groups=2, bits=[2, 3])
     assert len(alternatives(taylor, Budget(average_bits=100), 9)) == 4
+    every = [plan.policy for plan in alternatives(taylor, Budget(average_bits=100), 4)]
+    assert alternatives(taylor, Budget(average_bits=100), 9, apart_from=every) == []
     with pytest.raises(ValueError, match="at least 1"):
         alternatives(taylor, Budget(average_bits=100), 0)
+    with pytest.raises(ValueError, match="breaks the rules; pass the rules"):
+        alternatives(taylor, Budget(average_bits=100), rules=Rules(min_bits={"*": 3}), apart_from=every)
 
 
 def test_explanations_are_differences_of_predictions(taylor):
