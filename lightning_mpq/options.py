@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .allocation import Rules
+from .allocation.solver import check_settings as check_solver
+from .curvature.estimators import STATISTICS
+from .curvature.estimators import check_settings as check_profile
 from .curvature.likelihood import Likelihood
 from .policy import WeightScheme
 from .rounding import second_order_schemes
@@ -42,9 +45,11 @@ class CandidateOptions:
     max_bits: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a rounding that does not exist."""
+        """Refuse, before anything is trained, what could not be offered after it."""
         if self.rounding not in ("second_order", "nearest"):
             raise ValueError(f"rounding must be 'second_order' or 'nearest', got {self.rounding!r}.")
+        if not self.offered_schemes():
+            raise ValueError("There is no scheme to offer: give at least one of bits and granularities, or of schemes.")
 
     def rules(self) -> dict[str, Any]:
         """Return what `find_groups` takes."""
@@ -91,6 +96,12 @@ class CurvatureOptions:
     likelihood: Likelihood | Literal["auto"] = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse, before anything is trained, what could not be profiled after it."""
+        if self.statistics not in ("auto", *STATISTICS):
+            raise ValueError(f"statistics must be one of auto, {', '.join(STATISTICS)}, got {self.statistics!r}.")
+        check_profile(self.estimator, self.loss, STATISTICS[0], self.draws, self.chunk_size, self.tolerance)
+
     @property
     def known_likelihood(self) -> Likelihood | None:
         """What the outputs mean, None where that is to be guessed."""
@@ -118,6 +129,10 @@ class SolverOptions:
     seed: int = 0
     robust: float = 0.0
     rules: Rules | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is trained, what could not be solved after it."""
+        check_solver(self.objective, self.solver, self.time_limit, self.gap, self.robust)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from math import isfinite
 
 from ..curvature.model import TaylorModel
+from ..staged_work import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
-from .engine import Progress, silent
+from .engine import silent
 from .fewest_bytes import fewest_bytes
 from .milp import SOLVERS, Solver
 from .preparation import Preparation
@@ -54,7 +55,11 @@ def allocate(
         InfeasibleBudgetError: If no plan keeps the budget; the least and the most possible value are named.
         ValueError: If an argument or a rule makes no sense.
     """
-    _check_arguments(objective, solver, time_limit, gap, robust, budget)
+    check_settings(objective, solver, time_limit, gap, robust)
+    if robust and budget.minimises_bytes:
+        raise ValueError("robust works with budgets on costs, not on the loss; leave it at 0, or bound costs.")
+    if objective == "additive" and budget.minimises_bytes:
+        raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")
     prepared = Preparation.make(taylor, budget, rules)
     if budget.minimises_bytes:
         return fewest_bytes(
@@ -90,8 +95,12 @@ def allocate(
     return prepared.allocation(solution, simple.selection, "quadratic")
 
 
-def _check_arguments(objective: str, solver: str, time_limit: float, gap: float, robust: float, budget: Budget) -> None:
-    """Refuse arguments that make no sense."""
+def check_settings(objective: str, solver: str, time_limit: float, gap: float, robust: float) -> None:
+    """Refuse settings of `allocate` that make no sense.
+
+    Raises:
+        ValueError: If there are any; says which and what is expected.
+    """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
     if solver not in SOLVERS:
@@ -102,7 +111,5 @@ def _check_arguments(objective: str, solver: str, time_limit: float, gap: float,
         raise ValueError(f"gap must be a finite number of at least 0, got {gap!r}.")
     if not (robust >= 0 and isfinite(robust)):
         raise ValueError(f"robust must be a finite number of standard errors of at least 0, got {robust!r}.")
-    if robust and (objective == "additive" or budget.minimises_bytes):
-        raise ValueError("robust works with the quadratic objective and budgets on costs; drop one of the two.")
-    if objective == "additive" and budget.minimises_bytes:
-        raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")
+    if robust and objective == "additive":
+        raise ValueError("robust works with the quadratic objective; drop one of the two.")

@@ -8,10 +8,17 @@ from collections.abc import Sized
 from ..staged_work import Progress
 
 
-class Clock:
+class ProfileClock:
     """Reports progress with samples done and the time left, and knows when sums were stored last."""
 
     def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
+        """Start now.
+
+        Args:
+            batches: What will be measured; the time left is known if it has a length.
+            curvature: Name of the estimator, for messages.
+            progress: Told how far it is.
+        """
         self._total = len(batches) if isinstance(batches, Sized) else None
         self._curvature = curvature
         self._progress = progress

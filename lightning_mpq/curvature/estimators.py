@@ -23,6 +23,35 @@ CURVATURES: tuple[str, ...] = get_args(Curvature)
 LOSSES: tuple[str, ...] = get_args(Loss)
 
 
+STATISTICS = ("frozen", "reestimated")
+
+
+def check_settings(
+    curvature: str,
+    loss: str | None,
+    statistics: str,
+    draws: int | None,
+    chunk_size: int | None,
+    tolerance: float | None,
+) -> None:
+    """Refuse settings of `profile` that make no sense; None stands for its own choice.
+
+    Raises:
+        ValueError: If there are any; says which and what there is to choose from.
+    """
+    for name, value, allowed in (
+        ("curvature estimator", curvature, CURVATURES),
+        ("loss", loss, (None, *LOSSES)),
+        ("statistics", statistics, STATISTICS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    if any(number is not None and number < 1 for number in (draws, chunk_size)):
+        raise ValueError(f"draws and chunk_size must be positive, got {draws} and {chunk_size}.")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive fraction or None, got {tolerance!r}.")
+
+
 class Estimator(Protocol):
     """Measures batches."""
 

@@ -19,10 +19,11 @@ from ..candidates import Candidate, make_candidates
 from ..distributed import Rounds, active, broadcast, errors_shared, gather, on_rank_zero, rank
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
+from ..staged_work import Progress
 from .accumulation import LEAST_BATCHES, Accumulator
 from .cache import TaylorCache
-from .clock import Clock, Progress
-from .estimators import CURVATURES, LOSSES, Curvature, Estimators, Loss
+from .clock import ProfileClock
+from .estimators import Curvature, Estimators, Loss, check_settings
 from .evaluator import Evaluator, LossFn, check_finite_parameters
 from .fingerprint import hash_batch, hash_settings
 from .isolation import isolated
@@ -31,7 +32,7 @@ from .likelihood import Likelihood, guess_likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
 from .ranks import check_parts, common_key, shares_of_ranks
-from .shrinkage import warn_far_from_minimum
+from .sanity import warn_far_from_minimum
 from .weights import batch_statistics, has_batch_statistics
 
 _STORE_SECONDS = 30.0
@@ -121,14 +122,8 @@ def profile(
         >>> taylor
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
-    _check_choice("curvature", curvature, CURVATURES)
+    check_settings(curvature, loss, statistics, draws, chunk_size, tolerance)
     modelled: Loss = loss or ("task" if curvature == "hessian" else "divergence")
-    _check_choice("loss", modelled, LOSSES)
-    _check_choice("statistics", statistics, ("frozen", "reestimated"))
-    if draws < 1 or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(f"draws and chunk_size must be positive, got {draws} and {chunk_size}.")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be a positive fraction or None, got {tolerance!r}.")
     found = find_groups(model) if groups is None else groups
     if candidates is None:
         candidates = make_candidates(found, bits) if rounded is None else rounded.candidates
@@ -186,7 +181,7 @@ def profile(
         estimators: Estimators | None = None
         meaning: Likelihood | None = None
         evaluator = Evaluator(model, forward_fn, loss_fn)
-        clock = Clock(batches, curvature, progress)
+        clock = ProfileClock(batches, curvature, progress)
         rounds = Rounds(batches)
         for number, own in enumerate(rounds, start=1):
             if tolerance is not None and sums.relative_error() <= tolerance:
@@ -259,8 +254,3 @@ def _generator(device: torch.device, seed: int, content: str) -> Generator:
     generator = Generator(device=device)
     generator.manual_seed((int(content[:14], 16) + seed) % 2**63)
     return generator
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

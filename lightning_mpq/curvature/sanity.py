@@ -1,4 +1,4 @@
-"""A law that every divergence must keep: more bits in one group cannot do more damage than fewer."""
+"""What a Taylor model must look like to be believed: bits that help, and a network that is near a minimum."""
 
 from __future__ import annotations
 
@@ -62,6 +62,36 @@ def warn_of_wrong_order(taylor: TaylorModel) -> None:
             f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
             f"{taylor.describe(worst.more)} by {worst.excess:.3g} above {taylor.describe(worst.fewer)} (standard error "
             f"{worst.error:.3g}). Calibrate on more samples if that matters to the plan.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_far_from_minimum(model: TaylorModel) -> None:
+    """Warn if the gradient, beyond its noise, outweighs the curvature in most groups at their largest step.
+
+    Then the network was not trained to a minimum of this loss, and a second-order model says little about it.
+    """
+    if model.gradient_error is None:
+        return
+    largest: dict[str, int] = {}
+    for index, candidate in enumerate(model.candidates):
+        kept = largest.setdefault(candidate.group, index)
+        if candidate.scheme.bits < model.candidates[kept].scheme.bits:
+            largest[candidate.group] = index
+    chosen = list(largest.values())
+    slope, error = model.gradient[chosen].abs(), model.gradient_error[chosen]
+    second = model.curvature.diagonal()[chosen].abs() / 2
+    far = (slope > 3 * error) & (slope > second)
+    if int(far.sum()) * 2 > len(chosen):
+        worst = chosen[int((slope / error.clamp(min=1e-300)).argmax())]
+        assert model.gradient_error is not None
+        warnings.warn(
+            f"The network is plainly not near a minimum of the task loss: in {int(far.sum())} of {len(chosen)} groups "
+            "the gradient term exceeds three standard errors and the second-order term as well (for instance "
+            f"{model.describe(worst)}: {float(model.gradient[worst]):.3g} +- {float(model.gradient_error[worst]):.2g} "
+            f"against {float(model.curvature[worst, worst]) / 2:.3g}). Train longer, check that the batches are "
+            "training data, or use loss='divergence', which has no gradient.",
             UserWarning,
             stacklevel=3,
         )
