@@ -53,12 +53,6 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def barrier() -> None:
-    """Wait until all ranks have come here."""
-    if active():
-        dist.barrier()
-
-
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over ranks, bit for bit the same on all of them.
 

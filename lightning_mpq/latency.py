@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import LatencyTable
+from .batches import to_device
+from .calling import device_of
 from .curvature.isolation import isolated
 from .curvature.layer_calls import LayerCall, watched
 from .groups import LayerGroups, find_groups
@@ -67,7 +69,7 @@ def measure_latency(
     calls = _recorded_calls(model, layers, inputs)
     if unused := sorted(name for name in layers if not calls[name]):
         raise ValueError(f"The forward pass does not use {', '.join(unused)}; give inputs that reach every layer.")
-    where = torch.device(device) if device is not None else next(model.parameters()).device
+    where = torch.device(device) if device is not None else device_of(model)
     entries: dict[tuple[str, str], float] = {}
     for group in groups:
         for scheme in offered:
@@ -102,7 +104,7 @@ def _fastest(layer: nn.Module, scheme: WeightScheme, calls: list[Call], device: 
     weight = layer.weight
     assert isinstance(weight, Tensor)
     twin = pack_layer(layer, quantize_rows(weight_rows(layer, weight.detach()), plain)).to(device).eval()
-    moved = [(_on(device, args), _on(device, kwargs)) for args, kwargs in calls]
+    moved = [(to_device(args, device), to_device(kwargs, device)) for args, kwargs in calls]
     best = float("inf")
     with torch.no_grad():
         for run in range(repeats + 1):
@@ -114,17 +116,6 @@ def _fastest(layer: nn.Module, scheme: WeightScheme, calls: list[Call], device: 
             if run:  # the first warms caches up
                 best = min(best, time.perf_counter() - begin)
     return best
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    """Return tensors, alone or in tuples and dictionaries, on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_on(device, item) for item in value)
-    if isinstance(value, dict):
-        return {key: _on(device, item) for key, item in value.items()}
-    return value
 
 
 def _wait_for(device: torch.device) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from ..curvature.model import Prediction
 from ..policy import BitPolicy
 from .status import SolveStatus
@@ -96,17 +94,7 @@ class Allocation:
             policy: One of the candidates for each group.
         """
         assert self.preparation is not None
-        taylor = self.preparation.taylor
-        prediction = taylor.predict(policy)
-        chosen = np.array(taylor.indices(policy))
-        return replace(
-            self,
-            policy=policy,
-            prediction=prediction,
-            value=prediction.value - (prediction.between if self.objective == "additive" else 0.0),
-            costs={row.name: row.of(chosen) for row in self.preparation.rows},
-            prediction_error=taylor.prediction_error(policy),
-        )
+        return replace(self, **self.preparation.facts(policy, self.objective))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

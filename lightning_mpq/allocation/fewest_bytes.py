@@ -14,6 +14,7 @@ from .costs import CostRow
 from .engine import Solution
 from .lagrangian import cheapest
 from .preparation import Preparation
+from .problem import Array
 from .status import SolveStatus
 
 
@@ -84,15 +85,11 @@ def fewest_bytes(prepared: Preparation, *, time_limit: float, gap: float, **opti
         value=value,
         lower_bound=least,
         reference=value,
-        limits={**_limits(prepared.rows), "predicted_loss": target},
+        limits={**prepared.limits, "predicted_loss": target},
     )
 
 
-def _limits(rows: Any) -> dict[str, float]:
-    return {row.name: row.limit for row in rows if row.limit is not None}
-
-
-def _within(prepared: Preparation, size: Any, limit: float) -> Preparation:
+def _within(prepared: Preparation, size: Array, limit: float) -> Preparation:
     """Return the preparation with one more row: stored bits at most ``limit``."""
     reduced = prepared.reduced
     problem = replace(

@@ -12,9 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from ..curvature.model import TaylorModel
+from ..files import write_text_atomically
+from ..staged_work import Progress
 from .allocation import Allocation
 from .budget import Budget
-from .engine import Progress, Solution, silent
+from .engine import Solution, silent
 from .milp import Solver
 from .preparation import Preparation
 from .rules import Rules
@@ -66,15 +68,9 @@ class Frontier:
         """Return the frontier as JSON text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
-    def save(self, path: str | Path) -> None:
-        """Write the frontier as a JSON file, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(self.to_json(), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    def save(self, path: str | Path) -> Path:
+        """Write the frontier as a JSON file, whole or not at all, and return where."""
+        return write_text_atomically(Path(path), self.to_json() + "\n")
 
     def plot(self, ax: Any = None) -> tuple[Any, Any]:
         """Draw predicted loss over cost, the proved lower bound, and what additive plans would lose.

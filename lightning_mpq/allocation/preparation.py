@@ -11,6 +11,7 @@ import numpy as np
 
 from ..curvature.model import TaylorModel
 from ..errors import InfeasibleBudgetError
+from ..policy import BitPolicy
 from .additive import InfeasibleProblemError
 from .allocation import Allocation, Objective
 from .budget import Budget
@@ -76,21 +77,15 @@ class Preparation:
         self, solution: Solution, additive: Indices | None, objective: Objective, **fields: Any
     ) -> Allocation:
         """Recompute everything from the Taylor model's own numbers and put it into one record."""
-        taylor, chosen = self.taylor, self.reduced.indices(solution.selection)
-        policy = taylor.policy(chosen)
+        taylor = self.taylor
         additive_policy = None if additive is None else taylor.policy(self.reduced.indices(additive))
-        prediction = taylor.predict(policy)
-        value = prediction.value - (prediction.between if objective == "additive" else 0.0)
         divisor = {row.name: row.divisor for row in self.rows}
-        values: dict[str, Any] = {
-            "policy": policy,
-            "prediction": prediction,
+        values = self.facts(taylor.policy(self.reduced.indices(solution.selection)), objective)
+        values |= {
             "objective": objective,
-            "value": value,
-            "lower_bound": min(solution.bound, value),
+            "lower_bound": min(solution.bound, values["value"]),
             "reference": self.reference,
-            "costs": {row.name: row.of(np.array(chosen)) for row in self.rows},
-            "limits": {row.name: row.limit for row in self.rows if row.limit is not None},
+            "limits": self.limits,
             "prices": {
                 name: float(price) * divisor[name]
                 for name, price in zip(self.reduced.bounded, solution.prices, strict=False)
@@ -100,10 +95,26 @@ class Preparation:
             "nodes": solution.nodes,
             "additive_policy": additive_policy,
             "additive_loss": None if additive_policy is None else taylor.predict(additive_policy).value,
-            "prediction_error": taylor.prediction_error(policy),
             "preparation": self,
         }
         return Allocation(**{**values, **fields})
+
+    def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
+        """Return what an allocation says of its policy, whoever found it."""
+        prediction = self.taylor.predict(policy)
+        chosen = np.array(self.taylor.indices(policy))
+        return {
+            "policy": policy,
+            "prediction": prediction,
+            "value": prediction.value - (prediction.between if objective == "additive" else 0.0),
+            "costs": {row.name: row.of(chosen) for row in self.rows},
+            "prediction_error": prediction.standard_error,
+        }
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budget's bounds by the names of their costs."""
+        return {row.name: row.limit for row in self.rows if row.limit is not None}
 
     def uniform(self, bits: int) -> Indices | None:
         """Return the selection that gives every group one width (its first scheme), None if not all offer it."""

@@ -36,7 +36,7 @@ def interior_point(form: DifferenceForm) -> Array:
     use = use / max(float(np.abs(use).max(initial=0)), 1e-300)
     point = np.zeros(form.size)
     for tilt in (0.0, *np.geomspace(0.5, 60, 24)):
-        top = np.maximum(np.bincount(form.block, minlength=count), 0) * 0.0
+        top = np.zeros(count)
         np.maximum.at(top, form.block, -tilt * use)
         mass = np.exp(-tilt * use - top[form.block])
         total = np.exp(-top) + np.bincount(form.block, weights=mass, minlength=count)

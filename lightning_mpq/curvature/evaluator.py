@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -31,8 +30,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             f"loss='task' needs a loss, and {type(model).__name__} has no training_step. Pass "
             "loss_fn=lambda model, batch: ... that returns the mean loss over the batch as a scalar tensor."
         )
-    with ExitStack() as stack:
-        stack.enter_context(shadowed(model, log=_ignore, log_dict=_ignore))
+    with shadowed(model, log=_ignore, log_dict=_ignore):
         result = step(batch, 0) if len(signature(step).parameters) > 1 else step(batch)
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
