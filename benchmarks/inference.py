@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from .common import PACKAGES, Demand, write_results
 from .inference_gpu import gpu_rows
 from .inference_models import MODELS, linear_shape, make_inputs, make_model
-from .inference_ways import Way, float_ways, onnxruntime_ways, packed_ways, torchao_way
+from .inference_ways import Way, float_ways, onnxruntime_ways, packed_model, packed_ways, torchao_way
 from .memory import transient_bytes
 from .parts import part
 
@@ -59,16 +60,24 @@ def time_in_turns(ways: Sequence[Way], seconds: float) -> dict[str, float]:
     return {name: median(taken) for name, taken in times.items()}
 
 
+@lru_cache(maxsize=1)
+def models(name: str, bits: int) -> tuple[nn.Module, nn.Module]:
+    """Return the float model and the packed one, which batches of different sizes share."""
+    model = make_model(name)
+    return model, packed_model(model, bits)
+
+
 @torch.no_grad()
 def measure(name: str, batch: int, bits: int, seconds: float, threads: int) -> list[dict[str, Any]]:
     """Return one row for each way to run a model at a batch and a width, and one for each way that cannot run it."""
     skipped: list[str] = []
-    model, inputs = make_model(name), make_inputs(name, batch)
+    model, packed = models(name, bits)
+    inputs = make_inputs(name, batch)
     ways = [
         *float_ways(model, inputs),
-        *packed_ways(model, bits, inputs, skipped),
+        *packed_ways(packed, bits, inputs, skipped),
         *torchao_way(model, bits, inputs, skipped),
-        *onnxruntime_ways(model, bits, inputs, threads, skipped),
+        *onnxruntime_ways(packed, bits, inputs, threads, skipped),
     ]
     times = time_in_turns(ways, seconds)
     rows = []
@@ -141,7 +150,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     measured = [
         row
-        for name, batch, bits in product(arguments.models, arguments.batches, arguments.bits)
+        for name, bits, batch in product(arguments.models, arguments.bits, arguments.batches)
         for row in part(
             "inference",
             f"{name.replace(' ', '-')}-batch{batch}-{bits}bits-{arguments.threads}threads-{arguments.seconds:g}s",

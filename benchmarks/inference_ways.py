@@ -59,9 +59,8 @@ def packed_model(model: nn.Module, bits: int) -> nn.Module:
     return net
 
 
-def packed_ways(model: nn.Module, bits: int, inputs: Tensor, skipped: list[str]) -> Iterator[Way]:
-    """Yield our packed layers: dequantized at each call, kept dequantized, and by each kernel that takes them."""
-    base = packed_model(model, bits)
+def packed_ways(base: nn.Module, bits: int, inputs: Tensor, skipped: list[str]) -> Iterator[Way]:
+    """Yield a packed model: dequantized at each call, kept dequantized, and by each kernel that takes it."""
     expected = base(inputs)
     for name, dtype in (
         ("plain", torch.float32), ("fast", torch.float32), ("auto-round", torch.float32), ("plain", torch.bfloat16),
@@ -108,18 +107,17 @@ def torchao_way(model: nn.Module, bits: int, inputs: Tensor, skipped: list[str])
     yield Way("torchao IntxWeightOnlyConfig", lambda: net(inputs), size, size)
 
 
-def onnxruntime_ways(model: nn.Module, bits: int, inputs: Tensor, threads: int, skipped: list[str]) -> Iterator[Way]:
+def onnxruntime_ways(base: nn.Module, bits: int, inputs: Tensor, threads: int, skipped: list[str]) -> Iterator[Way]:
     """Yield onnxruntime on the file that `export_onnx` writes: by its default, and with products in float32."""
     try:
         import onnxruntime
     except ImportError as error:
         skipped.append(f"onnxruntime: {error}")
         return
-    net = packed_model(model, bits)
-    expected = net(inputs)
+    expected = base(inputs)
     with TemporaryDirectory() as folder:
         try:
-            exported = mpq.export_onnx(net, Path(folder) / "model.onnx", inputs)
+            exported = mpq.export_onnx(base, Path(folder) / "model.onnx", inputs)
         except (ImportError, ValueError) as error:
             skipped.append(f"onnxruntime at {bits} bits: {error}")
             return
