@@ -9,6 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_mpq.allocation import Budget
+from lightning_mpq.callback import MixedPrecisionQuantization
+
 
 class SmallClassifier(L.LightningModule):
     """Convolution, BatchNorm, dropout and a linear head on 1x6x6 images of three classes."""
@@ -91,3 +94,7 @@ def trained(folder: Path, *callbacks: L.Callback, **arguments: Any) -> tuple[L.T
     trainer, module = make_trainer(folder, *callbacks, **arguments), SmallClassifier()
     trainer.fit(module, SmallData())
     return trainer, module
+
+
+def make_callback(bits: float = 4.5, **arguments) -> MixedPrecisionQuantization:
+    return MixedPrecisionQuantization(Budget(average_bits=bits), calibration_batches=3, **arguments)

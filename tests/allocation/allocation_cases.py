@@ -1,10 +1,12 @@
-"""Small random Taylor models that the allocation tests share."""
+"""Small random Taylor models that the allocation tests share, and their best plans by trying all."""
 
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
+from lightning_mpq.allocation import allocate
 from lightning_mpq.allocation.problem import Problem
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature.model import TaylorModel
@@ -94,3 +96,25 @@ def brute_force(problem):
         if np.all(problem.rows @ x <= problem.limits):
             best = min(best, float(problem.gradient @ x + x @ problem.curvature @ x / 2))
     return best
+
+
+def every_plan(taylor):
+    per_group = [[i for i, c in enumerate(taylor.candidates) if c.group == g.name] for g in taylor.groups]
+    return [taylor.policy(chosen) for chosen in itertools.product(*per_group)]
+
+
+def stored_bits(taylor, policy):
+    return sum(group.stored_bits(policy[group.name]) for group in taylor.groups)
+
+
+def best_plan(taylor, keeps):
+    """The plan of least predicted loss among all that a predicate keeps."""
+    return min((p for p in every_plan(taylor) if keeps(p)), key=lambda p: taylor.predict(p).value)
+
+
+def check_best(taylor, budget, keeps, **options):
+    plan = allocate(taylor, budget, gap=0.0, **options)
+    expected = best_plan(taylor, keeps)
+    assert keeps(plan.policy)
+    assert plan.predicted_loss == pytest.approx(taylor.predict(expected).value, rel=1e-9)
+    return plan

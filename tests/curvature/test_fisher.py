@@ -6,21 +6,18 @@ import warnings
 
 import pytest
 import torch
-from curvature_oracles import (
+from curvature_models import (
     MODELS,
     Attention,
     Convolutions,
     Decoder,
-    Enumerated,
     HiddenUses,
     Registered,
     Squared,
     TiedLanguageModel,
-    categorical_information,
-    dense_jacobian,
     make,
-    measured,
 )
+from curvature_oracles import Enumerated, categorical_information, dense_jacobian, measured
 from torch import nn
 from torch.testing import assert_close
 

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from curvature_oracles import (
-    MODELS,
-    Convolutions,
-    TiedLanguageModel,
-    categorical_information,
-    dense_hessian,
-    dense_jacobian,
-    make,
-    measured,
-)
+from curvature_models import MODELS, Convolutions, TiedLanguageModel, make
+from curvature_oracles import categorical_information, dense_hessian, dense_jacobian, measured
 from torch import nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.nn.utils import parameters_to_vector, vector_to_parameters

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from curvature_oracles import Convolutions, categorical_information, flat_function, make, measured
+from curvature_models import Convolutions, make
+from curvature_oracles import categorical_information, flat_function, measured
 from torch.func import hessian, jacrev
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close

@@ -1,12 +1,12 @@
-import itertools
+"""Every kind of budget against all plans tried one by one, and budgets that make no sense."""
+
 import json
 
-import numpy as np
 import pytest
 import torch
-from allocation_cases import make_taylor
+from allocation_cases import check_best, every_plan, make_taylor, stored_bits
 
-from lightning_mpq.allocation import Budget, CustomCost, LatencyTable, Rules, SolveStatus, allocate
+from lightning_mpq.allocation import Budget, CustomCost, LatencyTable, SolveStatus, allocate
 from lightning_mpq.candidates import make_candidates
 from lightning_mpq.curvature.model import TaylorModel
 from lightning_mpq.errors import InfeasibleBudgetError
@@ -17,28 +17,6 @@ from lightning_mpq.policy import WeightScheme
 @pytest.fixture
 def taylor():
     return make_taylor()
-
-
-def every_plan(taylor):
-    per_group = [[i for i, c in enumerate(taylor.candidates) if c.group == g.name] for g in taylor.groups]
-    return [taylor.policy(chosen) for chosen in itertools.product(*per_group)]
-
-
-def stored_bits(taylor, policy):
-    return sum(group.stored_bits(policy[group.name]) for group in taylor.groups)
-
-
-def best_plan(taylor, keeps):
-    """The plan of least predicted loss among all that a predicate keeps."""
-    return min((p for p in every_plan(taylor) if keeps(p)), key=lambda p: taylor.predict(p).value)
-
-
-def check_best(taylor, budget, keeps, **options):
-    plan = allocate(taylor, budget, gap=0.0, **options)
-    expected = best_plan(taylor, keeps)
-    assert keeps(plan.policy)
-    assert plan.predicted_loss == pytest.approx(taylor.predict(expected).value, rel=1e-9)
-    return plan
 
 
 def macs_of(taylor):
@@ -182,89 +160,6 @@ def test_a_loss_that_cannot_be_reached_is_refused(taylor):
         allocate(taylor, Budget(max_loss=1e-9))
 
 
-def test_equal_groups(taylor):
-    names = [group.name for group in taylor.groups]
-    plan = check_best(
-        taylor,
-        Budget(average_bits=5),
-        lambda p: (
-            p[names[0]] == p[names[3]] and stored_bits(taylor, p) <= 5 * sum(g.weight_count for g in taylor.groups)
-        ),
-        rules=Rules(equal=[(names[0], "*.layer3")]),
-    )
-    assert set(plan.policy) == set(names)
-
-
-def test_overlapping_ties_join():
-    taylor = make_taylor(groups=5)
-    plan = allocate(
-        taylor, Budget(average_bits=5), rules=Rules(equal=[("*.layer0", "*.layer2"), ("*.layer2", "*.layer4")])
-    )
-    bits = list(plan.policy.bits().values())
-    assert bits[0] == bits[2] == bits[4]
-
-
-def test_blocks_of_one_width(taylor):
-    def keeps(policy):
-        bits = list(policy.bits().values())
-        return (
-            bits[0] == bits[1]
-            and bits[2] == bits[3]
-            and stored_bits(taylor, policy) <= 5 * sum(g.weight_count for g in taylor.groups)
-        )
-
-    check_best(taylor, Budget(average_bits=5), keeps, rules=Rules(block_depth=1))
-
-
-@pytest.mark.parametrize("most", [1, 2, 3])
-@pytest.mark.parametrize("indefinite", [False, True])
-def test_distinct_widths(most, indefinite):
-    taylor = make_taylor(seed=7, indefinite=indefinite)
-    weights = sum(g.weight_count for g in taylor.groups)
-
-    def keeps(policy):
-        return len(set(policy.bits().values())) <= most and stored_bits(taylor, policy) <= 5 * weights
-
-    plan = check_best(taylor, Budget(average_bits=5), keeps, rules=Rules(max_distinct_bits=most))
-    assert plan.lower_bound <= plan.value
-    assert plan.status is SolveStatus.OPTIMAL
-
-
-def test_bounds_and_fixed_schemes(taylor):
-    names = [group.name for group in taylor.groups]
-    rules = Rules(min_bits={names[0]: 4}, max_bits={"re:.*layer[12]": 3}, fixed={names[3]: WeightScheme(5)})
-    plan = allocate(taylor, Budget(average_bits=8), rules=rules, gap=0.0)
-    bits = plan.policy.bits()
-    assert bits[names[0]] >= 4
-    assert bits[names[1]] == bits[names[2]] == 3
-    assert bits[names[3]] == 5
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (Rules(min_bits={"*": 4}, max_bits={"*.layer1": 3}), r"max_bits\['\*.layer1'\] = 3 leaves .* after min_bits"),
-        (Rules(fixed={"*": 8}), r"offered \[2, 3, 4, 5\] bits"),
-        (Rules(min_bits={"head": 4}), "matches no group"),
-        (Rules(equal=[("*.layer0", "*.layer1")], max_bits={"*.layer0": 2}, min_bits={"*.layer1": 3}), "in common"),
-    ],
-)
-def test_contradicting_rules_are_named(taylor, rules, message):
-    with pytest.raises(ValueError, match=message):
-        allocate(taylor, Budget(average_bits=8), rules=rules)
-
-
-@pytest.mark.parametrize("value", [0, -1, True, 1.5])
-def test_rule_counts_are_checked(value):
-    with pytest.raises(ValueError, match="positive integer"):
-        Rules(max_distinct_bits=value)
-
-
-def test_a_lone_pattern_in_equal_is_refused():
-    with pytest.raises(ValueError, match="list of lists"):
-        Rules(equal=["*.q"])
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -301,72 +196,3 @@ def test_budgets_that_contradict_each_other_are_all_named(taylor):
     least = min(stored_bits(taylor, p) for p in every_plan(taylor)) / weights
     with pytest.raises(InfeasibleBudgetError, match="all at once.*average_bits.*narrowness"):
         allocate(taylor, Budget(average_bits=least + 0.01, custom=(wide,)))
-
-
-def test_zero_cost_groups(taylor):
-    free = CustomCost("free", lambda group, scheme: 0.0 if group.name.endswith("0") else scheme.bits, 10)
-    plan = check_best(taylor, Budget(custom=(free,)), lambda p: sum(s.bits for n, s in p.items() if n[-1] != "0") <= 10)
-    assert plan.costs["free"] <= 10
-    nothing = CustomCost("nothing", lambda group, scheme: 0.0, 0.0)
-    assert allocate(taylor, Budget(custom=(nothing,)), gap=0.0).costs["nothing"] == 0
-
-
-def test_one_candidate_everywhere_and_one_group():
-    single = make_taylor(bits=[3])
-    plan = allocate(single, Budget(average_bits=8))
-    assert set(plan.policy.bits().values()) == {3}
-    assert plan.gap == 0
-    lone = make_taylor(groups=1, indefinite=True)
-    check_best(lone, Budget(average_bits=8), lambda p: True)
-
-
-def test_a_budget_beyond_the_most_possible_binds_nothing(taylor):
-    plan = check_best(taylor, Budget(average_bits=100), lambda p: True)
-    assert plan.limits["average_bits"] == 100
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_and_misshapen_models_are_refused(taylor, value):
-    broken = taylor.curvature.clone()
-    broken[1, 1] = value
-    fields = (taylor.estimator, taylor.loss, taylor.samples)
-    with pytest.raises(ValueError, match="not finite"):
-        TaylorModel(taylor.groups, taylor.candidates, taylor.gradient, broken, *fields)
-    with pytest.raises(ValueError, match="Expected a gradient of shape"):
-        TaylorModel(taylor.groups, taylor.candidates, taylor.gradient[1:], taylor.curvature, *fields)
-    skewed = taylor.curvature.clone()
-    skewed[0, 5] += skewed.abs().max()
-    with pytest.raises(ValueError, match="not symmetric"):
-        TaylorModel(taylor.groups, taylor.candidates, taylor.gradient, skewed, *fields)
-
-
-def test_ties_go_to_fewer_bytes_then_to_the_earlier_name():
-    groups = tuple(LayerGroup(name, (name,), ((1, 64),)) for name in "abc")
-    candidates = make_candidates(groups, bits=[2, 4])
-    flat = TaylorModel(groups, candidates, torch.zeros(6), torch.zeros(6, 6), "hessian", "task", 1)
-    assert set(allocate(flat, Budget(average_bits=8)).policy.bits().values()) == {2}
-    helps = torch.tensor([1.0, 0.0] * 3)
-    alike = TaylorModel(groups, candidates, helps, torch.ones(6, 6), "hessian", "task", 1)
-    room_for_one = (3 * candidates[0].stored_bits + 128) / 192
-    for solver, seed in itertools.product(("highs", "cbc"), range(3)):
-        plan = allocate(alike, Budget(average_bits=room_for_one), gap=0.0, seed=seed, solver=solver)
-        assert plan.policy.bits() == {"a": 2, "b": 2, "c": 4}
-        plan = allocate(alike, Budget(average_bits=plan.costs["average_bits"]), gap=0.0, objective="additive")
-        assert sorted(plan.policy.bits().values()) == [2, 2, 4]
-
-
-def test_a_thousand_groups():
-    """Additive to proof, quadratic to a feasible plan with an honest gap; sizes too large for the convexification."""
-    random = np.random.default_rng(0)
-    groups = tuple(LayerGroup(f"g{i}", (f"g{i}",), ((4, int(random.integers(4, 400))),)) for i in range(1000))
-    candidates = make_candidates(groups, bits=[2, 4, 8])
-    step = torch.tensor([2.0 ** (2 - c.scheme.bits) for c in candidates], dtype=torch.float64)
-    noise = torch.tensor(random.normal(size=(8, len(candidates)))) * step
-    curvature = noise.T @ noise + torch.diag(step**2)
-    taylor = TaylorModel(groups, candidates, torch.zeros(len(candidates)), curvature, "fisher", "divergence", 8)
-    plan = allocate(taylor, Budget(average_bits=4), objective="additive")
-    assert plan.status.is_proved
-    assert plan.costs["average_bits"] <= 4
-    plan = allocate(taylor, Budget(average_bits=4), time_limit=0.5)
-    assert plan.costs["average_bits"] <= 4
-    assert plan.lower_bound <= plan.value
