@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from ..errors import NonFiniteError
 from ..finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
 from ..finetune.resume import resume_fake_quantization
 from ..options import FinetuneOptions
@@ -271,8 +272,10 @@ class FinetunePhase:
             self.handle.synchronize_gradients()
 
     def after_epoch(self, trainer: L.Trainer) -> None:
-        """At the end of a float epoch, see to it that the fit goes on to where `is_due` is asked."""
+        """At the end of a float epoch, see to it that the fit goes on to where `is_due` is asked; of others, check."""
         assert self._limits is not None
+        if self.phase == "training":
+            self._check_numbers()
         if not self.wanted or self.phase not in ("float", "due"):
             return
         if self._limits.reached():
@@ -284,6 +287,7 @@ class FinetunePhase:
         """Replace the fake-quantized layers by packed ones; return the float ones."""
         assert self.handle is not None
         self._check_layers()
+        self._check_numbers()
         floats = self.handle.pack()
         self.handle, self.phase = None, "over"
         self._extra.stop(module)
@@ -312,6 +316,18 @@ class FinetunePhase:
             freeze_batchnorm(module)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
             torch._dynamo.reset()  # what was compiled has float layers in it
+
+    def _check_numbers(self) -> None:
+        """Refuse to go on from weights or scales that are NaN or infinite, before a checkpoint keeps them."""
+        assert self.handle is not None
+        try:
+            self.handle.quantized_rows()
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"Fine-tuning has diverged. {error} Lower the learning rate (FinetuneOptions(learning_rate="
+                f"{self.options.learning_rate:g}) is a factor on that of the optimizers) or clip gradients "
+                "(Trainer(gradient_clip_val=1.0)), and go on from the checkpoint before."
+            ) from error
 
     def _check_layers(self) -> None:
         """Refuse to go on if layers that are being fine-tuned are no longer in the model."""

@@ -7,7 +7,8 @@ from finetune_cases import Kill, Killed, finetuning, fit, kind_of
 from lightning.pytorch.strategies import FSDPStrategy
 from trainer_cases import SmallClassifier, SmallData, make_trainer, trained
 
-from lightning_mpq.options import FinetuneOptions
+from lightning_mpq.errors import NonFiniteError
+from lightning_mpq.options import CandidateOptions, FinetuneOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -118,6 +119,28 @@ def test_a_module_that_replaces_its_layers(tmp_path):
         fit(tmp_path, finetuning(), module=module)
     assert kind_of(module) == "float"
     assert (tmp_path / "last.ckpt").exists()
+
+
+def test_fine_tuning_that_diverges_is_told_before_a_checkpoint_keeps_it(tmp_path):
+    """Fake-quantized weights are bounded, and BatchNorm divides by what grows; a float layer without it has neither."""
+
+    class Plain(SmallClassifier):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+            )
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * self.network[1].weight.square().mean().exp()
+
+    L.seed_everything(0, verbose=False)
+    module, candidates = Plain(), CandidateOptions(keep_float=["network.1"])
+    mixed = finetuning(finetune=FinetuneOptions(learning_rate=1e3), candidates=candidates)
+    with pytest.raises(NonFiniteError, match=r"diverged. Layer 'network.3'.*learning_rate=1000.*gradient_clip_val"):
+        fit(tmp_path, mixed, module=module)
+    assert kind_of(module) == "float"
+    assert {path.stem for path in tmp_path.glob("epoch=*.ckpt")} == {"epoch=0", "epoch=1"}
 
 
 def test_a_failure_while_fine_tuning_leaves_a_float_module_and_the_trainers_limits(tmp_path):
