@@ -6,6 +6,11 @@ budgets are average bits with scales counted.
 
     python -m benchmarks.finetune --root DIR --networks resnet20 --seeds 0
     python -m benchmarks.finetune --root DIR
+
+Whether it pays to decide bits again on the way: two halves of as many steps, with and without that in between.
+
+    python -m benchmarks.finetune --root DIR --networks resnet20 --budgets 2.25 2.5 3
+        --variants in-halves re-allocated --output benchmarks/results/finetune-reallocation.json
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -49,6 +55,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned scales": {},
     "learned scales, distilled": {"distill": 1.0, "temperature": 2.0},
 }
+IN_HALVES: dict[str, dict[str, Any]] = {
+    "in-halves": {**VARIANTS["learned scales, distilled"], "epochs": 2},
+    "re-allocated": {**VARIANTS["learned scales, distilled"], "epochs": 2, "reallocate_every": 1},
+}
+"""Measured on request; each epoch takes half of the batches."""
 PEAK_LEARNING_RATE = 0.1
 
 
@@ -59,7 +70,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *IN_HALVES], default=list(VARIANTS))
     parser.add_argument("--batches", type=int, default=430, help="training batches of 128 images; 430 are an epoch")
     parser.add_argument("--learning-rate", type=float, default=0.003, help="at the start; decays to 0 by a cosine")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the float training")
@@ -110,12 +121,13 @@ def finetuned(
     weights = sum(group.weight_count for group in find_groups(module.network))
     all_at_two = budget == 2.0
     settings = {"epochs": 1, "learning_rate": arguments.learning_rate / PEAK_LEARNING_RATE}
+    settings |= {**VARIANTS, **IN_HALVES}[variant]
     mixed = MixedPrecisionQuantization(
         Budget(average_bits=8.0 if all_at_two else budget),
         candidates=CandidateOptions(bits=(2,)) if all_at_two else None,
         curvature=CurvatureOptions(likelihood=Categorical(), seed=seed),
         calibration_batches=CALIBRATION // data.batch_size,
-        finetune=FinetuneOptions(**{"optimizers": optimizer, **settings, **VARIANTS[variant]}),
+        finetune=FinetuneOptions(optimizers=optimizer, **settings),
         quantize_at=0 if variant != "none" else None,
         verdict=False,
         report_path=None,
@@ -123,7 +135,7 @@ def finetuned(
     )
     trainer = L.Trainer(
         max_epochs=1,
-        limit_train_batches=arguments.batches,
+        limit_train_batches=arguments.batches // max(settings["epochs"], 1),
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
@@ -145,6 +157,7 @@ def finetuned(
         "bits": 8 * stored.packed / weights,
         "stored_bytes": stored.total,
         "float_accuracy": 100 * float((reference.argmax(1) == torch.cat([y for _, y in test])).double().mean()),
+        "reallocations": [asdict(row) for row in mixed.finetuning.reallocations],
         **compare(module.network, test, reference),
         **{f"held_out_{key}": value for key, value in compare(module.network, unseen, unseen_reference).items()},
     }

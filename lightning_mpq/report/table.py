@@ -27,6 +27,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(trials_table(report))
     if len(report.repair) > 1:
         console.print(repair_table(report))
+    if report.reallocations:
+        console.print(reallocations_table(report))
     for layer, reason in report.left_in_float.items():
         console.print(f"left in float: {layer}: {reason}", markup=False, highlight=False)
     console.print(_summary(report), markup=False, highlight=False)
@@ -104,6 +106,21 @@ def trials_table(report: Report) -> Table:
     for row in report.trials:
         numbers = (_number(row.predicted_loss), _number(row.measured_loss))
         table.add_row(str(row.round), row.plan, *numbers, "yes" if row.kept else "")
+    return table
+
+
+def reallocations_table(report: Report) -> Table:
+    """Return one row a time that bits were decided again during fine-tuning: what moved, and whether it paid."""
+    table = Table(title="Bits decided again during fine-tuning (task loss on the calibration batches)")
+    table.add_column("epoch", justify="right")
+    table.add_column("group: bits")
+    for title in ("loss before", "loss after"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for row in report.reallocations:
+        moved = ", ".join(f"{group}: {before} -> {after}" for group, (before, after) in row.moved.items())
+        verdict = "the same plan" if not row.moved else "paid, kept" if row.kept else "did not pay, taken back"
+        table.add_row(str(row.epoch), moved, _number(row.loss_before), _number(row.loss_after), verdict)
     return table
 
 

@@ -1,11 +1,13 @@
 """Bits that move while a model is fine-tuned: whether it pays is measured, and a resumed fit moves the same ones."""
 
 from dataclasses import replace
+from io import StringIO
 
 import lightning as L
 import pytest
 import torch
 from finetune_cases import FEW, Kill, Killed, finetuning, fit, same
+from rich.console import Console
 from trainer_cases import SmallClassifier, make_trainer
 
 from lightning_mpq import BitPolicy
@@ -15,7 +17,7 @@ from lightning_mpq.options import FinetuneOptions
 from lightning_mpq.pipeline import Pipeline
 from lightning_mpq.policy import WeightScheme
 from lightning_mpq.quantizers import quantize_rows
-from lightning_mpq.report import Report
+from lightning_mpq.report import Report, print_report
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FOUR, EIGHT = WeightScheme(bits=4), WeightScheme(bits=8)
@@ -112,6 +114,12 @@ def test_a_move_that_does_worse_is_taken_back_and_told(tmp_path, monkeypatch):
     assert row.loss_after == pytest.approx(row.loss_before + 1)
     assert {group: mixed.policy[group].bits for group in row.moved} == {g: bits[0] for g, bits in row.moved.items()}
     assert Report.from_dict(mixed.report.to_dict()).reallocations == (row,)
+    console = Console(width=200, record=True, file=StringIO())
+    print_report(replace(mixed.report, reallocations=(row, replace(row, kept=True), replace(row, moved={}))), console)
+    text = console.export_text()
+    assert [text.count(verdict) for verdict in ("did not pay, taken back", "paid, kept", "the same plan")] == [1, 1, 1]
+    for group, (before, after) in row.moved.items():
+        assert text.count(f"{group}: {before} -> {after}") == 2
 
 
 def test_what_cannot_move_bits_is_refused(tmp_path):
