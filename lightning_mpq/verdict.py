@@ -56,12 +56,12 @@ class Verdict:
             keep: Whether the model stays packed under the chosen plan; an error leaves the float model.
         """
         bench, chosen = self.bench, allocation.policy
-        rows = {"float": self.float_row()}
+        float_row, rows = self.float_row(), dict[str, ModelRow]()
         others = compared_policies(self.taylor, allocation)
         for number, (name, other) in enumerate(others.items()):
-            if other != chosen:
+            if other != chosen and other.to_json() not in rows:
                 tell(0.25 * number, f"measure the {name}")
-                rows[name] = self.trial(name, other)
+                rows[other.to_json()] = self.trial(name, other)
         tell(0.5, "measure what repair gains")
         rounding, repair = bench.rounding(chosen), []
         if rounding == "in sequence":
@@ -75,8 +75,9 @@ class Verdict:
                 losses = bench.losses_now(chosen, rounding, repaired)
                 repair.append(RepairRow(rounding, repaired, losses.mean()))
             row = self.row("chosen plan", chosen, repair[0].measured_loss)
-        models = [rows["float"], *(rows.get(name, replace(row, name=name)) for name in others), row]
-        return Rows(tuple(models), tuple(repair), groups)
+        rows[chosen.to_json()] = row
+        compared = (replace(rows[other.to_json()], name=name) for name, other in others.items())
+        return Rows((float_row, *compared, row), tuple(repair), groups)
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""

@@ -16,12 +16,11 @@ from lightning_mpq.curvature import Categorical, TaylorModel
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline import Outcome, Pipeline
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import quantize_rows
-from lightning_mpq.report import Report
 from lightning_mpq.report.measure import LossChange
-from lightning_mpq.verdict import uniform_policy
+from lightning_mpq.verdict import compared_policies, uniform_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
 
@@ -32,6 +31,12 @@ NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+def distinct_plans(outcome: Outcome) -> int:
+    """Return how many different plans a report is about."""
+    policies = [*compared_policies(outcome.taylor, outcome.allocation).values(), outcome.allocation.policy]
+    return len({policy.to_json() for policy in policies})
 
 
 def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,7 +99,7 @@ def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
     assert len(packed_layers(model)) == 3
     assert told == sorted(told)
     assert told[-1] == 1.0
-    assert validated == ([0, 3, 3, 3] if verdict else [])
+    assert validated == ([0] + [3] * distinct_plans(outcome) if verdict else [])
     if verdict:
         report = outcome.report
         json.dumps(report.to_dict(), allow_nan=False)
@@ -108,7 +113,7 @@ def test_the_job_runs_without_a_trainer_and_tells_how_far_it_is(verdict):
         assert min(rows.values()) > 0
 
 
-def passes_by_stage(job: Pipeline, model: nn.Module, data: list, evaluate) -> tuple[dict[str, float], Report]:
+def passes_by_stage(job: Pipeline, model: nn.Module, data: list, evaluate) -> tuple[dict[str, float], Outcome]:
     """Return stage to forward passes over all data, those of copies of the model included."""
     passes: Counter[str] = Counter()
     stage = ["other"]
@@ -123,8 +128,8 @@ def passes_by_stage(job: Pipeline, model: nn.Module, data: list, evaluate) -> tu
 
     samples = sum(len(inputs) for inputs, _ in data)
     model.register_forward_pre_hook(lambda module, args: passes.update({stage[-1]: len(args[0]) / samples}))
-    report = Counted(**{f.name: getattr(job, f.name) for f in fields(job) if f.init}).run(model, data, evaluate).report
-    return dict(passes), report
+    outcome = Counted(**{f.name: getattr(job, f.name) for f in fields(job) if f.init}).run(model, data, evaluate)
+    return dict(passes), outcome
 
 
 def test_a_job_measures_the_float_model_once_and_no_plan_twice():
@@ -135,13 +140,12 @@ def test_a_job_measures_the_float_model_once_and_no_plan_twice():
     outputs, statistics, measured, repaired = 1, 1, 1, 1
     in_sequence = 2 + 1 / 4  # the float model and its rounded copy, and the order of their layers on the first batch
     job = Pipeline(Budget(average_bits=5.5), loop=LoopOptions(rounds=0))
-    found, report = passes_by_stage(job, model, data, dict)
-    others = len({(row.predicted_loss, row.stored_bytes) for row in report.models[1:]}) - 1
-    assert (len(report.trials), others) == (4, 2)
+    found, outcome = passes_by_stage(job, model, data, dict)
+    others, trials = distinct_plans(outcome) - 1, len({str(row.bits) for row in outcome.report.trials})
     assert found == {
         "round": 1,
         "profile": pytest.approx(1 + 1 / 4),  # a guess on the first batch what outputs mean
-        "trials": outputs + statistics + len(report.trials) * (repaired + measured),
+        "trials": outputs + statistics + trials * (repaired + measured),
         "quantize": in_sequence,
         "verdict": others * (measured + in_sequence + repaired + measured)
         + measured  # the chosen plan as rounded; repaired it is one of the trials
@@ -157,7 +161,7 @@ def test_a_plan_that_is_compared_with_itself_is_measured_once():
     report = additive.run(network(), data, lambda: validated.append(1) or {"runs": float(len(validated))}).report
     assert [row.name for row in report.models] == ["float", "uniform 6 bits", "additive plan", "chosen plan"]
     assert replace(report["additive"], name="chosen plan") == report["chosen"]
-    assert len(validated) == 3
+    assert len(validated) == len({row.metrics["runs"] for row in report.models[1:]}) + 1 <= 3
 
 
 @pytest.mark.parametrize("loss", ["divergence", "task"])
