@@ -68,7 +68,10 @@ def make_candidates(
     if isinstance(offered, Mapping):
         per_group = {name: list(choice) for name, choice in offered.items()}
         if unknown := sorted(set(per_group) - {group.name for group in groups}):
-            raise ValueError(f"schemes names {', '.join(unknown)}, which is no group.")
+            raise ValueError(
+                f"schemes names {', '.join(unknown)}, which is no group; groups are "
+                f"{', '.join(group.name for group in groups)}."
+            )
     else:
         choice = list(offered)
         per_group = {group.name: choice for group in groups}
@@ -76,12 +79,13 @@ def make_candidates(
     for group in groups:
         choice = per_group.get(group.name, [])
         if len(set(choice)) != len(choice):
-            raise ValueError(f"A scheme is offered twice to the group {group.name!r}.")
+            raise ValueError(f"A scheme is offered twice to the group {group.name!r}; offer each once.")
         allowed = [scheme for scheme in choice if scheme.bits in group.bits]
         if not allowed:
             raise ValueError(
                 f"No candidate is left for the group {group.name!r}: the rules allow {list(group.bits)} bits, "
-                f"offered are {sorted({scheme.bits for scheme in choice})}."
+                f"offered are {sorted({scheme.bits for scheme in choice})}. Offer one of the former, or relax the "
+                "rules."
             )
         found += [Candidate(group.name, scheme, group.stored_bits(scheme)) for scheme in allowed]
     return tuple(found)

@@ -160,7 +160,9 @@ def _partition(layers: Mapping[str, nn.Module], groups: Mapping[str, str | Seque
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             for name in matching(pattern, layers, f"groups[{group!r}]"):
                 if owner.setdefault(name, group) != group:
-                    raise ValueError(f"Layer {name!r} falls in the groups {owner[name]!r} and {group!r}.")
+                    raise ValueError(
+                        f"Layer {name!r} falls in the groups {owner[name]!r} and {group!r}; give it to one."
+                    )
     if clash := [group for group in groups if group in layers and owner.get(group) != group]:
         raise ValueError(f"The group {clash[0]!r} is named like a layer outside of it; choose another name.")
     tied: dict[int, list[str]] = {}
@@ -169,7 +171,7 @@ def _partition(layers: Mapping[str, nn.Module], groups: Mapping[str, str | Seque
     for names in tied.values():
         owners = {owner[name] for name in names if name in owner}
         if len(owners) > 1:
-            raise ValueError(f"Layers {', '.join(names)} share a weight but fall in {sorted(owners)}.")
+            raise ValueError(f"Layers {', '.join(names)} share a weight but fall in {sorted(owners)}; put all in one.")
         label = owners.pop() if owners else names[0]
         owner |= dict.fromkeys(names, label)
     members: dict[str, list[str]] = {}
@@ -195,7 +197,8 @@ def _allowed_bits(
                 allowed[name] = {width for width in allowed[name] if keeps(width, bits)}
                 if not allowed[name]:
                     raise ValueError(
-                        f"{rule}[{pattern!r}] = {bits} contradicts an earlier rule: no width is left for {name!r}."
+                        f"{rule}[{pattern!r}] = {bits} contradicts an earlier rule: no width is left for {name!r}. "
+                        "Relax one."
                     )
     return allowed
 
@@ -205,7 +208,9 @@ def _make_group(
 ) -> LayerGroup:
     bits = set.intersection(*(allowed[layer] for layer in names))
     if not bits:
-        raise ValueError(f"The rules leave the group {name!r} no width that all its layers may take: {names}.")
+        raise ValueError(
+            f"The rules leave the group {name!r} no width that all its layers may take: {names}. Relax one."
+        )
     distinct = {id(layers[layer].weight): rows_and_columns(layers[layer]) for layer in names}
     return LayerGroup(name, tuple(names), tuple(distinct.values()), tuple(sorted(bits)))
 

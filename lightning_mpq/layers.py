@@ -171,7 +171,9 @@ def rows_and_columns(module: nn.Module) -> tuple[int, int]:
 def _known_kind(module: nn.Module) -> LayerKind:
     kind = kind_of(module)
     if kind is None:
-        raise TypeError(f"A layer of type {type(module).__name__} cannot be quantized.")
+        raise TypeError(
+            f"A layer of type {type(module).__name__} cannot be quantized; register_layer makes types known."
+        )
     return kind
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .allocation import Allocation
-from .batches import sample_count
+from .batches import batch_weight
 from .curvature import TaylorModel
 from .distributed import gather, mean_over_ranks
 from .groups import LayerGroups
@@ -97,5 +97,5 @@ class Pipeline(Planner):
             trials=plan.trials,
             solver=plan.allocation.to_dict(),
             seconds=dict(self.seconds),
-            samples=sum(gather(sum(sample_count(batch) or 0 for batch in plan.bench.batches))),
+            samples=sum(gather(sum(map(batch_weight, plan.bench.batches)))),
         )

@@ -81,7 +81,10 @@ def cost_rows(taylor: TaylorModel, budget: Budget | None = None) -> list[CostRow
             values = np.array([float(custom.function(by_name[c.group], c.scheme)) for c in taylor.candidates])
             if not np.isfinite(values).all():
                 worst = taylor.describe(int(np.flatnonzero(~np.isfinite(values))[0]))
-                raise ValueError(f"The cost {custom.name!r} is not finite at {worst}.")
+                raise ValueError(
+                    f"The cost {custom.name!r} is not finite at {worst}; its function must return a number for each "
+                    "choice."
+                )
             rows.append(CostRow(custom.name, values, limit=custom.limit))
         limits = {row.name: getattr(budget, row.name, None) for row in rows if row.limit is None}
         rows = [CostRow(**{**row.__dict__, "limit": limits.get(row.name, row.limit)}) for row in rows]

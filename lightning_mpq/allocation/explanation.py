@@ -95,11 +95,14 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     """
     prepared = allocation.preparation
     if prepared is None:
-        raise ValueError("This allocation was not made by `allocate`, so there is no problem to explain it by.")
+        raise ValueError(
+            "There is no problem to explain this allocation by; use one that `allocate`, `frontier` or `alternatives` "
+            "made."
+        )
     reduced, problem = prepared.reduced, prepared.reduced.problem
     selection = reduced.selection(prepared.taylor.indices(allocation.policy))
     if selection is None:
-        raise ValueError("The allocation's policy is no plan of its problem.")
+        raise ValueError("The allocation's policy breaks the rules of its problem; use one as it was made.")
     potential = problem.gradient + problem.curvature[:, selection].sum(axis=1)
     current = selection[problem.group]
     own = problem.curvature[np.arange(len(current)), current]

@@ -31,7 +31,10 @@ def loss_limit(prepared: Preparation) -> float:
     bits, factor = budget.within_uniform
     uniform = prepared.uniform(bits)
     if uniform is None:
-        raise ValueError(f"within_uniform compares with uniform {bits} bits, but not every group offers {bits} bits.")
+        raise ValueError(
+            f"within_uniform compares with uniform {bits} bits, but not every group offers {bits} bits. Offer them to "
+            "all groups, or compare with a width that all offer."
+        )
     return factor * prepared.reduced.problem.value(uniform)
 
 

@@ -54,11 +54,13 @@ class LatencyTable:
                 raise ValueError(f"Row {number} of {path.name} must have {', '.join(_COLUMNS)}, got {row!r}.")
             key = (str(row["group"]), str(row["scheme"]).strip())
             if key in entries:
-                raise ValueError(f"{path.name} lists {key[0]} @ {key[1]} twice.")
+                raise ValueError(f"{path.name} lists {key[0]} @ {key[1]} twice; keep one row.")
             try:
                 entries[key] = float(str(row["milliseconds"]))
             except ValueError as error:
-                raise ValueError(f"Row {number} of {path.name}: {row['milliseconds']!r} is no time.") from error
+                raise ValueError(
+                    f"Row {number} of {path.name}: {row['milliseconds']!r} is no time; give milliseconds."
+                ) from error
         if not entries:
             raise ValueError(f"{path.name} lists no latency; expected the columns {', '.join(_COLUMNS)}.")
         return cls(entries)
@@ -72,4 +74,7 @@ class LatencyTable:
         for scheme in (str(candidate.scheme), str(candidate.scheme.bits)):
             if (candidate.group, scheme) in self.entries:
                 return self.entries[candidate.group, scheme]
-        raise ValueError(f"The latency table has no entry for {candidate.group} @ {candidate.scheme}.")
+        raise ValueError(
+            f"The latency table has no entry for {candidate.group} @ {candidate.scheme}. Add one for it, or one for "
+            f"{candidate.scheme.bits} that counts for every scheme of that width."
+        )

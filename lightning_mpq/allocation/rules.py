@@ -46,7 +46,9 @@ class Rules:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if any(isinstance(patterns, str) for patterns in self.equal):
-            raise ValueError("equal must be a list of lists of patterns, got a single pattern in it.")
+            raise ValueError(
+                "equal must be a list of lists of patterns, such as [['*.q', '*.k']]; got a single pattern in it."
+            )
 
 
 def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
@@ -69,7 +71,8 @@ def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
                     offered = sorted({c.scheme.bits for c in taylor.candidates if c.group == name})
                     before = f" after {last_rule[name]}" if name in last_rule else ""
                     raise ValueError(
-                        f"{text} leaves group {name!r} no candidate{before}; it is offered {offered} bits."
+                        f"{text} leaves group {name!r} no candidate{before}; it is offered {offered} bits. Relax one "
+                        "of them."
                     )
                 allowed &= keeps | ~mine
                 last_rule[name] = text

@@ -179,7 +179,10 @@ def merge(parts: Sequence[TaylorModel]) -> TaylorModel:
         raise ValueError("Expected at least one Taylor model to merge, got none.")
     first = parts[0]
     if any(part.sums is None for part in parts):
-        raise ValueError("Only Taylor models made by profile can be merged: the others hold no sums over batches.")
+        raise ValueError(
+            "Only Taylor models as `profile` made them can be merged; another holds no sums over batches. Profile "
+            "again."
+        )
     if any(part.settings_hash != first.settings_hash for part in parts):
         raise ValueError(
             "The Taylor models differ in weights, candidates, estimator settings or version; only profiles of the "

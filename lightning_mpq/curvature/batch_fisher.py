@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from .evaluator import Evaluator
+from .evaluator import Evaluator, not_differentiable
 from .likelihood import Likelihood
 from .measurement import Measurement
 from .perturbation import Perturbations
@@ -47,10 +47,7 @@ class BatchFisher:
         with substituted(self._perturbations, variables):
             outputs = self._evaluator.outputs(batch)
             if not outputs.requires_grad:
-                raise ValueError(
-                    "The outputs do not depend on any quantized layer in a way that can be differentiated. forward_fn "
-                    "must not detach, nor run under torch.no_grad()."
-                )
+                raise not_differentiable("outputs do")
             slopes = [
                 torch.autograd.grad(
                     outputs,

@@ -41,6 +41,14 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
+def not_differentiable(what: str) -> ValueError:
+    """Return the error for outputs or a loss that carry no gradient."""
+    return ValueError(
+        f"The {what} not depend on any quantized layer in a way that can be differentiated. forward_fn and loss_fn "
+        "must not detach, nor run under torch.no_grad()."
+    )
+
+
 def _ignore(*args: object, **kwargs: object) -> None:
     """Stand in for ``log`` and ``log_dict``, which work only inside of a Trainer's loops."""
 
@@ -127,5 +135,6 @@ def check_finite_parameters(model: nn.Module) -> None:
             module, _, own = name.rpartition(".")
             raise NonFiniteError(
                 f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of {own!r} in the module "
-                f"{module or type(model).__name__!r} are NaN or infinite."
+                f"{module or type(model).__name__!r} are NaN or infinite. Load weights from before the training "
+                "diverged."
             )

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from ..batches import sample_count, slice_batch
 from ..layers import kind_of
 from .batched_forward_mode import BatchedForwardMode
-from .evaluator import Evaluator
+from .evaluator import Evaluator, not_differentiable
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .likelihood import Likelihood
@@ -98,10 +98,7 @@ class Fisher:
         with self._taps.attached():
             outputs = self._taps.outputs(batch)
             if not outputs.requires_grad and len(self._by_forward_mode) < len(self._groups()):
-                raise ValueError(
-                    "The outputs do not depend on any quantized layer in a way that can be differentiated. forward_fn "
-                    "must not detach, nor run under torch.no_grad()."
-                )
+                raise not_differentiable("outputs do")
             width = torch.float32 if outputs.device.type == "mps" else torch.float64
             scores = torch.zeros(count, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device)
             gradients = []

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from ..batches import batch_weight
 from .double_backward import check_custom_functions, check_symmetry, custom_functions, differentiate
-from .evaluator import Evaluator
+from .evaluator import Evaluator, not_differentiable
 from .likelihood import Likelihood
 from .measurement import Measurement
 from .perturbation import Perturbations
@@ -59,10 +59,7 @@ class TaskGradient:
     def _loss_of(self, batch: Any) -> Tensor:
         loss = self._loss(batch)
         if not loss.requires_grad:
-            raise ValueError(
-                "The loss does not depend on any quantized layer in a way that can be differentiated. The functions "
-                "passed must not detach, nor run under torch.no_grad()."
-            )
+            raise not_differentiable("loss does")
         return loss
 
     def _slopes_at(self, variables: dict[str, Tensor], batch: Any) -> dict[str, Tensor | None]:

@@ -118,10 +118,16 @@ class TaylorModel:
         chosen = []
         for group in self.groups:
             if group.name not in policy:
-                raise ValueError(f"The policy has no scheme for the group {group.name!r}.")
+                raise ValueError(
+                    f"The policy has no scheme for the group {group.name!r}; it must have one for every group."
+                )
             key = (group.name, policy[group.name])
             if key not in self._index:
-                raise ValueError(f"{key[1]} is not a candidate of the group {group.name!r}.")
+                offered = ", ".join(str(c.scheme) for c in self.candidates if c.group == group.name)
+                raise ValueError(
+                    f"{key[1]} is not a candidate of the group {group.name!r}. Choose one of {offered} (clip and "
+                    "rounding as there), or profile it."
+                )
             chosen.append(self._index[key])
         return chosen
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..candidates import Candidate
-from ..errors import NonFiniteError
 from ..groups import LayerGroup
 from ..held_weights import named_layers
 from ..layers import rows_to_weight, weight_rows
@@ -46,7 +45,6 @@ class Perturbations:
 
         Raises:
             ValueError: If a layer is not in the model, or candidates and groups do not fit.
-            NonFiniteError: If a weight is NaN or infinite.
         """
         named = named_layers(model)
         self.count = len(candidates)
@@ -85,9 +83,6 @@ class Perturbations:
             first.setdefault(id(module.weight), layer)
         self._leader = {layer: first[id(module.weight)] for layer, module in self.modules.items()}
         self.leaders = tuple(first.values())
-        for layer in self.leaders:
-            if not torch.isfinite(self.weight(layer)).all():
-                raise NonFiniteError(f"The weight of the layer {layer!r} holds NaN or infinite values.")
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,10 @@ def common_key(key: str, model: nn.Module, candidates: Sequence[Candidate], roun
             "the state of rank 0; lightning_mpq.distributed.share_buffers(model) does so for buffers."
         )
     if len(set(gather((repr(candidates), rounded and rounded.fingerprint)))) > 1:
-        raise ValueError("The processes profile different candidates, or differently rounded ones.")
+        raise ValueError(
+            "The processes profile different candidates, or differently rounded ones. Make them on all ranks from the "
+            "same arguments; round_candidates gives all of them rank 0's codes."
+        )
     return broadcast(key)
 
 
@@ -39,7 +42,7 @@ def check_parts(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
     """
     hashes = [set(digests) for _, digests in parts]
     if not any(hashes):
-        raise ValueError("There is nothing to profile on: the iterable of batches is empty.")
+        raise ValueError("There is nothing to profile on: the iterable of batches is empty. Give at least one.")
     guesses = {guess for guess, _ in parts}
     if len(guesses) > 1:
         raise ValueError(

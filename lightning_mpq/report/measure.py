@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batches import sample_count, to_device
+from ..batches import batch_weight, to_device
 from ..calling import ForwardFn, device_of
 from ..curvature.evaluator import Evaluator, LossFn
 from ..curvature.isolation import isolated
@@ -118,7 +118,7 @@ class LossChange:
         return Losses(torch.cat([empty, *values]), torch.cat([empty, *samples]))
 
     def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:
-        return self._evaluator.loss(batch), sample_count(batch) or 1
+        return self._evaluator.loss(batch), batch_weight(batch)
 
     def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
         outputs = self._evaluator.outputs(batch)

@@ -72,7 +72,7 @@ def test_a_model_made_by_hand_can_be_saved_too(tmp_path):
     assert loaded.sums is None
     assert loaded.curvature_error is None
     assert torch.equal(loaded.curvature, taylor.curvature)
-    with pytest.raises(ValueError, match="hold no sums"):
+    with pytest.raises(ValueError, match="holds no sums"):
         taylor.merge(loaded)
 
 
