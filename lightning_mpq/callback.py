@@ -19,6 +19,7 @@ from .finetune.resume import pack_finetuned
 from .job import QuantizationJob
 from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOptions, RepairOptions, SolverOptions
 from .pipeline import Pipeline
+from .plain_loading import let_lightning_load
 from .policy import BitPolicy
 from .strategies import refuse_unsupported
 from .training import AveragingCallbacks, FinetunePhase
@@ -146,6 +147,11 @@ class MixedPrecisionQuantization(QuantizationJob):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave behind a float module with the weights as they are; checkpoints written now still resume."""
         self.teardown(trainer, pl_module, "fit")
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning's own ``load_from_checkpoint`` open checkpoints of the packed model."""
+        let_lightning_load(checkpoint, pl_module)
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

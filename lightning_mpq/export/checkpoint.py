@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import CorruptModelError
 from ..finetune.resume import pack_finetuned
-from ..modules import empty_packed_model, restore_layers
+from ..modules import empty_packed_model, packed_layers, restore_layers
 from ..policy import BitPolicy
 from .slots import fill_slots, find_slots
 
@@ -37,7 +37,8 @@ def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
         return BitPolicy.from_json(state["policy"])
     raise CorruptModelError(
         "The checkpoint holds packed layers, but no policy of MixedPrecisionQuantization, which says how to read "
-        "them. Save with the callback in Trainer(callbacks=...), or use lightning_mpq.save."
+        "them. Save with the callback in Trainer(callbacks=...) and without save_weights_only, give the module the "
+        "mixin lightning_mpq.PackedCheckpoints, or use lightning_mpq.save."
     )
 
 
@@ -55,6 +56,19 @@ def finetuned_state(checkpoint: Any) -> Mapping[str, Any] | None:
         return None
     finetuning = (callback_state(checkpoint) or {}).get("finetuning") or {}
     return finetuning.get("quantized") if finetuning.get("phase") == "training" else None
+
+
+def make_ready(model: nn.Module, checkpoint: Any) -> None:
+    """Replace layers of a float model by empty packed ones if the Trainer checkpoint to load holds such.
+
+    Raises:
+        CorruptModelError: If it holds packed layers and no policy of ours.
+        TypeError: If a layer cannot be packed.
+        ValueError: If its policy does not fit the model.
+    """
+    policy = policy_in_checkpoint(checkpoint)
+    if policy is not None and not packed_layers(model):
+        empty_packed_model(model, policy)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..modules import empty_packed_model, packed_layers, policy_of
-from .checkpoint import POLICY_KEY, policy_in_checkpoint
+from ..modules import packed_layers, policy_of
+from .checkpoint import POLICY_KEY, make_ready
 
 Module = TypeVar("Module")
 
@@ -31,9 +31,7 @@ class PackedCheckpoints:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace layers by empty packed ones if the checkpoint about to be loaded holds such."""
-        policy = policy_in_checkpoint(checkpoint)
-        if policy is not None and not packed_layers(self):  # type: ignore[arg-type]
-            empty_packed_model(self, policy)  # type: ignore[arg-type]
+        make_ready(self, checkpoint)  # type: ignore[arg-type]
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
 
