@@ -1,5 +1,7 @@
 """Sequential rounding against least squares in closed form, and its gain over rounding by float inputs."""
 
+from statistics import geometric_mean
+
 import pytest
 import torch
 from torch import nn
@@ -74,13 +76,16 @@ def output_error(model: nn.Module, rounded: dict, policy: BitPolicy, images: tor
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_held_out_outputs_come_closer_than_by_float_inputs(bits):
-    torch.manual_seed(0)
-    model = Net()
-    calibration, held_out = samples(96, 4, 6, 6).float(), samples(160, 4, 6, 6).float()[96:]
-    policy = policy_of(model, bits)
-    parallel = output_error(model, round_policy(model, calibration.split(32), policy), policy, held_out)
-    sequential = output_error(model, round_sequentially(model, calibration.split(32), policy), policy, held_out)
-    assert sequential < 0.9 * parallel
+    ratios = []
+    for seed in range(6):  # a network alone may be lucky either way
+        torch.manual_seed(seed)
+        model = Net()
+        calibration, held_out = samples(96, 4, 6, 6).float(), samples(160, 4, 6, 6).float()[96:]
+        policy = policy_of(model, bits)
+        parallel = output_error(model, round_policy(model, calibration.split(32), policy), policy, held_out)
+        sequential = output_error(model, round_sequentially(model, calibration.split(32), policy), policy, held_out)
+        ratios.append(sequential / parallel)
+    assert geometric_mean(ratios) < 0.8
 
 
 def test_the_model_and_the_random_state_are_as_they_were_and_shared_weights_share_codes():

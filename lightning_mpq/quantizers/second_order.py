@@ -22,7 +22,8 @@ from .nearest import finite_rows
 _CHUNK_ELEMENTS = 2**22
 """Weights that are rounded side by side (16 MiB of float32)."""
 _STRIDE = 3
-"""First every third clip range is tried, then the neighbours of the best."""
+"""First every third clip range is tried, from the whole one on, which is exact for weights that lie on a grid already;
+then the neighbours of the best."""
 _RANKED = 2
 """Trials in which each block of columns has a range of its own, the best by `rank_scales`."""
 
@@ -123,7 +124,7 @@ def _search(
             tried.append(rank_scales(rows, torch.ones_like(moment[:, 0]), scheme, keep=1))
             continue
         step = 1 if factor is None else _STRIDE
-        first = scales.at(torch.arange(step // 2, count - 1 + step, step).clamp(max=count - 1))
+        first = scales.at(_positions(count, step))
         if isinstance(scheme.granularity, int) and count > 1:
             column_costs = moment.diagonal(dim1=1, dim2=2) if factor is None else factor.column_costs()
             first = first.joined(rank_scales(rows, column_costs, scheme, _RANKED))
@@ -143,19 +144,29 @@ def _search(
     return [_best_trial(codes, error, scales, scheme, costs) for (codes, error), scales, scheme in triples]
 
 
+def _positions(count: int, stride: int) -> Tensor:
+    """Return which of ``count`` trials come first: the whole range, and so many that each is at most one away.
+
+    Example:
+        >>> _positions(8, 3), _positions(9, 3)
+        (tensor([0, 3, 6]), tensor([0, 3, 6, 8]))
+    """
+    return torch.arange(0, count - 1 + (stride + 1) // 2, stride).clamp(max=count - 1)
+
+
 def _neighbours(every: Scales, error: Tensor, scheme: WeightScheme, costs: Tensor) -> Scales:
     """Return the two trials beside the best of those that stand ``_STRIDE`` apart; none if there is no choice.
 
     Args:
         every: All V trials.
-        error: [tried, R], the output error of each row with trials 1, 1 + _STRIDE ... and perhaps others after them.
+        error: [tried, R], the output error of each row with the trials at `_positions` and perhaps others after them.
         scheme: The scheme.
         costs: [R], see `round_rows`.
     """
     count = len(every.scale)
     if scheme.clip != "moment" or count == 1:
         return every.at(torch.arange(0))
-    positions = torch.arange(_STRIDE // 2, count - 1 + _STRIDE, _STRIDE, device=error.device).clamp(max=count - 1)
+    positions = _positions(count, _STRIDE).to(error.device)
     error = error[: len(positions)]
     best = (error * costs).sum(1, keepdim=True).argmin(0) if scheme.granularity == "tensor" else error.argmin(0)
     beside = torch.stack([positions[best] - 1, positions[best] + 1]).clamp(0, count - 1)

@@ -60,10 +60,13 @@ def recursion(row: Tensor, moment: Tensor, damping: float, levels: list[Tensor])
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 5])
-@pytest.mark.parametrize(("parts", "height", "columns"), [(1, 4, 70), (3, 2, 9), (5, 1, 4)])
-def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, height, columns):
+@pytest.mark.parametrize(
+    ("parts", "height", "columns", "bits"),
+    [(1, 4, 70, 3), (3, 2, 9, 2), (5, 1, 4, 8), (2, 2, 12, 4), (1, 2, 40, 5), (1, 3, 7, 6), (2, 1, 33, 7)],
+)
+def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, height, columns, bits):
     rows, moment = make(parts, height, columns, seed=columns, samples=4 * columns)
-    scheme = WeightScheme(3, granularity, grid, scale_dtype="float32", rounding="second_order")
+    scheme = WeightScheme(bits, granularity, grid, scale_dtype="float32", rounding="second_order")
     scale, zero_point = fit_scale(*weight_ranges(rows, scheme), scheme)
     factor = ErrorFeedback.factorise(moment, 0.01, torch.float64)
 
@@ -74,15 +77,19 @@ def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, hei
 
     steps = every_weight(scale)
     if zero_point is None:
-        offsets = torch.full_like(steps, {"symmetric": 4, "half": 3.5}[grid])
+        offsets = torch.full_like(steps, 2 ** (bits - 1) - {"symmetric": 0, "half": 0.5}[grid])
     else:
         offsets = every_weight(zero_point)
-    codes, loss = factor.round(rows.unflatten(0, (parts, height)), steps, offsets, torch.full_like(steps[..., 0], 7))
+    codes, loss = factor.round(
+        rows.unflatten(0, (parts, height)), steps, offsets, torch.full_like(steps[..., 0], 2**bits - 1)
+    )
     values = steps * (codes - offsets)
     for part in range(parts):
         damped = moment[part] + 0.01 * moment[part].diagonal().mean() * torch.eye(columns)
         for row in range(height):
-            levels = [s * (torch.arange(8) - o) for s, o in zip(steps[part, row], offsets[part, row], strict=True)]
+            levels = [
+                s * (torch.arange(2**bits) - o) for s, o in zip(steps[part, row], offsets[part, row], strict=True)
+            ]
             weight = rows[part * height + row]
             expected = recursion(weight, moment[part], 0.01, levels)
             torch.testing.assert_close(values[part, row], expected)
