@@ -1,4 +1,18 @@
-"""Mixed-precision quantization for PyTorch Lightning in which the loss decides the bits."""
+"""Mixed-precision quantization for PyTorch Lightning in which the loss decides the bits.
+
+Example::
+
+    import lightning as L
+    import lightning_mpq as mpq
+
+    mixed = mpq.MixedPrecisionQuantization(mpq.Budget(average_bits=3.0))
+    L.Trainer(max_epochs=10, callbacks=[mixed]).fit(model, data)     # ends with a packed model and a report on it
+    mpq.save(model, "packed")
+    model = mpq.load("packed", model=Net())                          # anywhere else
+
+The steps behind it can be taken one by one: `find_groups`, `make_candidates`, `round_candidates`, `profile`,
+`allocate`, `quantize`; see the docstring of each.
+"""
 
 from .allocation import (
     Allocation,

@@ -54,6 +54,14 @@ def measure_latency(
     Raises:
         ValueError: If there is no scheme, repeats is not positive, a layer is not used in the pass, or a weight is
             used only together with others, as those of recurrent layers are.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> table = measure_latency(net, [WeightScheme(3), WeightScheme(8)], inputs=(torch.zeros(2, 8),), repeats=1)
+        >>> [group for group, _ in table.entries]
+        ['0', '0', '2', '2']
+        >>> from lightning_mpq import Budget
+        >>> budget = Budget(average_bits=4, latency=1.0, latency_table=table)  # milliseconds in all
     """
     offered = list(dict.fromkeys(schemes))
     if not offered or repeats < 1:

@@ -43,6 +43,14 @@ class Allocation:
         minimised: ``"loss"``, or ``"bytes"`` if the budget bounds the loss; ``value`` and bound are of that.
         details: What special options report.
         preparation: The model, budget and rules that were solved; what `explain` looks at.
+
+    Example::
+
+        allocation = mpq.allocate(taylor, mpq.Budget(average_bits=3.0))
+        allocation.policy.bits()                 # group to bits
+        allocation.gap, allocation.status        # how far from the best plan it can be at most, and why
+        print(allocation.explain())              # what a step more or less would cost in each group
+        mpq.quantize(model, allocation.policy, batches)
     """
 
     policy: BitPolicy

@@ -54,6 +54,16 @@ def alternatives(
     Raises:
         ValueError: If k or min_changes is not positive, or a known plan is none under the rules.
         InfeasibleBudgetError: If there is not even one.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_mpq import Categorical, profile
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
+        >>> best, second = alternatives(taylor, Budget(average_bits=6), k=2)
+        >>> best.policy == second.policy, best.predicted_loss <= second.predicted_loss
+        (False, True)
     """
     prepared = Preparation.make(taylor, budget, rules)
     groups = prepared.reduced.problem.group_count

@@ -34,6 +34,13 @@ class CustomCost:
         name: What it is called in results and messages.
         function: (group, scheme) to the cost of that choice.
         limit: The sum may be at most this; None only reports it.
+
+    Example:
+        At most three groups may have more than 4 bits:
+
+        >>> wide = CustomCost("wide groups", lambda group, scheme: float(scheme.bits > 4), limit=3)
+        >>> Budget(average_bits=4, custom=(wide,)).custom[0].limit
+        3
     """
 
     name: str

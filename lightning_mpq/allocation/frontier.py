@@ -142,6 +142,17 @@ def frontier(
     Raises:
         ValueError: If not exactly one of average_bits and bytes is given, or it is empty.
         InfeasibleBudgetError: If the smallest budget cannot be met.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_mpq import Categorical, profile
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
+        >>> swept = frontier(taylor, average_bits=[5, 6, 7])
+        >>> all(plan.costs["average_bits"] <= 7 for plan in swept.points)
+        True
+        >>> swept.save("frontier.json")  # doctest: +SKIP
     """
     if (average_bits is None) == (bytes is None):
         raise ValueError("Give the budgets to sweep as average_bits=[...] or as bytes=[...], one of the two.")

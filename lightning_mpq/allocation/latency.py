@@ -21,6 +21,12 @@ class LatencyTable:
     Attributes:
         entries: (group, scheme) to milliseconds. The scheme is its name (``"3-bit half/channel"``), or just
             its width (``"3"``) for every scheme of that width; the name goes first.
+
+    Example:
+        >>> table = LatencyTable({("head", "3"): 0.25, ("head", "8"): 0.5})
+        >>> from lightning_mpq import Budget
+        >>> Budget(latency=0.4, latency_table=table).latency
+        0.4
     """
 
     entries: Mapping[tuple[str, str], float]

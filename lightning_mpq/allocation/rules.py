@@ -29,6 +29,8 @@ class Rules:
             one width: widths step only from block to block.
 
     Example:
+        Queries, keys and values of all blocks share a width, the head has 4 bits or more, and there are two widths:
+
         >>> rules = Rules(equal=[("*.q", "*.k", "*.v")], min_bits={"head": 4}, max_distinct_bits=2)
     """
 

@@ -54,6 +54,16 @@ def allocate(
     Raises:
         InfeasibleBudgetError: If no plan keeps the budget; the least and the most possible value are named.
         ValueError: If an argument or a rule makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_mpq import Categorical, profile
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
+        >>> plan = allocate(taylor, Budget(average_bits=6))
+        >>> sorted(plan.policy.bits()), plan.costs["average_bits"] <= 6, plan.lower_bound <= plan.predicted_loss
+        (['0', '2'], True, True)
     """
     check_settings(objective, solver, time_limit, gap, robust)
     if robust and budget.minimises_bytes:

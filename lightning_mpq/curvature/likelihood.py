@@ -28,6 +28,19 @@ class Likelihood(ABC):
     """A predictive distribution over outputs [N, ...]; subclass it for one of your own.
 
     A custom one defines `root_product`, `root_transpose_product` and `divergence`; `score` follows from them.
+
+    Example:
+        Counts with a Poisson distribution, the outputs being logarithms of rates, so that ``H = diag(rate)``:
+
+        >>> class Poisson(Likelihood):
+        ...     def root_product(self, outputs, directions, batch):
+        ...         return (outputs / 2).exp() * directions
+        ...     root_transpose_product = root_product
+        ...     def divergence(self, outputs, others, batch):
+        ...         terms = outputs.exp() * (outputs - others) - outputs.exp() + others.exp()
+        ...         return terms.flatten(1).sum(1)
+        >>> Poisson().divergence(torch.zeros(1, 2), torch.full((1, 2), 0.1), None)  # about 0.1**2 / 2 for each rate
+        tensor([0.0103])
     """
 
     def score(self, outputs: Tensor, batch: Any, generator: Generator) -> Tensor:

@@ -54,6 +54,13 @@ class TaylorModel:
         batch_hashes: One hash for each batch.
         sums: Sums over batches that all values follow from; they make models `merge`. Those over blocks of the data
             (``blocks.``) take up to 16 K^2 numbers of 4 bytes.
+
+    Example::
+
+        taylor = mpq.profile(model, batches)
+        prediction = taylor.predict(policy)      # of any plan that chooses among its candidates, profiled or not
+        prediction.value, prediction.between, prediction.standard_error
+        taylor.save("network.taylor"), mpq.TaylorModel.load("network.taylor")
     """
 
     groups: tuple[LayerGroup, ...]

@@ -27,6 +27,11 @@ def shrink(model: TaylorModel, *, gradient: bool = True, between: bool = True) -
         model: A Taylor model with standard errors for what is to be shrunk; without them that part stays as it is.
         gradient: Whether to shrink the gradient.
         between: Whether to shrink the curvature between groups.
+
+    Example::
+
+        taylor = mpq.profile(model, batches)
+        allocation = mpq.allocate(mpq.shrink(taylor), budget)    # noise cannot flatter the plan
     """
     slope, matrix = model.gradient, model.curvature
     if gradient and model.gradient_error is not None:

@@ -144,6 +144,13 @@ class Report:
         repair: The chosen plan after each step of repair.
         trials: The plans among which it was chosen.
         reallocations: The plans that were solved again during fine-tuning.
+
+    Example::
+
+        report = mixed.report                    # or Report.from_dict(json.loads(Path("report.json").read_text()))
+        report["chosen"].metrics, report["float"].metrics
+        report["chosen"].stored_bytes / report["float"].stored_bytes
+        mpq.print_report(report)
     """
 
     loss: str
