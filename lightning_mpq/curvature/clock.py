@@ -9,7 +9,7 @@ from ..staged_work import Progress
 
 
 class ProfileClock:
-    """Reports progress with samples done and the time left, and knows when sums were stored last."""
+    """Reports progress with samples done and the time left."""
 
     def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
         """Start now.
@@ -22,7 +22,7 @@ class ProfileClock:
         self._total = len(batches) if isinstance(batches, Sized) else None
         self._curvature = curvature
         self._progress = progress
-        self._start = self._last_store = time.monotonic()
+        self._start = time.monotonic()
         self._done = self._skipped = 0
 
     def skip(self) -> None:
@@ -42,11 +42,3 @@ class ProfileClock:
         seconds_each = (time.monotonic() - self._start) / (self._done - self._skipped)
         left = seconds_each * max(0, self._total - self._done)
         self._progress(min(1.0, self._done / self._total), f"{message}, {left:.0f} s left")
-
-    def seconds_since_store(self) -> float:
-        """Return how much work an interruption would lose now."""
-        return time.monotonic() - self._last_store
-
-    def stored(self) -> None:
-        """Note that sums have just been stored."""
-        self._last_store = time.monotonic()

@@ -89,6 +89,11 @@ class Perturbations:
         """Where the first quantized weight lies; batches go there."""
         return self.weight(self.leaders[0]).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first quantized weight."""
+        return self.weight(self.leaders[0]).dtype
+
     def weight(self, layer: str) -> Tensor:
         """Return the float weight of a layer, detached."""
         weight = self.modules[layer]._parameters["weight"]

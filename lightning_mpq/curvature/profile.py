@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,27 +14,24 @@ from torch import Generator, nn
 from ..batches import split_batch, to_device
 from ..calling import ForwardFn
 from ..candidates import Candidate, make_candidates
-from ..distributed import Rounds, active, broadcast, errors_shared, gather, on_rank_zero, rank
+from ..distributed import Rounds, errors_shared, gather
 from ..groups import LayerGroup, LayerGroups, find_groups
 from ..rounded_weights import RoundedWeights
 from ..staged_work import Progress
 from .accumulation import LEAST_BATCHES, Accumulator
-from .cache import TaylorCache
 from .clock import ProfileClock
+from .earlier_work import EarlierWork
 from .estimators import Curvature, Estimators, Loss, check_settings
 from .evaluator import Evaluator, LossFn, check_finite_parameters
-from .fingerprint import hash_batch, hash_settings
+from .fingerprint import hash_settings
 from .isolation import isolated
 from .kept_measurements import KeptMeasurements, candidate_hashes
 from .likelihood import Likelihood, guess_likelihood
 from .model import TaylorModel
 from .perturbation import Perturbations
-from .ranks import check_parts, common_key, shares_of_ranks
+from .ranks import check_parts, common_key
 from .sanity import warn_far_from_minimum
 from .weights import batch_statistics, has_batch_statistics
-
-_STORE_SECONDS = 30.0
-"""At most this much work is lost by an interruption when there is a cache."""
 
 
 def profile(
@@ -149,29 +144,17 @@ def profile(
             key = hash_settings(model, tuple(found), offered, settings)
         key = common_key(key, model, offered, rounded)
         sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
-        cache = None if cache_dir is None else TaylorCache(cache_dir, key)
-        done: Counter[str] = Counter()
-        kept: KeptMeasurements | None = None
-        if cache is not None:
-            with errors_shared():
-                batches = list(batches)
-                own_hashes = [hash_batch(batch) for batch in batches]
-            hashes = gather(own_hashes)
-            earlier = on_rank_zero(partial(cache.find, [digest for digests in hashes for digest in digests]))
-            if earlier is not None and len(earlier.batch_hashes) == sum(map(len, hashes)):
-                if progress is not None:
-                    progress(1.0, f"{curvature}: {earlier.samples} samples, found in {cache_dir}")
-                return earlier
-            if earlier is not None:
-                done = shares_of_ranks(earlier.batch_hashes, hashes)[rank()]
-                if rank() == 0:  # adds its sums to what all ranks measure from here on
-                    sums.continue_from(earlier)
-            if not active():
-                own_settings = hash_settings(model, tuple(found), (), {**settings, "rounded": rounded is not None})
-                names = candidate_hashes(found, offered, rounded)
-                kept = KeptMeasurements(
-                    cache.folder, own_settings, names, perturbations.weight(perturbations.leaders[0]).dtype
-                )
+
+        def kept(folder: Path) -> KeptMeasurements:
+            own = hash_settings(model, tuple(found), (), {**settings, "rounded": rounded is not None})
+            return KeptMeasurements(folder, own, candidate_hashes(found, offered, rounded), perturbations.dtype)
+
+        earlier = EarlierWork(cache_dir, key, batches, kept)
+        if earlier.result is not None:
+            if progress is not None:
+                progress(1.0, f"{curvature}: {earlier.result.samples} samples, found in {cache_dir}")
+            return earlier.result
+        earlier.continue_in(sums)
 
         def restricted(wanted: Sequence[int]) -> Perturbations:
             chosen = [offered[index] for index in wanted]
@@ -181,15 +164,15 @@ def profile(
         estimators: Estimators | None = None
         meaning: Likelihood | None = None
         evaluator = Evaluator(model, forward_fn, loss_fn)
-        clock = ProfileClock(batches, curvature, progress)
-        rounds = Rounds(batches)
+        clock = ProfileClock(earlier.batches, curvature, progress)
+        rounds = Rounds(earlier.batches)
         for number, own in enumerate(rounds, start=1):
             if tolerance is not None and sums.relative_error() <= tolerance:
                 break
             for batch in own:
                 with rounds.step():
                     evaluator.batch_number = number
-                    digest = hash_batch(batch)
+                    digest = earlier.digest(number - 1, batch)
                     batch = to_device(batch, perturbations.device)
                     if estimators is None:
                         chunk = next(split_batch(batch, chunk_size))
@@ -197,29 +180,22 @@ def profile(
                         estimators = Estimators(
                             curvature, modelled, evaluator, meaning, draws, reestimated, perturbations, restricted
                         )
-                    if done[digest] > 0:
-                        done[digest] -= 1
+                    if earlier.is_done(digest):
                         clock.skip()
                         continue
                     generator = _generator(perturbations.device, seed, digest)
                     parts = []
                     for place, chunk in enumerate(split_batch(batch, chunk_size)):
-                        known, columns = (None, ()) if kept is None else kept.get(digest, place)
-                        parts.append(estimators.measure(chunk, generator, known, columns))
+                        parts.append(estimators.measure(chunk, generator, *earlier.known(digest, place)))
                         sums.add(parts[-1])
-                    if kept is not None:
-                        kept.add(digest, parts)
+                    earlier.keep(digest, parts)
                     sums.hashes.append(digest)
                     clock.tick(sums.samples)
-            if cache is not None and broadcast(clock.seconds_since_store() > _STORE_SECONDS):
-                on_rank_zero(partial(cache.store, sums.result()))
-                if kept is not None:
-                    kept.store()
-                clock.stored()
+            earlier.store_sometimes(sums)
         guess = repr(meaning) if likelihood == "auto" else ""
         check_parts(gather((guess, sums.hashes)))
+        result = sums.result()
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
-            result = sums.result()
             warnings.warn(
                 f"The batches ended at a relative error of {reached:.2g} of the predictions ({result.samples} samples "
                 f"in {len(result.batch_hashes)} batches, at least {LEAST_BATCHES} are needed); tolerance={tolerance} "
@@ -227,11 +203,7 @@ def profile(
                 UserWarning,
                 stacklevel=2,
             )
-        result = sums.result()
-        if cache is not None:
-            on_rank_zero(partial(cache.store, result))
-        if kept is not None:
-            kept.store()
+        earlier.store(result)
     if modelled == "task":
         warn_far_from_minimum(result)
     return result

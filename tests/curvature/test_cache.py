@@ -178,7 +178,7 @@ def test_an_entry_renamed_over_another_is_not_used(tmp_path):
 def test_an_interrupted_measurement_continues_bit_identical(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.profile"], "_STORE_SECONDS", -1.0)
+    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.earlier_work"], "_STORE_SECONDS", -1.0)
     whole = profile(model(), data(), **OPTIONS)
     net = counted()
 
