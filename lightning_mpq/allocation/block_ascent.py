@@ -28,9 +28,13 @@ from .difference_form import DifferenceForm
 from .problem import Array, Indices
 
 _SWEEPS = 24
+"""Of all blocks, while mu falls from the first value to the last."""
 _SWEEPS_PER_PROGRAM = 2
+"""Sweeps that take the relaxed solution of one convex program as given."""
 _BARRIER = (1.0, 1e-2)
+"""First and last mu, as a share of the objective for each variable."""
 _SMOOTHING = (0.05, 0.005)
+"""First and last share of the uniform point in t: W is singular where a mass is zero."""
 
 
 def block_ascent(

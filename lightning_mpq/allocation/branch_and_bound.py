@@ -18,8 +18,11 @@ from .primal_dual import convexify
 from .problem import Array, Indices, Mask, Problem
 
 _ENUMERABLE = 4096
+"""So many selections are tried one by one instead of bounded."""
 _MOST_VARIABLES = 2500
+"""Beyond this a node has no more than the bound of `gilmore_lawler_bound`: others need dense matrices."""
 _ROUNDING = 1e-8
+"""A conditional bound must exceed the cutoff by so much, relatively, before a candidate is dropped for it."""
 
 
 @dataclass(order=True)

@@ -10,7 +10,9 @@ from .lagrangian import lagrangian
 from .problem import Array, Indices, Mask, Problem
 
 _SHORTLIST = 110
+"""Moves of each kind that pairs are made of where there are too many to try all: the square of it is tried."""
 _RELATIVE_GAIN = 1e-12
+"""Less of a gain may be rounding, and could lead in circles."""
 
 
 class LocalSearch:

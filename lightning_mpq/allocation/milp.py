@@ -19,6 +19,7 @@ from .problem import Array, Indices, Mask, Problem
 Solver = Literal["highs", "cbc"]
 SOLVERS: tuple[Solver, ...] = ("highs", "cbc")
 _SCALE = 1e4
+"""Magnitude that objectives and rows are brought to, far above the solvers' absolute tolerances."""
 _HAS_SOLUTION = (mip.OptimizationStatus.OPTIMAL, mip.OptimizationStatus.FEASIBLE)
 
 

@@ -22,6 +22,7 @@ from .preparation import Preparation
 from .problem import Indices
 
 _ROUNDS = 5
+"""At most; each is one more quadratic program, and they end once the plan stays the same."""
 
 
 def robust_allocation(

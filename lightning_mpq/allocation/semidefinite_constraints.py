@@ -8,6 +8,7 @@ from .difference_form import DifferenceForm
 from .problem import Array
 
 _STRIP = 192
+"""Rows of the Newton matrix that are filled at once, which bounds the memory of the gathered entries."""
 
 
 class SemidefiniteConstraints:

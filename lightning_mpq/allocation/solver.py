@@ -17,6 +17,7 @@ from .robust import robust_allocation
 from .rules import Rules
 
 _ADDITIVE_SECONDS = 10.0
+"""At most for the additive plan, which the quadratic search starts from: long limits are meant for the latter."""
 
 
 def allocate(
