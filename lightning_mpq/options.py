@@ -32,6 +32,11 @@ class CandidateOptions:
         fixed_bits: Pattern to the one width its layers get.
         min_bits: Pattern to the least width its layers may get.
         max_bits: Pattern to the largest width its layers may get.
+
+    Example::
+
+        candidates = mpq.CandidateOptions(bits=(2, 3, 4, 8), granularities=("channel", 64), keep_float=["head"])
+        mpq.MixedPrecisionQuantization(3.0, candidates=candidates)
     """
 
     bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
@@ -84,6 +89,11 @@ class CurvatureOptions:
             exploit them.
         likelihood: What the outputs mean: "auto" guesses and says so, or e.g. ``Categorical(class_dim=1)``.
         seed: Seed of the drawn labels.
+
+    Example::
+
+        curvature = mpq.CurvatureOptions(estimator="hessian", loss="task")     # of training_step's own loss
+        mpq.MixedPrecisionQuantization(3.0, curvature=curvature)
     """
 
     estimator: Literal["fisher", "hessian", "gauss_newton", "secant"] = "fisher"
@@ -120,6 +130,11 @@ class SolverOptions:
         seed: Seed of the local search.
         robust: Multiple of the prediction's standard error that is minimised with it.
         rules: Groups that must be equal, least and most bits, few distinct widths; see `Rules`.
+
+    Example::
+
+        solver = mpq.SolverOptions(time_limit=60, rules=mpq.Rules(equal=[("*.q", "*.k", "*.v")]))
+        mpq.MixedPrecisionQuantization(3.0, solver=solver)
     """
 
     objective: Literal["quadratic", "additive"] = "quadratic"
@@ -145,6 +160,10 @@ class RepairOptions:
         batchnorm: Whether BatchNorm statistics are measured again behind the quantized weights.
         biases: Whether biases are shifted until mean outputs are those of the float model, layer by layer. "auto":
             where there is no BatchNorm that makes up for them.
+
+    Example::
+
+        mpq.quantize(model, policy, batches, repair=mpq.RepairOptions(batchnorm=False))
     """
 
     sequential: bool = True
@@ -169,6 +188,10 @@ class LoopOptions:
         rounds: How often the loss is expanded again around the best plan so far and solved again, if prediction and
             measurement of that plan disagree.
         trust: By which factor they may differ before that is done.
+
+    Example::
+
+        mpq.MixedPrecisionQuantization(3.0, loop=mpq.LoopOptions(plans=1, rounds=0))    # takes the solved plan as it is
     """
 
     plans: int = 3
