@@ -20,7 +20,7 @@ from .problem import Array, Indices, Mask, Problem
 from .status import SolveStatus
 
 _MILP_VARIABLES = 20
-"""What screening left goes to python-mip if it has no more binaries than that, and to the branch and bound otherwise."""
+"""What screening left goes to python-mip if it has no more binaries than that, else to the branch and bound."""
 _OPTIMAL = 2e-6
 """Relative gap at which a plan counts as the best: integer programming solvers are no more exact."""
 _SECONDS_PER_CUBE = 4e-11
