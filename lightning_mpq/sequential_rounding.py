@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .calling import ForwardFn
+from .curvature.evaluator import check_finite_parameters
 from .curvature.isolation import isolated
 from .distributed import broadcast, errors_shared, gather, on_rank_zero, refuse_empty_ranks, sum_over_ranks
+from .errors import NonFiniteError
 from .held_weights import named_layers
 from .layers import kind_of, rows_to_weight, weight_rows
 from .paused_passes import PausedPasses, Stop, order_of_calls
@@ -67,6 +69,7 @@ def round_sequentially(
         ValueError: If there is no batch, or policy and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
     """
+    check_finite_parameters(model)
     refuse_empty_ranks(gather(len(batches)))
     if not len(batches):
         raise ValueError("Sequential rounding needs at least one calibration batch, got none.")
@@ -92,6 +95,8 @@ def round_sequentially(
             if progress is not None:
                 progress(number / len(order), f"round {layer} behind {number} rounded layers")
             moments = _joint_moments(module, floats.at(layer), twins.at(layer))
+            if not all(torch.isfinite(moment).all() for moment in moments):
+                raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
             found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, moments, schemes[layer], damping))
             _set_weight(stops[1][layer], found[layer])
     return {layer: found[layer] for layer in schemes}

@@ -127,6 +127,18 @@ def test_the_groups_reach_the_callback() -> None:
     assert pipeline.cache_dir == "some_cache"
 
 
+@pytest.mark.parametrize("name", ["sequential", "batchnorm", "biases"])
+def test_each_repair_is_switched_off_by_one_word(name: str) -> None:
+    assert instantiate(composed().callbacks.mpq).pipeline.repair == RepairOptions()
+    found = instantiate(composed(f"repair.{name}=false").callbacks.mpq).pipeline.repair
+    assert vars(found) == vars(RepairOptions()) | {name: False}
+
+
+def test_several_granularities_are_offered_at_once() -> None:
+    options = instantiate(composed("candidates.granularities=[channel,64]", "candidates.bits=[3]").candidates)
+    assert {(scheme.bits, scheme.granularity) for scheme in options.offered_schemes()} == {(3, "channel"), (3, 64)}
+
+
 @pytest.mark.parametrize(("option", "epochs", "distill"), [("none", 0, 0), ("qat", 2, 0), ("distill", 2, 1)])
 def test_finetuning_reaches_the_callback(option: str, epochs: int, distill: float) -> None:
     phase = instantiate(composed(f"finetune={option}").callbacks.mpq).finetuning

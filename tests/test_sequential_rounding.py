@@ -1,11 +1,13 @@
 """Sequential rounding against least squares in closed form, and its gain over rounding by float inputs."""
 
+import threading
 from statistics import geometric_mean
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups import find_groups
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy
@@ -100,6 +102,20 @@ def test_the_model_and_the_random_state_are_as_they_were_and_shared_weights_shar
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_numbers_that_are_not_finite_are_refused_with_the_layers_name_and_no_thread_stays():
+    model, threads = Net(), threading.active_count()
+    policy = policy_of(model, 2)
+    model.up.register_forward_hook(lambda module, args, output: output / 0)
+    known = round_policy(Net(), samples(4, 4, 6, 6).float().split(4), policy)
+    with pytest.raises(NonFiniteError, match="inputs of the layer 'head' are NaN or infinite"):
+        round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy, rounded=known)
+    assert threading.active_count() == threads
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="'weight' in the module 'conv'"):
+        round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy)
 
 
 def test_no_batch_is_a_sentence():
