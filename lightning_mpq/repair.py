@@ -17,7 +17,8 @@ from .policy import BitPolicy
 from .quantizers import QuantizedRows
 from .rounded_weights import RoundedWeights
 from .rounding import round_policy
-from .sequential_rounding import Progress, round_sequentially
+from .sequential_rounding import round_sequentially
+from .staged_work import Progress
 
 
 class Repair:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .calibration import Progress, input_moments
+from .calibration import input_moments
 from .calling import ForwardFn
 from .candidates import Candidate
 from .curvature.evaluator import check_finite_parameters
@@ -20,6 +20,7 @@ from .layers import row_parts, weight_rows
 from .policy import GRIDS, BitPolicy, Grid, WeightScheme
 from .quantizers import InputMoment, QuantizedRows, RoundedRows, round_rows
 from .rounded_weights import RoundedWeights
+from .staged_work import Progress
 
 
 def second_order_schemes(
