@@ -22,6 +22,7 @@ DEMANDS = ROOT / "benchmarks" / "RESULTS.md"
 BLOCKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "main_job": ("main_job-fashion_mnist", readme_blocks.main_job),
     "compression": ("compression", readme_blocks.compression),
+    "repair": ("repair", readme_blocks.repair),
     "held_out": ("held_out", readme_blocks.held_out),
     "fidelity": ("fidelity", readme_blocks.fidelity),
     "finetune": ("finetune", readme_blocks.finetune),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .accuracy import mean
@@ -55,10 +55,11 @@ def compression(content: Content) -> str:
         mine = [row for row in rows if row["network"] == network]
         base = [row for row in mine if row["rounding"] == "float"]
         budgets = sorted({row["budget"] for row in mine if "budget" in row})
+        most = max(row["bits"] - row["budget"] for row in mine if "budget" in row)
         lines += [
             f"{network}, {len(base)} training seed{'s' * (len(base) > 1)}, float "
             f"{mean(row['accuracy'] for row in base):.2f} %: test points lost without / with repair of BatchNorm "
-            "statistics",
+            f"statistics; uniform widths store up to {most:.2f} bits more, for scales",
             "",
             "| average bits | " + " | ".join(f"{budget:g}" for budget in budgets) + " |",
             "| --- |" + " ---: |" * len(budgets),
@@ -74,6 +75,41 @@ def compression(content: Content) -> str:
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def repair(content: Content) -> str:
+    """Return what each repair gains, and what blocks of columns gain as candidates; means over seeds."""
+    rows = content["results"]
+    ways = {
+        "as rounded by float inputs": (False, False),
+        "repaired": (False, True),
+        "rounded in sequence": (True, False),
+        "in sequence and repaired": (True, True),
+    }
+    lines = [f"| divergence (points lost) | {' | '.join(ways)} |", "| --- |" + " ---: |" * len(ways)]
+    repairs = [row for row in rows if row["compared"] == "repair"]
+    for network, plan in dict.fromkeys((row["network"], row["plan"]) for row in repairs):
+        mine = [row for row in repairs if (row["network"], row["plan"]) == (network, plan)]
+        found = [[r for r in mine if (r["sequential"], bool(r["repaired"])) == way] for way in ways.values()]
+        lines.append(f"| {network}, {plan} | {' | '.join(map(_held_out, found))} |")
+    several = [row for row in rows if row["compared"] == "granularity"]
+    offers = list(dict.fromkeys(row["offered"] for row in several))
+    if several:
+        lines += ["", f"| scales offered as candidates | {' | '.join(offers)} | groups that take blocks |"]
+        lines.append("| --- |" + " ---: |" * (len(offers) + 1))
+    for network, budget in dict.fromkeys((row["network"], row["budget"]) for row in several):
+        mine = [row for row in several if (row["network"], row["budget"]) == (network, budget)]
+        cells = [_held_out([row for row in mine if row["offered"] == offered]) for offered in offers]
+        cells.append(f"{max(row['groups_in_blocks'] for row in mine)} of {mine[0]['groups']}")
+        lines.append(f"| {network}, {budget:g} bits | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _held_out(rows: Sequence[Content]) -> str:
+    if not rows:
+        return ""
+    divergence, lost = (mean(row["held_out"][key] for row in rows) for key in ("divergence", "points_lost"))
+    return f"{divergence:.4f} ({lost:+.2f})"
 
 
 def held_out(content: Content) -> str:
@@ -168,7 +204,9 @@ def inference(content: Content) -> str:
         "onnxruntime, float32 products": "onnxruntime on our file, inputs in float32",
     }
     rows = [row for row in content["results"] if row["way"] in ways and "over_float32" in row]
-    cases = list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
+    measured = {(row["model"], row["batch"]) for row in rows}
+    shown = ("linear-1024x4096", 1), ("12 x linear-1024x4096", 1), ("12 x linear-1024x4096", 64), ("resnet20", 1)
+    cases = [case for case in shown if case in measured]
     lines = [
         "| times as fast as float32 | " + " | ".join(f"{model}, batch {batch}" for model, batch in cases) + " |",
         "| --- |" + " ---: |" * len(cases),
