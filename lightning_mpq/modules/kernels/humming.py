@@ -1,7 +1,9 @@
 """CUDA: humming-kernels compile a product for weights of 2 to 8 bits on the spot.
 
-Written from the interface of humming-kernels 0.1.19; every prepared weight is compared with the plain path before
-it is used, so that a release that means something else by it is refused rather than believed.
+Written from the source of humming-kernels 0.1.19, whose own checks of shapes, types and configurations pass; every
+prepared weight is compared with the plain path before it is used, so that a release that means something else by it
+is refused rather than believed. Compiling takes CUDA's headers: those of a toolkit, or of ``humming-kernels[cu13]``
+(``[cu12]``).
 """
 
 from __future__ import annotations
@@ -14,9 +16,19 @@ from torch import Tensor
 from .base import Kernel, PreparedLinear, UnsuitableWeightError, bytes_of
 from .matrix import PackedMatrix
 
+LOCKS = 2048
+"""Counters that thread blocks meet at, as many as humming's own layer has; each weight needs its own."""
+ROWS_TOGETHER = 128
+"""Outputs that its Hopper kernels compute together, twice as many as those for other GPUs; it fills up with zeros."""
+ALIGNMENT = 16
+"""Bytes that inputs must start at a multiple of."""
+
 
 class HummingKernel(Kernel):
-    """``humming_forward`` of humming-kernels on unsigned codes, with the grid's offset as a floating zero point."""
+    """``humming_forward`` of humming-kernels: ``(code - zero point) * scale``, codes unsigned, the zero point floating.
+
+    Without a zero point the middle code stands for zero, as it does on the symmetric grid.
+    """
 
     name = "humming"
 
@@ -31,14 +43,18 @@ class HummingKernel(Kernel):
             return f"needs a later GPU for {dtype} than one of compute capability {capability[0]}.{capability[1]}"
         if find_spec("humming") is None:
             return "needs the package humming-kernels: pip install 'lightning_mpq[cuda-kernels]'"
-        if matrix.rows % 64 or matrix.columns % 32:
-            return f"takes multiples of 64 outputs and 32 inputs, and the layer has {matrix.rows} and {matrix.columns}"
+        if matrix.rows % 8 or matrix.columns % 32:
+            return f"takes multiples of 8 outputs and 32 inputs, and the layer has {matrix.rows} and {matrix.columns}"
         if matrix.block % 32 or matrix.columns % matrix.block:
             return f"takes blocks that are multiples of 32 columns and divide a row, and these are of {matrix.block}"
         return None
 
     def prepare(self, matrix: PackedMatrix, dtype: torch.dtype) -> PreparedLinear:
         """See `Kernel.prepare`."""
+        with torch.cuda.device(matrix.device):  # humming looks at the current device
+            return self._prepare(matrix, dtype)
+
+    def _prepare(self, matrix: PackedMatrix, dtype: torch.dtype) -> PreparedLinear:
         from humming import ops
         from humming.forward import humming_forward
         from humming.schema import HummingWeightSchema
@@ -62,12 +78,14 @@ class HummingKernel(Kernel):
         if shifted:  # at most 255 in halves: exact in bfloat16 as well
             tensors["zero_point"] = (matrix.row_offsets() + 2 ** (bits - 1)).to(dtype).contiguous()
         config, ready = prepare_and_transform_humming_tensors(
-            tensors, rows, columns, schema, torch_dtype=dtype, device=matrix.device
+            tensors, rows, columns, schema, pad_n_to_multiple=ROWS_TOGETHER, torch_dtype=dtype, device=matrix.device
         )
-        locks = torch.zeros(2048, dtype=torch.int32, device=matrix.device)
+        locks = torch.zeros(LOCKS, dtype=torch.int32, device=matrix.device)
 
         def linear(inputs: Tensor, bias: Tensor | None) -> Tensor:
+            if inputs.data_ptr() % ALIGNMENT:  # a view that starts in the middle of a tensor
+                inputs = inputs.clone()
             result = humming_forward(config, inputs=inputs, locks=locks, **ready)
-            return result if bias is None else result + bias
+            return result if bias is None else result.add_(bias)
 
         return PreparedLinear(self.name, linear, bytes_of(locks, *ready.values()))

@@ -72,8 +72,19 @@ def test_torch_int4_takes_few_bits(bits, grid):
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_humming_takes_every_width_and_grid(bits, grid, dtype):
-    for granularity in ("tensor", "channel", 128):
-        check(packed_linear(128, 256, WeightScheme(bits, granularity, grid), dtype).cuda(), "humming")
+    for granularity in ("tensor", "channel", 32, 128):
+        for rows in (128, 72):
+            check(packed_linear(rows, 256, WeightScheme(bits, granularity, grid), dtype).cuda(), "humming")
+
+
+@needs_humming
+def test_humming_takes_inputs_that_start_anywhere():
+    net = packed_linear(128, 64, WeightScheme(4), torch.float16).cuda()
+    inputs = torch.randn(3 * 64 + 1, device="cuda", dtype=torch.float16)[1:].view(3, 64)
+    with torch.no_grad():
+        expected = net(inputs)
+        assert use_kernels(net, "humming")["0"].kernel == "humming"
+        assert_close(net(inputs), expected)
 
 
 @needs_auto_round
