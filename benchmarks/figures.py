@@ -12,7 +12,7 @@ from .accuracy import mean
 
 RESULTS = Path(__file__).parent / "results"
 Content = Mapping[str, Any]
-_PURPLE, _ORANGE, _GREY, _BLUE = "#6206e0", "#d08000", "#999999", "#0070c0"
+_PURPLE, _ORANGE, _GREY, _GREEN = "#6206e0", "#d08000", "#999999", "#008060"
 
 
 def read(name: str) -> Content:
@@ -60,7 +60,7 @@ def main_job(content: Content) -> Any:
         for axes, key, factor in ((left, "test_accuracy", 100), (right, "measured_loss", 1)):
             points = sorted({(row["stored_bytes"] / 1000, factor * row[key]) for row in mine})
             axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=label)
-    _float_line(left, 100 * base["test_accuracy"], base["stored_bytes"], standard_error(base["test_accuracy"]))
+    _float_line(left, 100 * base["test_accuracy"], standard_error(base["test_accuracy"]))
     left.set(ylabel="test accuracy, %", title="accuracy on 10,000 test images")
     left.set_ylim(100 * base["test_accuracy"] - 2, 100 * base["test_accuracy"] + 1)
     right.set(ylabel="nats per image", yscale="log", title="divergence from the float model")
@@ -74,34 +74,40 @@ def compression(content: Content) -> Any:
     rows: Sequence[Content] = content["results"]
     networks = {"resnet20": "ResNet-20", "mobilenet": "MobileNetV2-like (depthwise)"}
     found = [name for name in networks if any(row["network"] == name for row in rows)]
-    figure, panels = _pyplot().subplots(1, len(found), figsize=(6 * len(found), 4.6), squeeze=False)
+    figure, panels = _pyplot().subplots(1, len(found), figsize=(5 * len(found) + 2, 4.6), squeeze=False)
     colors = {"uniform": _GREY, "additive": _ORANGE, "full": _PURPLE}
+    ways = {
+        (rounding, plan): (marker, color, f"{rounding.replace('_', ' ')}, {plan}")
+        for rounding, marker in (("nearest", "s"), ("second_order", "o"))
+        for plan, color in colors.items()
+    }
+    ways["sequential", "full"] = ("D", _GREEN, "in sequence, full (default)")
     for axes, network in zip(panels[0], found, strict=True):
         mine = [row for row in rows if row["network"] == network]
         base = [row for row in mine if row["rounding"] == "float"]
         accuracy = mean(row["accuracy"] for row in base)
-        _float_line(axes, accuracy, base[0]["stored_bytes"], standard_error(accuracy / 100) / sqrt(len(base)))
-        for rounding, marker in (("nearest", "s"), ("second_order", "o")):
-            for plan, color in colors.items():
-                for repair in (False, True):
-                    wanted = (rounding, plan, repair)
-                    curve = [row for row in mine if (row["rounding"], row.get("plan"), row.get("repair")) == wanted]
-                    points = [
-                        (mean(row["stored_bytes"] / 1000 for row in part), mean(row["accuracy"] for row in part))
-                        for part in _by(curve, "budget")
-                    ]
-                    axes.plot(
-                        *zip(*sorted(points), strict=True),
-                        marker=marker,
-                        markersize=4,
-                        color=color,
-                        linestyle="-" if repair else ":",
-                        markerfacecolor=color if repair else "white",
-                        label=f"{rounding.replace('_', ' ')}, {plan}{', repaired' if repair else ''}",
-                    )
-        axes.set(ylabel="test accuracy, %", title=networks[network], ylim=(accuracy - 12, accuracy + 1))
+        _float_line(axes, accuracy, standard_error(accuracy / 100) / sqrt(len(base)))
+        for (rounding, plan), (marker, color, label) in ways.items():
+            for repair in (False, True):
+                wanted = (rounding, plan, repair)
+                curve = [row for row in mine if (row["rounding"], row.get("plan"), row.get("repair")) == wanted]
+                points = [
+                    (mean(row["stored_bytes"] / 1000 for row in part), mean(row["accuracy"] for row in part))
+                    for part in _by(curve, "budget")
+                ]
+                axes.plot(
+                    *zip(*sorted(points), strict=True),
+                    marker=marker,
+                    markersize=4,
+                    color=color,
+                    linestyle="-" if repair else ":",
+                    markerfacecolor=color if repair else "white",
+                    label=f"{label}{', repaired' if repair else ''}",
+                )
+        title = f"{networks[network]}, float: {base[0]['stored_bytes'] / 1000:,.0f} kB"
+        axes.set(ylabel="test accuracy, %", title=title, ylim=(accuracy - 7, accuracy + 0.6))
     _finish(panels[0], "stored bytes of the whole model, kB")
-    panels[0][-1].legend(loc="lower right", fontsize=7)
+    panels[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
     return figure
 
 
@@ -132,8 +138,8 @@ def _by(rows: Iterable[Content], key: str) -> list[list[Content]]:
     return list(parts.values())
 
 
-def _float_line(axes: Any, accuracy: float, stored: int, noise: float) -> None:
-    axes.axhline(accuracy, color="black", linestyle="--", linewidth=1, label=f"float ({stored / 1e3:,.0f} kB)")
+def _float_line(axes: Any, accuracy: float, noise: float) -> None:
+    axes.axhline(accuracy, color="black", linestyle="--", linewidth=1, label="float")
     axes.axhspan(accuracy - noise, accuracy + noise, color="black", alpha=0.08, label="one standard error")
 
 
