@@ -231,6 +231,8 @@ class FinetuneOptions:
         distill_from: Name of the submodule whose outputs are compared; by default the module itself.
         teacher_dtype: Type in which the float weights are kept for it: "float32", "bfloat16" or "float16".
         damping: Weight of the squared distance of weights to their levels, added to the loss against oscillations.
+        freeze_oscillations: Running frequency of going to and fro between two levels above which a weight is held, such
+            as 0.02 (see `OscillationFreezer`); 0 to hold none.
         optimizers: ``module -> what configure_optimizers may return``, to be used instead of it.
         reallocate_every: After how many epochs of it the loss is profiled again around the trained weights and the
             plan solved again, under the same budget; 0 for never. Not under several processes.
@@ -249,6 +251,7 @@ class FinetuneOptions:
     distill_from: str | None = None
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     damping: float = 0.0
+    freeze_oscillations: float = 0.0
     optimizers: Callable[[Any], Any] | None = None
     reallocate_every: int = 0
 
@@ -269,6 +272,11 @@ class FinetuneOptions:
         for name in ("distill", "damping", "margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}.")
+        if not 0 <= self.freeze_oscillations < 1:
+            raise ValueError(
+                f"freeze_oscillations must be a frequency from 0 (none is held) to below 1, got "
+                f"{self.freeze_oscillations!r}."
+            )
         for name, allowed in (("schedule", ("cosine", "constant")), ("batchnorm", ("average", "frozen"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

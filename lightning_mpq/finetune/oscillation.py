@@ -5,7 +5,7 @@ Nagel et al., Overcoming Oscillations in Quantization-Aware Training, ICML 2022,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -75,9 +75,15 @@ class OscillationFreezer:
         }
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Watch one optimizer step, and put held weights back to their levels; call it after each."""
+    def step(self, names: Collection[str] | None = None) -> None:
+        """Watch one optimizer step, and put held weights back to their levels; call it after each.
+
+        Args:
+            names: The weights that it was a step of; by default all.
+        """
         for name, (weight, quantizer) in self.handle.weights.items():
+            if names is not None and name not in names:
+                continue
             history = self._history[name]
             codes = quantizer.quantized(weight).codes
             change = torch.sign(codes.to(torch.int16) - history.codes.to(torch.int16)).to(torch.int8)
@@ -92,6 +98,12 @@ class OscillationFreezer:
                 levels = quantizer.levels(history.held, weight.dtype)
                 quantizer.write_rows(weight, torch.where(history.frozen, levels, quantizer.rows(weight)))
             history.codes = torch.where(history.frozen, history.held, codes)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Begin anew with some weights, whose grid has changed."""
+        for name in names:
+            weight, quantizer = self.handle.weights[name]
+            self._history[name] = _History.of(quantizer.quantized(weight).codes)
 
     @property
     def frozen_share(self) -> float:

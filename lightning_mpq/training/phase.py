@@ -26,6 +26,7 @@ from .extra_loss import ExtraLoss
 from .limits import FitLimits
 from .midway import batches_done, end_epoch, is_counted
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
+from .oscillations import OscillationWatch
 from .random_states import RandomStates
 from .reallocation import reallocate
 from .span import Span, span_of
@@ -63,7 +64,7 @@ class FinetunePhase:
         self._random = RandomStates()
         self._span = Span(options.epochs, options.steps)
         self._quantized: Mapping[str, Any] | None = None  # state of the handle, before it exists or after it is gone
-        self._extra = ExtraLoss(options)
+        self._extra, self._oscillations = ExtraLoss(options), OscillationWatch(options.freeze_oscillations)
         self._weights: set[str] = set()
         self.reallocations: tuple[ReallocationRow, ...] = ()
 
@@ -76,6 +77,7 @@ class FinetunePhase:
         """Take the user's limits, and refuse what cannot work; called in ``setup`` of a fit."""
         self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
         self.reallocations, self._random = (), RandomStates()
+        self._oscillations = OscillationWatch(self.options.freeze_oscillations)
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
         self._span = span_of(trainer, self.options.epochs, self.options.steps)
@@ -103,6 +105,7 @@ class FinetunePhase:
             self.handle.restore()
             self.handle = None
         self._extra.stop(module)
+        self._oscillations.stop()
         unfreeze_batchnorm(module)
         given_optimizers(module, None)
         if self._averaging is not None:
@@ -124,7 +127,13 @@ class FinetunePhase:
             assert state is not None
             self._span = self._span.from_here(int(state["first_epoch"]), int(state["first_step"]))
             self._quantized = state["quantized"]
+            if self.options.distill and "teacher" not in state:
+                raise ValueError(
+                    "The checkpoint was fine-tuned without distillation and holds no float model that could teach. Set "
+                    "distill=0 to go on with it, or start from a checkpoint of the float phase."
+                )
             self._extra.load(state.get("teacher"))
+            self._oscillations.load(state.get("oscillations"))
             self._averaging.sleep(trainer)
             given_optimizers(module, self.options.optimizers)
             self._limits.extend(*self._span.limits)
@@ -143,6 +152,8 @@ class FinetunePhase:
             state["reallocations"] = json.dumps([asdict(row) for row in self.reallocations])
             if (teacher := self._extra.state()) is not None:
                 state["teacher"] = teacher
+            if (seen := self._oscillations.state()) is not None:
+                state["oscillations"] = seen
         return state
 
     def resume(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -251,6 +262,9 @@ class FinetunePhase:
             row = reallocate(
                 module, self.handle, trainer.optimizers, pipeline, batches, self.options, trainer.current_epoch
             )
+        if row.kept:
+            moved = {layer for group in row.moved for layer in self.handle.policy.layers[group]}
+            self._oscillations.forget(moved & self._weights)
         self.reallocations = (*self.reallocations, row)
         return self.handle.policy
 
@@ -291,6 +305,7 @@ class FinetunePhase:
         floats = self.handle.pack()
         self.handle, self.phase = None, "over"
         self._extra.stop(module)
+        self._oscillations.stop()
         unfreeze_batchnorm(module)
         return floats
 
@@ -312,6 +327,7 @@ class FinetunePhase:
             trainer, self.handle, options.learning_rate, options.scale_learning_rate, module.automatic_optimization
         )
         self._extra.start(module, self.handle)
+        self._oscillations.start(self.handle, trainer.optimizers)
         if options.batchnorm == "frozen":
             freeze_batchnorm(module)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):

@@ -72,6 +72,30 @@ def test_a_weight_that_goes_to_and_fro_is_held_and_the_others_are_not():
     assert weight[1, 2].item() == pytest.approx(float(held))
 
 
+def test_weights_of_other_optimizers_and_new_grids_are_left_out():
+    net, handle = prepared()
+    weight, quantizer = handle.weights["0"]
+    low, high = (quantizer.levels(torch.full((4, 6), code), torch.float32)[1, 2] for code in (1, 2))
+
+    def go_to_and_fro(names):
+        for level in (low, high, low):
+            with torch.no_grad():
+                weight[1, 2] = level
+            freezer.step(names)
+
+    freezer = OscillationFreezer(handle, threshold=0.05, momentum=0.1)
+    go_to_and_fro(["another"])
+    assert freezer.frozen_share == 0
+    go_to_and_fro(["0"])
+    assert freezer.frozen_share == 1 / 24
+    freezer.forget(["0"])
+    assert freezer.frozen_share == 0
+    with torch.no_grad():
+        weight[1, 2] = high
+    freezer.step()  # one change has nothing to go back from
+    assert freezer.frozen_share == 0
+
+
 def test_history_is_resumed():
     def run(steps, freezer, weight, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -35,6 +35,7 @@ def test_arguments(arguments, said):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"temperature": -1.0}, "temperature must be positive"),
         ({"distill": -1.0}, "distill must be 0 or more"),
+        ({"freeze_oscillations": 1.0}, "freeze_oscillations must be a frequency"),
         ({"schedule": "linear"}, "schedule must be one of cosine, constant"),
         ({"batchnorm": "no"}, "batchnorm must be one of average, frozen"),
     ],
@@ -163,6 +164,14 @@ def test_a_checkpoint_of_another_plan(tmp_path):
     trained(tmp_path, other)
     with pytest.raises(ValueError, match="under another plan than policy="):
         fit(tmp_path, finetuning(4.5, policy=other.policy), resume=checkpoint)
+
+
+def test_a_teacher_that_the_checkpoint_does_not_hold(tmp_path):
+    fit(tmp_path, finetuning())
+    module, mixed = SmallClassifier(), finetuning(finetune=FinetuneOptions(distill=1.0))
+    with pytest.raises(ValueError, match="without distillation and holds no float model that could teach"):
+        fit(tmp_path, mixed, module=module, resume=tmp_path / "epoch=2.ckpt")
+    assert kind_of(module) == "float"
 
 
 def test_strategies_that_cut_parameters_are_refused_in_setup(tmp_path):

@@ -86,7 +86,14 @@ def test_every_checkpoint_resumes_opens_without_code_and_converts(tmp_path, unin
     fit(tmp_path / "plain", resume=tmp_path / "epoch=1.ckpt", max_epochs=3)  # without the callback
 
 
-@pytest.mark.parametrize("options", [{"distill": 1.0, "teacher_dtype": "bfloat16"}, {"batchnorm": "frozen"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distill": 1.0, "teacher_dtype": "bfloat16"},
+        {"batchnorm": "frozen"},
+        {"freeze_oscillations": 0.005, "learning_rate": 1.0},
+    ],
+)
 def test_what_options_add_is_resumed_as_well(tmp_path, options):
     settings = {"finetune": FinetuneOptions(**options), "finetune_epochs": 2}
     _, whole = fit(tmp_path / "whole", finetuning(**settings))

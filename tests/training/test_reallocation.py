@@ -81,7 +81,7 @@ def test_layers_of_one_plan_move_to_another_in_place_and_back():
     assert torch.equal(net(inputs), before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"distill": 1.0, "damping": 0.01}])
+@pytest.mark.parametrize("settings", [{}, {"distill": 1.0, "damping": 0.01}, {"freeze_oscillations": 0.005}])
 def test_a_wrong_plan_is_left_and_a_resumed_fit_ends_as_the_uninterrupted_one(tmp_path, settings):
     whole = moving(**settings)
     _, module = fit(tmp_path / "whole", WrongAtFirst(), whole)
