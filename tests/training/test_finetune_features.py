@@ -1,5 +1,6 @@
 """What Lightning does goes on working while a model is fine-tuned."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -8,6 +9,7 @@ import torch
 from finetune_cases import Recorder, finetuning, fit, kind_of, same
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from trainer_cases import SmallClassifier, SmallData, make_trainer, trained
 
@@ -70,17 +72,30 @@ def test_low_precision(tmp_path, precision):
     assert kind_of(module) == "packed"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="Lightning has fp16 with gradient scaling on CUDA only")
 def test_fp16_with_gradient_scaling(tmp_path):
-    _, module = trained(tmp_path, finetuning(), precision="16-mixed", accelerator="gpu")
-    assert kind_of(module) == "packed"
+    """``precision="16-mixed"`` becomes bf16 on a CPU, but Lightning's own plugin scales gradients there, too."""
+    gradients = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            found = [[p.grad.clone() for p in group["params"]] for group in optimizer.param_groups]
+            gradients.append(torch.cat([each.flatten() for each in found[1]]))
+
+    scaler, firsts = torch.amp.GradScaler("cpu"), []
+    for precision in ({"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}, {}):
+        gradients.clear()
+        _, module = trained(tmp_path, Watch(), finetuning(8.0, quantize_at=0), **precision)
+        assert kind_of(module) == "packed"
+        firsts.append(gradients[0])
+    assert scaler.get_scale() > 1000
+    assert float((firsts[0] - firsts[1]).norm() / firsts[1].norm()) < 0.1
 
 
 def test_a_compiled_inner_network_is_compiled_again_for_each_phase(tmp_path):
-    compiled = []
+    compiled, recorder = [], Recorder()
 
     def backend(graph, inputs):
-        compiled.append(any("FakeQuantized" in str(node.target) for node in graph.graph.nodes))
+        compiled.append(kind_of(module))
         return graph.forward
 
     class Compiled(SmallClassifier):
@@ -90,10 +105,11 @@ def test_a_compiled_inner_network_is_compiled_again_for_each_phase(tmp_path):
 
     L.seed_everything(0, verbose=False)
     module, mixed = Compiled(), finetuning(candidates=None)
-    make_trainer(tmp_path, mixed).fit(module, SmallData())
+    make_trainer(tmp_path, mixed, recorder).fit(module, SmallData())
     assert kind_of(module) == "packed"
+    assert recorder.epochs() == ["float", "float", "fake", "fake"]
+    assert {"float", "fake"} <= set(compiled)
     assert all(name.startswith("network._orig_mod.") for name in packed_layers(module))
-    assert compiled
     plain = trained(tmp_path, finetuning(candidates=None))[1]
     for one, other in zip(packed_layers(module).values(), packed_layers(plain).values(), strict=True):
         torch.testing.assert_close(one.weight, other.weight, rtol=0.05, atol=0.02)
@@ -236,6 +252,34 @@ def test_distillation_pulls_outputs_towards_the_float_model_and_leaves_the_step_
             after = module.eval()(images).log_softmax(1)
         losses[weight] = float((losses[weight].exp() * (losses[weight] - after)).sum(1).mean())
     assert losses[20.0] < losses[0.0]
+
+
+@pytest.mark.parametrize("make", [SmallClassifier, TwoOptimizers])
+def test_weights_that_go_to_and_fro_are_held(tmp_path, make):
+    """Held weights change no more; in the same training without the option some go to and fro again and again."""
+    returns = {}
+    for threshold in (0.0, 0.005):
+        codes = []
+
+        class Watch(L.Callback):
+            def on_train_batch_end(self, trainer, pl_module, *args, codes=codes):
+                if mixed.finetuning.handle is not None:  # noqa: B023
+                    rows = mixed.finetuning.handle.quantized_rows().values()  # noqa: B023
+                    codes.append(torch.cat([each.codes.flatten() for each in rows]).int())
+
+        L.seed_everything(0, verbose=False)
+        options = FinetuneOptions(freeze_oscillations=threshold, learning_rate=1.0, schedule="constant")
+        module, mixed = make(), finetuning(3.0, finetune=options, finetune_epochs=4)
+        make_trainer(tmp_path, mixed, Watch()).fit(module, SmallData())
+        assert kind_of(module) == "packed"
+        last, count = torch.zeros_like(codes[0]), torch.zeros_like(codes[0])
+        for before, after in pairwise(codes):
+            change = (after - before).sign()
+            count += change * last < 0
+            last = torch.where(change == 0, last, change)
+        returns[threshold] = int(count.max())
+    assert returns[0.0] > 2
+    assert returns[0.005] <= 2  # the return itself, and the jump to the level that is held
 
 
 def test_trials_of_the_verdict_leave_no_trace_in_callbacks_and_loggers(tmp_path):

@@ -1,9 +1,11 @@
 """Fine-tuning within a fit: who acts when, what stays the same objects, and that packing changes no output."""
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
-from finetune_cases import LAYERS, Recorder, finetuning, fit, kind_of, same
+from finetune_cases import FEW, LAYERS, Recorder, finetuning, fit, kind_of, same
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from trainer_cases import SmallClassifier, SmallData, make_trainer, trained
 
@@ -55,6 +57,19 @@ def test_parameters_keys_and_float_epochs_stay_and_packing_changes_no_output(tmp
     assert all(torch.equal(layer.weight, watch.weights[name]) for name, layer in packed_layers(module).items())
     with torch.no_grad():
         assert torch.equal(module.eval()(SmallData().images), watch.outputs)
+
+
+def test_fine_tuning_starts_from_the_codes_of_plain_quantization(tmp_path):
+    """Those of error feedback, not the nearest ones: steps of no length leave what is packed without fine-tuning."""
+
+    def codes(**options):
+        packed = packed_layers(trained(tmp_path, finetuning(3.0, **options))[1])
+        return {name: layer.quantized_rows().codes for name, layer in packed.items()}
+
+    still = codes(finetune=FinetuneOptions(learning_rate=1e-12))
+    assert same(still, codes(finetune_epochs=0))
+    nearest = codes(finetune_epochs=0, candidates=replace(FEW, rounding="nearest"))
+    assert not same(still, nearest)
 
 
 def test_finetuning_lowers_the_loss_that_rounding_raised(tmp_path):
