@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,26 +89,31 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # which one, depends on the byte that is wrong
         raise CorruptModelError(
             f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "
             "after quantization, or a folder written by lightning_mpq.save."
         ) from error
-    policy, finetuned = policy_in_checkpoint(checkpoint), finetuned_state(checkpoint)
+    try:
+        policy, finetuned = policy_in_checkpoint(checkpoint), finetuned_state(checkpoint)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CorruptModelError(f"{path} cannot be read: {error}") from error
     if policy is None and finetuned is None:
         raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
-    floats = {} if policy is None else empty_packed_model(model, policy)
-    # Layers that were replaced keep their float weights, so that only the rest is copied to go back to.
-    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    floats: dict[str, nn.Module] = {}
+    before: dict[str, torch.Tensor] = {}
     try:
+        floats = {} if policy is None else empty_packed_model(model, policy)
+        # Layers that were replaced keep their float weights, so that only the rest is copied to go back to.
+        before = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if any(value.is_meta for value in before.values()):
             _fill(model, checkpoint["state_dict"])
         else:
             model.load_state_dict(checkpoint["state_dict"])
         if finetuned is not None:
             pack_finetuned(model, finetuned)
-    except (RuntimeError, ValueError, TypeError) as error:
-        if not any(value.is_meta for value in before.values()):
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if before and not any(value.is_meta for value in before.values()):
             model.load_state_dict(before)
         restore_layers(model, floats)
         raise CorruptModelError(f"{path} does not fit {type(model).__name__}: {error}") from error
@@ -132,4 +136,8 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
                 f"the tensor {name!r} must be {own.dtype} {list(own.shape)}, got {state[name].dtype} "
                 f"{list(state[name].shape)}."
             )
+    metadata = getattr(state, "_metadata", {})
+    for name, layer in packed_layers(model).items():
+        if error := layer.shape_error(f"{name}.", metadata.get(name, {})):
+            raise ValueError(error)
     fill_slots((slot, state[slot.name]) for slot in slots)

@@ -19,7 +19,7 @@ from ..policy import BitPolicy
 MANIFEST_NAME = "lightning_mpq.json"
 WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
 FORMAT = "lightning_mpq.model"
-VERSION = 1
+VERSION = 2
 REMEDY = "Fetch the files again, or save the model again."
 
 
@@ -51,6 +51,7 @@ class Manifest:
         model_class: Qualified name of the class that was saved; for messages only.
         policy: Which layers are packed, and how.
         compute_dtypes: Packed layer to the type that its weight is computed to.
+        weight_shapes: Packed layer to the shape of its weight, which the stored tensors do not tell.
         weights_file: Name of the tensor file in the same folder.
         weights_bytes: Its size.
         header_sha256: Hash of its header, length included.
@@ -61,6 +62,7 @@ class Manifest:
     model_class: str
     policy: BitPolicy
     compute_dtypes: Mapping[str, str]
+    weight_shapes: Mapping[str, tuple[int, ...]]
     weights_file: str
     weights_bytes: int
     header_sha256: str
@@ -75,6 +77,7 @@ class Manifest:
             "model_class": self.model_class,
             "policy": json.loads(self.policy.to_json()),
             "compute_dtypes": dict(self.compute_dtypes),
+            "weight_shapes": {name: list(shape) for name, shape in self.weight_shapes.items()},
             "weights_file": self.weights_file,
             "weights_bytes": self.weights_bytes,
             "header_sha256": self.header_sha256,
@@ -132,6 +135,7 @@ class Manifest:
             model_class=_text(body["model_class"]),
             policy=BitPolicy.from_json(json.dumps(body["policy"])),
             compute_dtypes=_texts(body["compute_dtypes"]),
+            weight_shapes={_text(name): _shape(shape) for name, shape in body["weight_shapes"].items()},
             weights_file=body["weights_file"],
             weights_bytes=_count(body["weights_bytes"]),
             header_sha256=_text(body["header_sha256"]),

@@ -60,6 +60,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
             model_class=f"{type(model).__module__}.{type(model).__qualname__}",
             policy=policy_of(model),
             compute_dtypes={name: dtype_name(layer.weight_dtype) for name, layer in layers.items()},
+            weight_shapes={name: tuple(layer.weight_shape) for name, layer in layers.items()},
             weights_file=weights.name,
             weights_bytes=weights.stat().st_size,
             header_sha256=str(header_sha256(weights)),
@@ -142,6 +143,12 @@ def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, Packed
             raise CorruptModelError(
                 f"The layer {name!r} was saved to compute in {saved}, but that of {own_name} is {own}. "
                 f"Convert the model before loading, e.g. with model.to(torch.{saved})."
+            )
+        shape, own_shape = manifest.weight_shapes.get(name, ()), tuple(layer.weight_shape)
+        if shape != own_shape:
+            raise CorruptModelError(
+                f"The weight of layer {name!r} was saved with the shape {list(shape)}, but that of {own_name} "
+                f"has {list(own_shape)}. Give {own_name} the architecture that was saved."
             )
     floats = replace_layers(model, layers)
     try:

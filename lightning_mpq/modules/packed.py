@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,6 +17,8 @@ from ..quantizers.packing import unpack_codes
 Memory = Literal["packed", "fast"]
 STORED = ("packed_codes", "scale", "zero_point")
 """The buffers that hold the weight. Their types never change: they are the stored format."""
+SHAPE_KEY = "weight_shape"
+"""Under which the metadata of a state dict hold the shape of a weight."""
 OWN_NAMES = {
     *STORED, "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape", "group", "memory", "kernel_choice"
 }  # fmt: skip
@@ -170,9 +172,18 @@ class PackedLayer(nn.Module):
         self.memory = memory
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save the buffers; the metadata of the state dict say of which shape the weight is, which no buffer does."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {})
+        metadata.setdefault(prefix.removesuffix("."), {})[SHAPE_KEY] = list(self.weight_shape)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load the buffers; refuse other types (they would be cast in silence), then renew the cache."""
-        error_messages: list[str] = args[-1]
+        """Load the buffers; refuse another shape, and other types (they would be cast in silence); renew the cache."""
+        local_metadata, error_messages = args[0], args[-1]
+        if error := self.shape_error(prefix, local_metadata):
+            error_messages.append(error)
+            return
         for name, own in self.stored_tensors().items():
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.dtype != own.dtype:
@@ -180,6 +191,15 @@ class PackedLayer(nn.Module):
                 return
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.memory = self.memory
+
+    def shape_error(self, prefix: str, metadata: Mapping[str, Any]) -> str | None:
+        """Return a sentence if the metadata of a saved layer tell of a weight of another shape; None if not."""
+        saved = metadata.get(SHAPE_KEY)
+        if saved is None or list(saved) == list(self.weight_shape):
+            return None
+        return (
+            f"{prefix}packed_codes holds a weight of shape {list(saved)}, and the layer has {list(self.weight_shape)}."
+        )
 
 
 def register_packed(float_type: type[nn.Module]) -> Callable[[type[PackedLayer]], type[PackedLayer]]:

@@ -177,5 +177,5 @@ def test_a_pickle_is_never_opened(saved, model, tmp_path):
 def test_nested_json_does_not_exhaust_the_stack(saved, model):
     (saved / MANIFEST_NAME).write_text("[" * 100_000)
     assert_refused(saved, model)
-    (saved / MANIFEST_NAME).write_text('{"format": "lightning_mpq.model", "version": 1, "policy": ' + "[" * 100_000)
+    (saved / MANIFEST_NAME).write_text('{"format": "lightning_mpq.model", "version": 2, "policy": ' + "[" * 100_000)
     assert_refused(saved, model)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_mpq.export import save
+from lightning_mpq.export.checkpoint import POLICY_KEY
 from lightning_mpq.modules import empty_packed_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
@@ -16,26 +17,32 @@ FLOAT_BYTES = LAYERS * WIDTH * WIDTH * 4  # 96 MiB
 CODE = """
 import sys, torch
 from torch import nn
-from lightning_mpq.export import load
+from lightning_mpq.export import load, load_checkpoint
 def peak():
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 with torch.device("meta"):
     model = nn.Sequential(*(nn.Linear({width}, {width}, bias=False) for _ in range({layers})))
 before = peak()
-load(sys.argv[1], model)
+{load}
 print(peak() - before)
 """
 
 
+LOADS = {"save": "load(sys.argv[1], model)", "checkpoint": "load_checkpoint(sys.argv[1] + '/model.ckpt', model)"}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_peak_memory_of_loading_is_a_small_part_of_the_float_model(tmp_path):
+@pytest.mark.parametrize("way", LOADS)
+def test_peak_memory_of_loading_is_a_small_part_of_the_float_model(tmp_path, way):
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
-    empty_packed_model(model, BitPolicy({str(index): WeightScheme(2) for index in range(LAYERS)}))
+    policy = BitPolicy({str(index): WeightScheme(2) for index in range(LAYERS)})
+    empty_packed_model(model, policy)
     with torch.no_grad():
         for layer in model:
             layer.packed_codes.random_(0, 256)
     save(model, tmp_path)
-    code = CODE.format(width=WIDTH, layers=LAYERS)
+    torch.save({POLICY_KEY: policy.to_json(), "state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    code = CODE.format(width=WIDTH, layers=LAYERS, load=LOADS[way])
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     packed_bytes = FLOAT_BYTES / 16

@@ -1,6 +1,7 @@
 """Checkpoints of packed modules through Lightning's own load_from_checkpoint and Trainer, without the callback."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,59 @@ def test_load_checkpoint_fills_an_instance_or_leaves_it(tmp_path):
         after = wrong.state_dict()
         assert before.keys() == after.keys()
         assert all(value.is_meta or torch.equal(value, before[name]) for name, value in after.items())
+
+
+class Strip(L.LightningModule):
+    """A convolution whose kernel may stand or lie: the same bytes either way."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, kernel)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_weight_of_another_shape_with_as_many_bytes_is_refused(tmp_path, device):
+    class PackedStrip(mpq.PackedCheckpoints, Strip):
+        pass
+
+    module = PackedStrip((1, 3))
+    pack_model(module, BitPolicy({"conv": WeightScheme(4)}))
+    trainer = L.Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "strip.ckpt")
+    with torch.device(device):
+        wrong, right = Strip((3, 1)), Strip((1, 3))
+    with pytest.raises(mpq.CorruptModelError, match=r"conv.packed_codes holds a weight of shape \[3, 2, 1, 3\]"):
+        mpq.load_checkpoint(tmp_path / "strip.ckpt", wrong)
+    assert not packed_layers(wrong)
+    assert torch.equal(mpq.load_checkpoint(tmp_path / "strip.ckpt", right).conv.weight, module.conv.weight)
+
+
+def test_damaged_checkpoints_are_refused_or_harmless(tmp_path):
+    """Cut, extended, and with changed bytes: a sentence, and the model as it was."""
+    net, path = written(tmp_path, PackedNet)
+    content, generator = path.read_bytes(), random.Random(0)
+    damaged, refused = tmp_path / "damaged.ckpt", 0
+    for number in range(200):
+        place, changed = generator.randrange(len(content)), bytearray(content)
+        if number % 4 == 0:
+            changed = changed[:place]
+        elif number % 4 == 1:
+            changed[place] ^= 1 << generator.randrange(8)
+        elif number % 4 == 2:
+            changed[place : place + 20] = generator.randbytes(20)
+        else:
+            changed[place:place] = generator.randbytes(9)
+        damaged.write_bytes(changed)
+        model = Net(width=7)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        try:
+            mpq.load_checkpoint(damaged, model)
+        except mpq.CorruptModelError:
+            refused += 1
+            assert not packed_layers(model)
+            assert model.state_dict().keys() == before.keys()
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        else:  # padding, names of records or what is not loaded
+            assert torch.equal(model(INPUTS), net(INPUTS))
+    assert refused > 100

@@ -279,8 +279,8 @@ class TestRefusals:
 
     def test_another_version(self, tmp_path):
         save(packed_net(), tmp_path)
-        resign(tmp_path, version=2)
-        self.refused(tmp_path, SavedNet(), "format version 2; this release reads version 1")
+        resign(tmp_path, version=1)
+        self.refused(tmp_path, SavedNet(), "format version 1; this release reads version 2")
 
     def test_a_cut_off_tensor_file(self, tmp_path):
         save(packed_net(), tmp_path)
@@ -342,6 +342,25 @@ class TestRefusals:
         ]:
             self.refused(saved, model, message)
         assert torch.equal(load(saved, untied).eval()(INDICES), packed_net()(INDICES))  # it can hold two copies
+
+    @pytest.mark.parametrize(
+        ("saved", "other"),
+        [
+            (lambda: nn.Linear(6, 3), lambda: nn.Linear(7, 3)),  # 18 and 21 codes fill the same three blocks of eight
+            (lambda: nn.Conv2d(2, 3, (1, 3)), lambda: nn.Conv2d(2, 3, (3, 1))),
+        ],
+    )
+    def test_a_layer_of_another_shape_with_as_many_bytes(self, tmp_path, saved, other):
+        net = nn.Sequential(saved())
+        pack_model(net, BitPolicy({"0": WeightScheme(4)}))
+        save(net, tmp_path)
+        model = nn.Sequential(other())
+        self.refused(tmp_path, model, r"weight of layer '0' was saved with the shape \[.*but that of Sequential has")
+        empty_packed_model(model, BitPolicy({"0": WeightScheme(4)}))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(RuntimeError, match=r"0\.packed_codes holds a weight of shape \[.*and the layer has \["):
+            model.load_state_dict(net.state_dict())
+        assert torch.equal(model.state_dict()["0.packed_codes"], before["0.packed_codes"])
 
     def test_a_model_that_ties_what_the_file_does_not(self, tmp_path):
         torch.manual_seed(0)
