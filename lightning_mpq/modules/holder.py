@@ -4,6 +4,9 @@ Each packed weight is a `PackedWeight`, a submodule by the name that the paramet
 and bytes are found as those of any packed layer. The module itself stays the same object and becomes an instance of a
 subclass of its type in which these names are properties that dequantize: whoever reads ``attention.in_proj_weight``,
 ``F.multi_head_attention_forward`` and the fast path of TransformerEncoderLayer too, reads the dequantized weight.
+
+So the name leads to a tensor where ``torch.func.functional_call`` and ``torch.export.export(..., strict=False)`` look
+for a submodule: export models with such modules by ``strict=True``.
 """
 
 from __future__ import annotations

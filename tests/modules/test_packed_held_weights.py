@@ -151,6 +151,40 @@ def test_copies_pickles_and_state_dicts_of_packed_modules_compute_the_same(case)
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
+def test_packed_modules_compile_and_export(case):
+    model, x = make(case)
+    pack_model(model, BitPolicy(dict.fromkeys(weights_of(model), SCHEME)))
+    expected = first(model(x))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    exported = torch.export.export(model, (x,), strict=True).module()
+    for found in (compiled, exported):
+        torch.testing.assert_close(first(found(x)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_casts_of_packed_modules_change_no_stored_weight(case, dtype):
+    model, x = make(case)
+    pack_model(model, BitPolicy(dict.fromkeys(weights_of(model), SCHEME)))
+    stored = {name: layer.codes() for name, layer in packed_layers(model).items()}
+    twin = copy.deepcopy(model).to(dtype)
+    assert first(twin(x.to(dtype))).dtype == dtype
+    assert all(torch.equal(layer.codes(), stored[name]) for name, layer in packed_layers(twin).items())
+    assert torch.equal(first(twin.float()(x)), first(with_rounded_floats(model, dtype)(x)))
+
+
+def with_rounded_floats(model, dtype):
+    """Return a copy whose float parameters went through a type, as those of a module that was cast and cast back."""
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return twin
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
 def test_restoring_brings_back_the_same_parameters_types_and_order(case):
     model, x = make(case)
     before, expected, kind = list(model.named_parameters()), first(model(x)), type(model)

@@ -64,7 +64,7 @@ def test_computes_in_the_type_of_the_module(kind, dtype):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("kind", ["linear", "conv-transpose2d-groups", "embedding-byte-rows"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_casts_change_the_computed_type_and_never_the_stored_one(kind, scheme):
     packed, oracle, inputs = make(kind, scheme)
     quantized = packed.quantized_rows()
