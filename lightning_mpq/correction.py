@@ -75,7 +75,7 @@ def reestimate_batchnorm(
             f"No statistics were measured before for the BatchNorm layer {missing[0]!r}; measure this model."
         )
     stored = {name: _statistics(layer) for name, layer in layers.items()}
-    with _statistics_kept_on_error(layers), _only_these_in_training(model, layers), torch.no_grad():
+    with _statistics_kept_on_error(layers), normalised_by_batch(model), torch.no_grad():
         for layer in layers.values():
             layer.reset_running_stats()
         count = 0
@@ -176,16 +176,19 @@ def restore_statistics(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Map
 
 
 @contextmanager
-def _only_these_in_training(model: nn.Module, layers: dict[str, _BatchNorm]) -> Iterator[None]:
-    """Evaluation mode for all but the given layers, which average cumulatively; everything restored.
+def normalised_by_batch(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers normalise by each batch and average their statistics over batches; all else in eval mode.
+
+    Modes and momenta are restored, statistics are not.
 
     A SyncBatchNorm layer would exchange statistics in every pass, and hang where processes have different numbers of
     batches; it works like the others for that time.
     """
+    layers = list(batchnorm_layers(model).values())
     modes = {module: module.training for module in model.modules()}
-    momenta = {layer: layer.momentum for layer in layers.values()}
+    momenta = {layer: layer.momentum for layer in layers}
     model.eval()
-    for layer in layers.values():
+    for layer in layers:
         layer.train()
         layer.momentum = None  # torch's name for a cumulative average
         if isinstance(layer, nn.SyncBatchNorm):

@@ -114,7 +114,7 @@ def final_codes(
         model: The float model, left as it was.
         batches: Calibration batches.
         policy: The policy.
-        options: Whether to round in sequence.
+        options: Whether to round in sequence, and whether for BatchNorm statistics that are measured again.
         rounded: The candidates' codes, if they are known.
         forward_fn: ``(model, batch) -> outputs``.
         progress: Called with the fraction done and a message.
@@ -124,7 +124,15 @@ def final_codes(
     """
     known = None if rounded is None else rounded.of_policy(policy)
     if rounds_in_sequence(policy, options):
-        return round_sequentially(model, batches, policy, rounded=known, forward_fn=forward_fn, progress=progress)
+        return round_sequentially(
+            model,
+            batches,
+            policy,
+            rounded=known,
+            reestimated=reestimates(model, options),
+            forward_fn=forward_fn,
+            progress=progress,
+        )
     if known is None and any(scheme.needs_inputs for scheme in policy.values()):
         return round_policy(model, batches, policy, forward_fn=forward_fn)
     return known or {}

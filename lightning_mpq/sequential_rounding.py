@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .calling import ForwardFn
+from .correction import normalised_by_batch
 from .curvature.evaluator import check_finite_parameters
 from .curvature.isolation import isolated
 from .distributed import broadcast, errors_shared, gather, on_rank_zero, refuse_empty_ranks, sum_over_ranks
@@ -38,6 +40,7 @@ def round_sequentially(
     *,
     rounded: Mapping[str, QuantizedRows] | None = None,
     damping: float = 0.01,
+    reestimated: bool = False,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QuantizedRows]:
@@ -59,6 +62,9 @@ def round_sequentially(
             for the layers that cannot be rounded in sequence; by default these are rounded by `round_policy`.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
             of `ErrorFeedback.factorise`.
+        reestimated: Whether BatchNorm statistics will be measured again behind the codes: layers are then rounded for
+            what such statistics let through, those of each batch. Codes that make up for statistics which do not stay
+            lose more than they gain.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
 
@@ -84,9 +90,12 @@ def round_sequentially(
     for layer, quantized in found.items():
         _set_weight(copies[layer], quantized)
     stops = [{name: which[name] for name in order} for which in (named_layers(model, remove_duplicate=False), copies)]
+    statistics = normalised_by_batch if reestimated else nullcontext
     with (
         isolated(model),
         isolated(twin),
+        statistics(model),
+        statistics(twin),
         torch.no_grad(),
         PausedPasses(model, batches, stops[0], "after", forward_fn) as floats,
         PausedPasses(twin, batches, stops[1], "before", forward_fn) as twins,

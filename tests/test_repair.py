@@ -95,6 +95,18 @@ def test_sequential_rounding_is_what_is_packed_unless_it_is_switched_off():
         quantize(model, policy_of(model), rounded=rounded)
 
 
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_codes_in_sequence_are_made_for_the_statistics_that_will_be_there(batchnorm):
+    model = with_batchnorm()
+    model[1].running_mean += 1
+    policy, options = policy_of(model), RepairOptions(batchnorm=batchnorm)
+    codes = final_codes(model, batches(), policy, options)
+    expected = round_sequentially(model, batches(), policy, reestimated=batchnorm)
+    other = round_sequentially(model, batches(), policy, reestimated=not batchnorm)
+    assert torch.equal(codes["3"].codes, expected["3"].codes)
+    assert not torch.equal(codes["3"].codes, other["3"].codes)
+
+
 def test_layers_that_round_to_nearest_stay_so_behind_layers_in_sequence():
     model = network()
     nearest = WeightScheme(3)

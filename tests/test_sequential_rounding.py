@@ -47,6 +47,34 @@ def test_the_second_layer_is_rounded_to_the_ridge_regression_of_float_outputs_on
     assert torch.equal(rounded["2"].scale, expected.scale)
 
 
+def test_for_reestimated_statistics_inputs_are_those_behind_the_statistics_of_each_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    model[1].running_mean += 1
+    model[1].running_var *= 4
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    data, scheme = samples(60, 6), SCHEMES[2]
+    rounded, frozen = (
+        round_sequentially(model, data.split(20), policy_of(model, 2), reestimated=way) for way in (True, False)
+    )
+    with torch.no_grad():
+        x, z = torch.zeros(0, 8).double(), torch.zeros(0, 8).double()
+        for batch in data.split(20):
+            for weight in (model[0].weight, rounded["0"].dequantize(torch.float64)):
+                hidden = batch @ weight.T  # the bias does not matter behind these statistics
+                hidden = torch.tanh((hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt())
+                x, z = (torch.cat([x, hidden]), z) if weight is model[0].weight else (x, torch.cat([z, hidden]))
+        own = z.T @ z / 60
+        damped = own + 0.01 * own.diagonal().mean() * torch.eye(8)
+        aim = model[3].weight @ (x.T @ z / 60 + damped - own)
+        expected = round_rows(aim @ torch.linalg.inv(damped), own[None], [scheme])[0].quantized
+    assert torch.equal(rounded["3"].codes, expected.codes)
+    torch.testing.assert_close(rounded["3"].scale, expected.scale)
+    assert not torch.equal(rounded["3"].codes, frozen["3"].codes)
+    assert all(torch.equal(one, other) for one, other in zip(buffers, model.buffers(), strict=True))
+    assert not model[1].training
+
+
 class Net(nn.Module):
     """Every kind of layer; one is called twice, two share a weight, and they are not called in order."""
 
