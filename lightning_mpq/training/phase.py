@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from ..errors import NonFiniteError
 from ..finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
 from ..finetune.resume import resume_fake_quantization
 from ..options import FinetuneOptions
@@ -29,6 +28,7 @@ from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, 
 from .oscillations import OscillationWatch
 from .random_states import RandomStates
 from .reallocation import reallocate
+from .refusals import check_epoch, refuse_diverged, refuse_lost_layers, refuse_unfit
 from .span import Span, span_of
 
 Phase = Literal["float", "due", "training", "over"]
@@ -52,10 +52,7 @@ class FinetunePhase:
         Raises:
             ValueError: If ``quantize_at`` is no epoch.
         """
-        if quantize_at is not None and (isinstance(quantize_at, bool) or not isinstance(quantize_at, int)):
-            raise ValueError(f"quantize_at must be the number of an epoch, got {quantize_at!r}.")
-        if quantize_at is not None and quantize_at < 0:
-            raise ValueError(f"quantize_at must be the number of an epoch, 0 or more, got {quantize_at!r}.")
+        check_epoch(quantize_at)
         self.options, self.quantize_at = options, quantize_at
         self.phase: Phase = "float"
         self.handle: FakeQuantization | None = None
@@ -81,22 +78,8 @@ class FinetunePhase:
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
         self._span = span_of(trainer, self.options.epochs, self.options.steps)
-        if self.wanted and trainer.limit_train_batches == 0:
-            raise ValueError("Fine-tuning needs training batches, and Trainer(limit_train_batches=0) gives none.")
-        if self.wanted and self.options.reallocate_every and trainer.world_size > 1:
-            raise ValueError(
-                "reallocate_every moves bits on one device only, and the Trainer has several processes. Set it to 0."
-            )
-        if self.wanted and self.options.reallocate_every and not module.automatic_optimization:
-            raise ValueError(
-                "reallocate_every judges a plan by the loss that training_step returns, and under manual optimization "
-                "that is a step of training. Set it to 0."
-            )
-        if self.wanted and self._extra.wanted and not module.automatic_optimization:
-            raise ValueError(
-                "Distillation and damping add to the loss that training_step returns, which manual optimization does "
-                "not use. Set distill=0 and damping=0, or add them in your own step (lightning_mpq.finetune)."
-            )
+        if self.wanted:
+            refuse_unfit(trainer, module, self.options)
 
     def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give Trainer and module back what is theirs; layers that are fake-quantized still become float ones."""
@@ -188,7 +171,8 @@ class FinetunePhase:
         assert self._limits is not None
         self._random.before_epoch()
         if self.phase == "training":
-            self._check_layers()
+            assert self.handle is not None
+            refuse_lost_layers(self.handle, self._weights)
         if self.phase not in ("float", "due") or not self.wanted:
             return False
         if self.phase == "float" and (self._limits.reached() or self._limits.stopped_early()):
@@ -289,7 +273,8 @@ class FinetunePhase:
         """At the end of a float epoch, see to it that the fit goes on to where `is_due` is asked; of others, check."""
         assert self._limits is not None
         if self.phase == "training":
-            self._check_numbers()
+            assert self.handle is not None
+            refuse_diverged(self.handle, self.options.learning_rate)
         if not self.wanted or self.phase not in ("float", "due"):
             return
         if self._limits.reached():
@@ -300,8 +285,8 @@ class FinetunePhase:
     def pack(self, module: L.LightningModule) -> dict[str, nn.Module]:
         """Replace the fake-quantized layers by packed ones; return the float ones."""
         assert self.handle is not None
-        self._check_layers()
-        self._check_numbers()
+        refuse_lost_layers(self.handle, self._weights)
+        refuse_diverged(self.handle, self.options.learning_rate)
         floats = self.handle.pack()
         self.handle, self.phase = None, "over"
         self._extra.stop(module)
@@ -332,25 +317,3 @@ class FinetunePhase:
             freeze_batchnorm(module)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
             torch._dynamo.reset()  # what was compiled has float layers in it
-
-    def _check_numbers(self) -> None:
-        """Refuse to go on from weights or scales that are NaN or infinite, before a checkpoint keeps them."""
-        assert self.handle is not None
-        try:
-            self.handle.quantized_rows()
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"Fine-tuning has diverged. {error} Lower the learning rate (FinetuneOptions(learning_rate="
-                f"{self.options.learning_rate:g}) is a factor on that of the optimizers) or clip gradients "
-                "(Trainer(gradient_clip_val=1.0)), and go on from the checkpoint before."
-            ) from error
-
-    def _check_layers(self) -> None:
-        """Refuse to go on if layers that are being fine-tuned are no longer in the model."""
-        assert self.handle is not None
-        if lost := sorted(self._weights - set(self.handle.weights)):
-            raise ValueError(
-                f"Layer {lost[0]!r} was replaced during fine-tuning (in a hook of the module?), so that its learned "
-                "scales are lost. Replace layers before quantization, or keep it in float "
-                f"(candidates=CandidateOptions(keep_float=[{lost[0]!r}]))."
-            )
