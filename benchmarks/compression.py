@@ -114,7 +114,9 @@ def compress(name: str, seed: int, root: str, epochs: int, budgets: Sequence[flo
                     codes = {rounding: {} if rounded is None else rounded.of_policy(policy)}
                     start = time.perf_counter()
                     if rounding == "second_order" and plan == "full":
-                        codes["sequential"] = round_sequentially(model, batches, policy, rounded=codes[rounding])
+                        codes["sequential"] = round_sequentially(
+                            model, batches, policy, rounded=codes[rounding], reestimated=repair
+                        )
                     seconds = time.perf_counter() - start
                     for way, rows in codes.items():
                         with temporarily_packed(model, policy, rows):
