@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,18 +27,14 @@ def shadowed(module: object, **attributes: object) -> Iterator[None]:
         (False, 1)
     """
     names = module.__dict__
-    missing = object()
-    before = {name: names.get(name, missing) for name in attributes}
+    before = {name: names[name] for name in attributes if name in names}
     try:
         names.update(attributes)
         yield
     finally:
-        for name, value in before.items():
-            if value is missing:
-                with suppress(KeyError):
-                    del names[name]
-            else:
-                names[name] = value
+        for name in attributes:
+            names.pop(name, None)
+        names.update(before)
 
 
 class FreshRecurrentWeights(nn.Module):
