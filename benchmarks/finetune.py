@@ -147,7 +147,7 @@ def finetuned(
     if variant == "none":
         mixed.quantize_trained(trainer, module, data)
     else:
-        trainer.fit(module, data)
+        trainer.fit(module.train(), data)  # Lightning leaves the mode of each layer as it is
     stored = stored_bytes(module.network)
     yield {
         "network": name,
