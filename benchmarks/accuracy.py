@@ -29,16 +29,19 @@ def compare(model: nn.Module, batches: Images, reference: Tensor) -> dict[str, f
 
     Returns:
         ``accuracy`` in percent, ``points_lost`` in points, ``p_value`` of McNemar's exact test (two-sided),
-        ``divergence``: mean KL(float || model) in nats per image.
+        ``divergence``: mean KL(float || model) in nats per image; ``cross_entropy_change``: cross-entropy with the
+        labels above that of the float model, in nats per image (less noisy than points).
     """
     found, labels = outputs(model, batches)
     float_right, right = reference.argmax(1) == labels, found.argmax(1) == labels
     worse, better = int((float_right & ~right).sum()), int((~float_right & right).sum())
+    own = labels[:, None]
     return {
         "accuracy": 100 * float(right.double().mean()),
         "points_lost": 100 * float(float_right.double().mean() - right.double().mean()),
         "p_value": float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0,
         "divergence": float((reference.exp() * (reference - found)).sum(1).mean()),
+        "cross_entropy_change": float((reference - found).gather(1, own).mean()),
     }
 
 

@@ -171,6 +171,7 @@ class QuantizationJob(Callback):
                 self.policy, bench = plan.allocation.policy, plan.bench
             codes, repair = bench.codes(self.policy), bench.repair
             self.finetuning.begin(trainer, pl_module, self.policy, codes, repair.apply)
+            self.finetuning.note_loss(pl_module, self.pipeline, batches)
 
     def _reallocate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide the bits again on the way through fine-tuning."""
@@ -184,10 +185,14 @@ class QuantizationJob(Callback):
         floats = self.finetuning.pack(pl_module)
         try:
             with at_work(trainer, self.pipeline):
+                batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
+                gain = self.finetuning.judge(pl_module, self.pipeline, batches)
                 if self.report is not None:
                     row = finetuned_row(pl_module, mean_over_ranks(validation_metrics(trainer, pl_module)))
                     rows = (*self.report.models, row)
-                    self.report = replace(self.report, models=rows, reallocations=self.finetuning.reallocations)
+                    self.report = replace(
+                        self.report, models=rows, reallocations=self.finetuning.reallocations, finetuning=gain
+                    )
         except BaseException:
             restore_layers(pl_module, floats)
             raise

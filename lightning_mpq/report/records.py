@@ -130,6 +130,19 @@ class ReallocationRow:
 
 
 @dataclass(frozen=True)
+class FinetuningRow:
+    """What fine-tuning did to the task loss on the calibration batches, in evaluation mode.
+
+    Attributes:
+        loss_before: Of the rounded and repaired model that it began with.
+        loss_after: Of the packed model that it ended with.
+    """
+
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a user needs to judge a quantized model.
 
@@ -144,6 +157,7 @@ class Report:
         repair: The chosen plan after each step of repair.
         trials: The plans among which it was chosen.
         reallocations: The plans that were solved again during fine-tuning.
+        finetuning: The task loss before and after it; None if there was none, or its loss could not be measured.
 
     Example::
 
@@ -163,6 +177,7 @@ class Report:
     repair: tuple[RepairRow, ...] = ()
     trials: tuple[TrialRow, ...] = ()
     reallocations: tuple[ReallocationRow, ...] = ()
+    finetuning: FinetuningRow | None = None
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -195,6 +210,7 @@ class Report:
         )
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
         rows["reallocations"] = tuple(ReallocationRow.from_dict(row) for row in fields.get("reallocations", ()))
+        rows["finetuning"] = None if (row := fields.get("finetuning")) is None else FinetuningRow(**row)
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:

@@ -127,11 +127,15 @@ def reallocations_table(report: Report) -> Table:
 def _summary(report: Report) -> str:
     solver = report.solver
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
-    return (
+    lines = [
         f"Solver: {solver['status']}, predicted loss {_number(solver['predicted_loss'])}, proven lower bound "
-        f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %\n"
-        f"Stages on {report.samples} samples: {stages}"
-    )
+        f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %",
+        f"Stages on {report.samples} samples: {stages}",
+    ]
+    if (tuned := report.finetuning) is not None:
+        before, after = _number(tuned.loss_before), _number(tuned.loss_after)
+        lines.append(f"Fine-tuning: task loss on the calibration batches {before} -> {after}")
+    return "\n".join(lines)
 
 
 def _meaning(loss: str) -> str:

@@ -18,17 +18,18 @@ from ..options import FinetuneOptions
 from ..pipeline import Pipeline
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
-from ..report import ReallocationRow
+from ..report import FinetuningRow, ReallocationRow
 from .averaging import AveragingCallbacks
 from .early_stopping import forget_the_float_record
 from .extra_loss import ExtraLoss
+from .gain import judged, task_loss
 from .limits import FitLimits
 from .midway import batches_done, end_epoch, is_counted
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
 from .oscillations import OscillationWatch
 from .random_states import RandomStates
 from .reallocation import reallocate
-from .refusals import check_epoch, refuse_diverged, refuse_lost_layers, refuse_unfit
+from .refusals import check_epoch, refuse_diverged, refuse_lost_layers, refuse_unfit, warn_of_resting_statistics
 from .span import Span, span_of
 
 Phase = Literal["float", "due", "training", "over"]
@@ -64,6 +65,7 @@ class FinetunePhase:
         self._extra, self._oscillations = ExtraLoss(options), OscillationWatch(options.freeze_oscillations)
         self._weights: set[str] = set()
         self.reallocations: tuple[ReallocationRow, ...] = ()
+        self._loss_before: float | None = None
 
     @property
     def wanted(self) -> bool:
@@ -73,7 +75,7 @@ class FinetunePhase:
     def attach(self, trainer: L.Trainer, module: L.LightningModule, averaging: AveragingCallbacks) -> None:
         """Take the user's limits, and refuse what cannot work; called in ``setup`` of a fit."""
         self.phase, self.handle, self._quantized, self._extra = "float", None, None, ExtraLoss(self.options)
-        self.reallocations, self._random = (), RandomStates()
+        self.reallocations, self._loss_before, self._random = (), None, RandomStates()
         self._oscillations = OscillationWatch(self.options.freeze_oscillations)
         self._limits = FitLimits(trainer, self.quantize_at)
         self._averaging = averaging
@@ -110,6 +112,7 @@ class FinetunePhase:
             assert state is not None
             self._span = self._span.from_here(int(state["first_epoch"]), int(state["first_step"]))
             self._quantized = state["quantized"]
+            self._loss_before = state.get("loss_before")
             if self.options.distill and "teacher" not in state:
                 raise ValueError(
                     "The checkpoint was fine-tuned without distillation and holds no float model that could teach. Set "
@@ -131,7 +134,7 @@ class FinetunePhase:
         if self.phase == "training":
             quantized = self._quantized if self.handle is None else self.handle.state_dict()
             state |= {"first_epoch": self._span.first_epoch, "first_step": self._span.first_step}
-            state |= {"quantized": quantized}
+            state |= {"quantized": quantized, "loss_before": self._loss_before}
             state["reallocations"] = json.dumps([asdict(row) for row in self.reallocations])
             if (teacher := self._extra.state()) is not None:
                 state["teacher"] = teacher
@@ -230,6 +233,17 @@ class FinetunePhase:
             self.handle = None
             raise
 
+    def note_loss(self, module: L.LightningModule, pipeline: Pipeline, batches: list[Any]) -> None:
+        """Keep the task loss that fine-tuning begins with, for `judge`."""
+        with self._extra.paused(module):
+            self._loss_before = task_loss(module, batches, pipeline)
+
+    def judge(self, module: L.LightningModule, pipeline: Pipeline, batches: list[Any]) -> FinetuningRow | None:
+        """Return, and tell, what became of the task loss of the model that is packed by now; None if unknown."""
+        if self._loss_before is None:
+            return None
+        return judged(self._loss_before, task_loss(module, batches, pipeline), self.options.learning_rate)
+
     def reallocation_is_due(self, trainer: L.Trainer) -> bool:
         """Tell at the start of an epoch whether the plan is to be solved again now."""
         every, done = self.options.reallocate_every, trainer.current_epoch - self._span.first_epoch
@@ -315,5 +329,7 @@ class FinetunePhase:
         self._oscillations.start(self.handle, trainer.optimizers)
         if options.batchnorm == "frozen":
             freeze_batchnorm(module)
+        else:
+            warn_of_resting_statistics(module)
         if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
             torch._dynamo.reset()  # what was compiled has float layers in it

@@ -1,11 +1,14 @@
-"""What fine-tuning refuses: settings that cannot work, and models that went wrong on the way."""
+"""What fine-tuning refuses or warns of: settings that cannot work, and models that went wrong on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
+from ..correction import batchnorm_layers
 from ..errors import NonFiniteError
 from ..finetune import FakeQuantization
 from ..options import FinetuneOptions
@@ -46,6 +49,24 @@ def refuse_unfit(trainer: L.Trainer, module: L.LightningModule, options: Finetun
         raise ValueError(
             "Distillation and damping add to the loss that training_step returns, which manual optimization does "
             "not use. Set distill=0 and damping=0, or add them in your own step (lightning_mpq.finetune)."
+        )
+
+
+def warn_of_resting_statistics(module: nn.Module) -> None:
+    """Say so if BatchNorm statistics that are to be averaged on will not be, because their layers are not training.
+
+    Lightning trains layers in the mode that they are handed over in.
+
+    Args:
+        module: At the start of fine-tuning.
+    """
+    layers = batchnorm_layers(module)
+    if resting := [name for name, layer in layers.items() if not layer.training]:
+        rank_zero_warn(
+            f"{len(resting)} of {len(layers)} BatchNorm layers ({resting[0]!r}, ...) are in evaluation mode, so their "
+            "statistics stay as they are while the weights move, and fine-tuning diverges sooner. Call module.train() "
+            "before the fit, or say that it is meant: FinetuneOptions(batchnorm='frozen').",
+            category=UserWarning,
         )
 
 
