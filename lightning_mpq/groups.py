@@ -143,7 +143,9 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
                     "forward does no more with their weights than to compute with them"
                 )
         elif "weight" not in module._parameters:
-            refused[name] = "its weight is not a parameter (weight_norm or a lazy layer?)"
+            refused[name] = (
+                "its weight is not a parameter (weight_norm, pruning that is not made permanent, or a lazy layer?)"
+            )
         elif not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():
             refused[name] = "its weight is not a floating-point tensor"
         elif module.weight.numel() == 0:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from ..finetune import FakeQuantization
 
@@ -35,8 +35,8 @@ def prepare_optimizers(
 ) -> None:
     """Give the learned scales to the optimizers of their weights, and take the learning rates from schedulers.
 
-    A scale learns where its weight does: in a further group of the same optimizer, without weight decay. What no
-    optimizer holds, or is frozen, stays as it is, and is named.
+    A scale learns where its weight does: in a further group of the same optimizer, without weight decay (in the only
+    group of LBFGS). What no optimizer holds, or is frozen, stays as it is, and is named.
 
     Args:
         trainer: Its optimizers are fresh.
@@ -112,7 +112,9 @@ def _add_scales(optimizer: Optimizer, handle: FakeQuantization, scale_factor: fl
         if home is not None:
             scales.append(quantizer.relative_scale)
             like = like or home[1]
-    if like is not None:
+    if like is not None and isinstance(optimizer, LBFGS):  # which takes one group only
+        like["params"] += scales
+    elif like is not None:
         settings = {key: value for key, value in like.items() if key not in ("params", "name", "param_names")}
         rate = scale_factor * float(settings["initial_lr"])
         named = {"name": "learned_scales"} if "name" in like else {}

@@ -157,7 +157,8 @@ class FinetunePhase(FitClock):
         try:
             repair()
             given_optimizers(module, options.optimizers)
-            renew_optimizers(trainer)
+            with self.handle.float_weights():  # configure_optimizers may ask a layer for its weight
+                renew_optimizers(trainer)
             self._set_up(trainer, module)
             forget_the_float_record(trainer)
             self._span.announce(trainer)

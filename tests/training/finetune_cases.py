@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from trainer_cases import SmallClassifier, SmallData, make_trainer
 
 from lightning_mpq.callback import MixedPrecisionQuantization
@@ -80,3 +81,27 @@ def fit(
     module = SmallClassifier() if module is None else module
     trainer.fit(module, data or SmallData(), ckpt_path=resume)
     return trainer, module
+
+
+class TwoOptimizers(SmallClassifier):
+    """Two optimizers and schedulers, stepped by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+        for scheduler in self.lr_schedulers() or []:
+            scheduler.step()
+
+    def configure_optimizers(self):
+        body = torch.optim.SGD(self.network[:6].parameters(), lr=0.05, momentum=0.9)
+        head = torch.optim.AdamW(self.network[6:].parameters(), lr=0.01)
+        schedulers = [torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5) for optimizer in (body, head)]
+        return [body, head], schedulers

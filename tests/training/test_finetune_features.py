@@ -6,8 +6,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from finetune_cases import Recorder, finetuning, fit, kind_of, same
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, StochasticWeightAveraging
+from finetune_cases import Recorder, TwoOptimizers, finetuning, fit, kind_of, same
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -141,95 +141,6 @@ def test_averages_end_with_the_float_phase(tmp_path, average):
     assert recorder.epochs()[-2:] == ["fake", "fake"]
     assert set(recorder.epochs()[:-2]) == {"float"}
     assert kind_of(module) == "packed"
-
-
-class TwoOptimizers(SmallClassifier):
-    """Two optimizers and schedulers, stepped by hand."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-        for scheduler in self.lr_schedulers():
-            scheduler.step()
-
-    def configure_optimizers(self):
-        body = torch.optim.SGD(self.network[:6].parameters(), lr=0.05, momentum=0.9)
-        head = torch.optim.AdamW(self.network[6:].parameters(), lr=0.01)
-        schedulers = [torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5) for optimizer in (body, head)]
-        return [body, head], schedulers
-
-
-def test_two_optimizers_stepped_by_hand_get_the_scales_of_their_own_weights(tmp_path):
-    groups = {}
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            if trainer.current_epoch == 2:
-                groups["now"] = [optimizer.param_groups for optimizer in trainer.optimizers]
-                groups["scales"] = list(mixed.finetuning.handle.parameters())
-
-    L.seed_everything(0, verbose=False)
-    module, mixed = TwoOptimizers(), finetuning()
-    make_trainer(tmp_path, mixed, Watch()).fit(module, SmallData())
-    assert kind_of(module) == "packed"
-    body, head = groups["now"]
-    assert [len(group["params"]) for group in body] == [8, 2]
-    assert [len(group["params"]) for group in head] == [2, 1]
-    assert {id(scale) for scale in groups["scales"]} == {id(p) for group in (body[1], head[1]) for p in group["params"]}
-    assert (body[1]["weight_decay"], head[1]["weight_decay"]) == (0, 0)
-    assert all((scale != 1).any() for scale in groups["scales"])
-    with pytest.raises(ValueError, match="manual optimization"):
-        make_trainer(tmp_path, finetuning(finetune=FinetuneOptions(distill=1.0))).fit(TwoOptimizers(), SmallData())
-
-
-def test_learning_rates_decay_from_a_tenth_and_schedulers_rest(tmp_path):
-    class Warm(SmallClassifier):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-            total = self.trainer.estimated_stepping_batches
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=total)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    rates = []
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
-
-    L.seed_everything(0, verbose=False)
-    logger, recorder = CSVLogger(tmp_path), Recorder()
-    options = FinetuneOptions(learning_rate=0.1, scale_learning_rate=0.5)
-    trainer = make_trainer(
-        tmp_path, finetuning(finetune=options), Watch(), recorder, LearningRateMonitor(), logger=logger
-    )
-    trainer.fit(Warm(), SmallData())
-    assert len(rates) == 24
-    assert [len(rate) for rate in rates] == [1] * 12 + [2] * 12
-    expected = 0.02 * (1 + torch.cos(torch.pi * torch.arange(12) / 12)) / 2
-    torch.testing.assert_close(torch.tensor([rate[0] for rate in rates[12:]]), expected)
-    torch.testing.assert_close(torch.tensor([rate[1] for rate in rates[12:]]), expected / 2)
-    assert (Path(logger.log_dir) / "metrics.csv").is_file()
-
-
-def test_given_optimizers_are_used_and_the_modules_own_are_back_afterwards(tmp_path):
-    kinds = []
-
-    class Watch(L.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            kinds.append(type(trainer.optimizers[0]).__name__)
-
-    options = FinetuneOptions(optimizers=lambda module: torch.optim.AdamW(module.parameters(), lr=0.01))
-    _, module = trained(tmp_path, finetuning(finetune=options), Watch())
-    assert kinds == ["SGD", "SGD", "AdamW", "AdamW"]
-    assert isinstance(module.configure_optimizers(), torch.optim.SGD)
 
 
 def test_distillation_pulls_outputs_towards_the_float_model_and_leaves_the_step_alone(tmp_path):
