@@ -121,6 +121,7 @@ class MixedPrecisionQuantization(QuantizationJob):
         given = policy if policy is None or isinstance(policy, BitPolicy) else BitPolicy.load(policy)
         finetuning = FinetunePhase(options, quantize_at)
         super().__init__(pipeline, finetuning, calibration_batches, given, verdict, report_path)
+        self._call_is_known = False
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -168,8 +169,10 @@ class MixedPrecisionQuantization(QuantizationJob):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See where the fit stands."""
+        """See where the fit stands, and whether it can come to its end."""
         self.finetuning.start(trainer)
+        self._rehearse_plan(pl_module)
+        self._call_is_known = False
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,7 +187,10 @@ class MixedPrecisionQuantization(QuantizationJob):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the learning rates of fine-tuning."""
+        """Set the learning rates of fine-tuning; try on the first batch what will be done on others."""
+        if not self._call_is_known:
+            self._call_is_known = True
+            self._rehearse_call(trainer, pl_module, batch)
         self.finetuning.before_batch(trainer, batch_idx)
 
     @override

@@ -128,10 +128,11 @@ class ClosedLoop:
             self._groups,
             rounded,
             rounded.of_policy(policy),
+            loss=self._taylor.loss,
             likelihood=bench.change.likelihood,
             repair=bench.repair,
             forward_fn=bench.forward_fn,
-            loss_fn=bench.loss_fn if self._taylor.loss == "task" else None,
+            loss_fn=bench.loss_fn,
             **settings,
         )
         return shrink(local)

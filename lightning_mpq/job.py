@@ -21,9 +21,10 @@ from .export.checkpoint import callback_state, policy_in_checkpoint
 from .modules import empty_packed_model, packed_layers, restore_layers
 from .pipeline import Outcome, Pipeline
 from .policy import BitPolicy
+from .rehearsal import rehearse_call, rehearse_plan
 from .report import Report
 from .strategies import refuse_several_processes
-from .trainer_tools import calibration_loader, validation_metrics
+from .trainer_tools import calibration_loader, own_calibration_loader, validation_metrics
 from .training import FinetunePhase, finetuned_row, publish
 from .training.plans import plain_budget, refuse_another_plan
 from .training.work import at_work, batches_in_fit
@@ -155,6 +156,17 @@ class QuantizationJob(Callback):
         if outcome.report is not None:
             publish(trainer, outcome.report, self.report_path)
         return outcome
+
+    def _rehearse_plan(self, pl_module: L.LightningModule) -> None:
+        """Refuse at the start of a fit, before any time is spent, a plan that cannot be made at its end."""
+        if self.finetuning.phase == "float":
+            rehearse_plan(pl_module, self.pipeline, self.given_policy)
+
+    def _rehearse_call(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
+        """Refuse on the first batch of a fit what could not be calibrated on, where it is one of those."""
+        own = own_calibration_loader(pl_module, getattr(trainer, "datamodule", None))
+        if self.finetuning.phase == "float" and own is None and self.given_policy is None:
+            rehearse_call(pl_module, batch, self.pipeline)
 
     def _begin_finetuning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the float phase of a fit: decide the bits, and turn the model into one that is fine-tuned."""

@@ -39,6 +39,7 @@ def expand_at(
     rounded: RoundedWeights,
     codes: Mapping[str, QuantizedRows],
     *,
+    loss: str = "divergence",
     likelihood: Likelihood | None = None,
     repair: Repair | None = None,
     statistics: str = "frozen",
@@ -54,11 +55,12 @@ def expand_at(
         groups: Its groups.
         rounded: The weights of all candidates.
         codes: Layer name to the rounded weight around which to expand.
-        likelihood: What the outputs mean; guessed from the first batch for None.
+        loss: "divergence" from the float model's outputs, or "task".
+        likelihood: What the outputs mean; guessed for None, where that is asked for.
         repair: What the float model is known by; it is repaired likewise at the quantized weights, by default not.
         statistics: "frozen" or "reestimated", see `profile`.
         forward_fn: ``(model, batch) -> outputs``.
-        loss_fn: The task loss to expand; by default the divergence from the float model's outputs.
+        loss_fn: The task loss; by default that of the model's ``training_step``.
         settings: Others of `profile`: curvature, draws, chunk_size, seed, progress.
     """
     twin = copy.deepcopy(model)
@@ -71,10 +73,14 @@ def expand_at(
             weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
     if repair is not None:
         repair.of(twin).apply()
-    if likelihood is None:
-        with isolated(model), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            likelihood = guess_likelihood(forward_batch(model, batches[0], forward_fn), batches[0])
+    if getattr(model, "_trainer", None) is not None:
+        twin._trainer = model._trainer  # which a copy is without, and a training_step may ask for
+    if loss == "divergence":
+        if likelihood is None:
+            with isolated(model), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                likelihood = guess_likelihood(forward_batch(model, batches[0], forward_fn), batches[0])
+        loss_fn = _divergence_from(model, likelihood, statistics == "reestimated", forward_fn)
     with isolated(model), warnings.catch_warnings():
         # Quantized weights are no minimum, and the loss is not the user's: that is the point.
         warnings.filterwarnings("ignore", message="The network is plainly not near a minimum")
@@ -85,10 +91,10 @@ def expand_at(
             candidates=rounded.candidates,
             rounded=rounded,
             loss="task",
-            likelihood=likelihood,
+            likelihood="auto" if likelihood is None else likelihood,
             statistics=statistics,  # type: ignore[arg-type]
             forward_fn=forward_fn,
-            loss_fn=loss_fn or _divergence_from(model, likelihood, statistics == "reestimated", forward_fn),
+            loss_fn=loss_fn,
             **settings,
         )
 

@@ -59,10 +59,8 @@ def calibration_loader(
     Raises:
         ValueError: If there is none, or training batches come from several loaders.
     """
-    for source in (datamodule, module):
-        own = getattr(source, "calibration_dataloader", None)
-        if callable(own):
-            return own()
+    if (own := own_calibration_loader(datamodule, module)) is not None:
+        return own()
     in_fit = trainer.training and trainer.train_dataloader is not None
     source = datamodule if datamodule is not None else module
     loader = trainer.train_dataloader if in_fit else source.train_dataloader()
@@ -72,6 +70,12 @@ def calibration_loader(
             f"{type(loader).__name__}. Define calibration_dataloader() on the datamodule or the module."
         )
     return loader
+
+
+def own_calibration_loader(*sources: Any) -> Callable[[], Iterable[Any]] | None:
+    """Return ``calibration_dataloader`` of the first of some datamodules and modules that has one, None if none has."""
+    found = (getattr(source, "calibration_dataloader", None) for source in sources)
+    return next((own for own in found if callable(own)), None)
 
 
 def validation_metrics(

@@ -35,13 +35,14 @@ def batches() -> list[torch.Tensor]:
     return list(2 * torch.randn(4, 12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
-def around_two_bits(model: nn.Module, estimator: str):
+def around_two_bits(model: nn.Module, estimator: str, loss: str = "divergence"):
     groups = find_groups(model)
     rounded = round_candidates(model, (), groups, make_candidates(groups, bits=(2, 3)))
     policy = BitPolicy({group.name: rounded.candidates[2 * i].scheme for i, group in enumerate(groups)})
     assert set(policy.bits().values()) == {2}
     codes = rounded.of_policy(policy)
-    taylor = expand_at(model, batches(), groups, rounded, codes, likelihood=Categorical(), curvature=estimator)
+    likelihood = Categorical() if loss == "divergence" else None
+    taylor = expand_at(model, batches(), groups, rounded, codes, loss=loss, likelihood=likelihood, curvature=estimator)
     return taylor, rounded, policy
 
 
@@ -87,6 +88,39 @@ def test_gradient_and_curvature_at_the_quantized_point_are_those_of_the_divergen
     assert taylor.predict(policy).value == 0  # it is where we are
     assert gradient.abs().max() > 1e-4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Trained(nn.Sequential):
+    """Has a task loss of its own, and outputs whose meaning nobody could guess."""
+
+    _trainer = None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs).softmax(1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        assert self._trainer == "the trainer"
+        return self(batch)[:, 0].log().square().mean()
+
+
+def test_the_task_loss_at_the_quantized_point_is_that_of_the_training_step():
+    model = Trained(*network())
+    model._trainer = "the trainer"
+    taylor, rounded, policy = around_two_bits(model, "hessian", loss="task")
+    here = {f"{name}.weight": rows.dequantize(torch.float64) for name, rows in rounded.of_policy(policy).items()}
+    inputs = torch.cat(batches())
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        moved = dict(here)
+        for share, candidate in zip(t, rounded.candidates, strict=True):
+            name = f"{candidate.group}.weight"
+            there = rounded.of_layer(candidate.group, candidate.scheme).dequantize(torch.float64)
+            moved[name] = moved[name] + share * (there - here[name])
+        return functional_call(model, moved, (inputs,))[:, 0].log().square().mean()
+
+    zero = torch.zeros(len(rounded.candidates), dtype=torch.float64)
+    torch.testing.assert_close(taylor.gradient, jacrev(loss)(zero))
+    torch.testing.assert_close(taylor.curvature, hessian(loss)(zero))
 
 
 def test_it_predicts_a_nearby_plan_better_than_the_expansion_at_the_float_weights():

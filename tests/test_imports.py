@@ -17,7 +17,7 @@ ROWS = [
     {"latency", "export", "finetune", "options", "repair", "quantize"},
     {"report"},
     {"workbench"},
-    {"verdict", "reexpansion", "closed_loop", "planning"},
+    {"verdict", "reexpansion", "closed_loop", "planning", "rehearsal"},
     {"pipeline", "plain_loading", "strategies", "trainer_tools", "training"},
     {"job"},
     {"callback"},

@@ -21,9 +21,12 @@ Curvature = Literal["fisher", "hessian", "gauss_newton", "secant"]
 Loss = Literal["divergence", "task"]
 CURVATURES: tuple[str, ...] = get_args(Curvature)
 LOSSES: tuple[str, ...] = get_args(Loss)
-
-
 STATISTICS = ("frozen", "reestimated")
+
+
+def modelled_loss(curvature: str, loss: Loss | None) -> Loss:
+    """Return the loss that is modelled: the given one, or for None the estimator's own."""
+    return loss or ("task" if curvature == "hessian" else "divergence")
 
 
 def check_settings(

@@ -21,7 +21,7 @@ from ..staged_work import Progress
 from .accumulation import LEAST_BATCHES, Accumulator
 from .clock import ProfileClock
 from .earlier_work import EarlierWork
-from .estimators import Curvature, Estimators, Loss, check_settings
+from .estimators import Curvature, Estimators, Loss, check_settings, modelled_loss
 from .evaluator import Evaluator, LossFn, check_finite_parameters
 from .fingerprint import hash_settings
 from .isolation import isolated
@@ -118,7 +118,7 @@ def profile(
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
     check_settings(curvature, loss, statistics, draws, chunk_size, tolerance)
-    modelled: Loss = loss or ("task" if curvature == "hessian" else "divergence")
+    modelled = modelled_loss(curvature, loss)
     found = find_groups(model) if groups is None else groups
     if candidates is None:
         candidates = make_candidates(found, bits) if rounded is None else rounded.candidates
