@@ -42,7 +42,7 @@ class ExtraLoss:
         """
         if not self.options.distill:
             return
-        self._teacher = Teacher(self._student(module), self.options.teacher_dtype)
+        self._teacher = Teacher(self.student(module), self.options.teacher_dtype)
         if self._teacher_state is not None:
             self._teacher.load_state_dict(dict(self._teacher_state))
             self._teacher_state = None
@@ -55,7 +55,7 @@ class ExtraLoss:
         distillation = None
         if self._teacher is not None:
             distillation = DistillationLoss(
-                self._student(module), self._teacher, weight=options.distill, temperature=options.temperature
+                self.student(module), self._teacher, weight=options.distill, temperature=options.temperature
             )
 
         def training_step(*args: Any, **named: Any) -> Any:
@@ -91,7 +91,12 @@ class ExtraLoss:
         kept = self._teacher_state if self._teacher is None else self._teacher.state_dict()
         return None if kept is None else {name: value.clone() for name, value in kept.items()}
 
-    def _student(self, module: L.LightningModule) -> Any:
+    def student(self, module: L.LightningModule) -> Any:
+        """Return the part of a module that is taught.
+
+        Raises:
+            ValueError: If there is no such submodule.
+        """
         try:
             return module.get_submodule(self.options.distill_from or "")
         except AttributeError as error:

@@ -89,6 +89,13 @@ class FinetunePhase(FitClock):
                 "The checkpoint was fine-tuned without distillation and holds no float model that could teach. Set "
                 "distill=0 to go on with it, or start from a checkpoint of the float phase."
             )
+        learned = state.get("learn_scales", self.options.learn_scales)
+        if learned != self.options.learn_scales:
+            raise ValueError(
+                f"The checkpoint was fine-tuned with learn_scales={learned}, and its optimizers hold "
+                f"{'' if learned else 'no '}scales; go on with the same FinetuneOptions(learn_scales={learned}), or "
+                "start from a checkpoint of the float phase."
+            )
         self._quantized, self._loss_before = state["quantized"], state.get("loss_before")
         rows = json.loads(state.get("reallocations", "[]"))
         self.reallocations = tuple(ReallocationRow.from_dict(row) for row in rows)
@@ -102,7 +109,7 @@ class FinetunePhase(FitClock):
         state = super().state()
         if self.phase == "training":
             state["quantized"] = self._quantized if self.handle is None else self.handle.state_dict()
-            state["loss_before"] = self._loss_before
+            state |= {"learn_scales": self.options.learn_scales, "loss_before": self._loss_before}
             state["reallocations"] = json.dumps([asdict(row) for row in self.reallocations])
             if (teacher := self._extra.state()) is not None:
                 state["teacher"] = teacher
@@ -123,6 +130,13 @@ class FinetunePhase(FitClock):
             module, self._quantized, learn_scales=options.learn_scales, margin=options.margin
         )
         self._set_up(trainer, module)
+
+    @override
+    def start(self, trainer: L.Trainer) -> None:
+        """Judge where the fit stands, and refuse to distill what the module does not have."""
+        super().start(trainer)
+        if self.wanted and self.options.distill:
+            self._extra.student(trainer.lightning_module)
 
     @override
     def is_due(self, trainer: L.Trainer) -> bool:

@@ -174,6 +174,22 @@ def test_a_teacher_that_the_checkpoint_does_not_hold(tmp_path):
     assert kind_of(module) == "float"
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, False), (False, True)])
+def test_scales_that_learned_and_shall_not_or_the_other_way_round(tmp_path, before, now):
+    fit(tmp_path, finetuning(finetune=FinetuneOptions(learn_scales=before)))
+    module, mixed = SmallClassifier(), finetuning(finetune=FinetuneOptions(learn_scales=now))
+    with pytest.raises(ValueError, match=f"fine-tuned with learn_scales={before}.*go on with the same"):
+        fit(tmp_path, mixed, module=module, resume=tmp_path / "epoch=2.ckpt")
+    assert kind_of(module) == "float"
+
+
+def test_a_submodule_to_distill_that_is_not_there_is_refused_before_the_first_step(tmp_path):
+    trainer = make_trainer(tmp_path, finetuning(finetune=FinetuneOptions(distill=1.0, distill_from="encoder")))
+    with pytest.raises(ValueError, match="distill_from='encoder' names no submodule of SmallClassifier"):
+        trainer.fit(SmallClassifier(), SmallData())
+    assert trainer.global_step == 0
+
+
 def test_strategies_that_cut_parameters_are_refused_in_setup(tmp_path):
     mixed, trainer = finetuning(), make_trainer(tmp_path)
     trainer.strategy.__class__ = FSDPStrategy
