@@ -171,11 +171,11 @@ def fidelity(content: Content) -> str:
 
 
 def finetune(content: Content) -> str:
-    """Return a table of points lost with and without fine-tuning, means over seeds."""
+    """Return a table of what is lost with and without fine-tuning, means over seeds."""
     rows = content["results"]
     budgets = sorted({row["budget"] for row in rows})
     lines = [
-        "| test points lost (seeds) | "
+        "| test points lost; rise of the cross-entropy (seeds) | "
         + " | ".join("every layer at 2" if budget == 2 else f"{budget:g} bits" for budget in budgets)
         + " |",
         "| --- |" + " ---: |" * len(budgets),
@@ -184,8 +184,9 @@ def finetune(content: Content) -> str:
         cells = []
         for budget in budgets:
             wanted = {"network": network, "variant": variant, "budget": budget}
-            found = [row["points_lost"] for row in rows if all(row[key] == value for key, value in wanted.items())]
-            cells.append(f"{mean(found):+.2f} ({len(found)})" if found else "")
+            found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+            lost, risen = ([row[key] for row in found] for key in ("points_lost", "cross_entropy_change"))
+            cells.append(f"{mean(lost):+.2f}; {mean(risen):+.4f} ({len(found)})" if found else "")
         lines.append(f"| {network}, {variant.replace('none', 'no fine-tuning')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
