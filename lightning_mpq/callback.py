@@ -171,7 +171,7 @@ class MixedPrecisionQuantization(QuantizationJob):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See where the fit stands, and whether it can come to its end."""
         self.finetuning.start(trainer)
-        self._rehearse_plan(pl_module)
+        self._rehearse_plan(trainer, pl_module)
         self._call_is_known = False
 
     @override

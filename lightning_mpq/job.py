@@ -157,16 +157,22 @@ class QuantizationJob(Callback):
             publish(trainer, outcome.report, self.report_path)
         return outcome
 
-    def _rehearse_plan(self, pl_module: L.LightningModule) -> None:
+    def _rehearse_plan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse at the start of a fit, before any time is spent, a plan that cannot be made at its end."""
         if self.finetuning.phase == "float":
             rehearse_plan(pl_module, self.pipeline, self.given_policy)
+            if not self._has_own_calibration(trainer, pl_module):
+                calibration_loader(trainer, pl_module, None)
 
     def _rehearse_call(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         """Refuse on the first batch of a fit what could not be calibrated on, where it is one of those."""
-        own = own_calibration_loader(pl_module, getattr(trainer, "datamodule", None))
-        if self.finetuning.phase == "float" and own is None and self.given_policy is None:
+        own = self._has_own_calibration(trainer, pl_module)
+        if self.finetuning.phase == "float" and not own and self.given_policy is None:
             rehearse_call(pl_module, batch, self.pipeline)
+
+    def _has_own_calibration(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Tell whether calibration batches may look different from those of the training."""
+        return own_calibration_loader(getattr(trainer, "datamodule", None), pl_module) is not None
 
     def _begin_finetuning(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the float phase of a fit: decide the bits, and turn the model into one that is fine-tuned."""

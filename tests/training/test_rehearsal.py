@@ -81,6 +81,14 @@ def test_patterns_rules_and_plans_of_other_models(tmp_path, settings, said):
     refused(tmp_path, (ValueError, TypeError), said, **settings)
 
 
+def test_training_batches_from_several_loaders(tmp_path):
+    class Several(SmallData):
+        def train_dataloader(self):
+            return {"one": super().train_dataloader(), "two": super().train_dataloader()}
+
+    refused(tmp_path, ValueError, "train_dataloader gives dict.*calibration_dataloader", data=Several())
+
+
 def test_a_batch_that_the_model_does_not_take(tmp_path):
     refused(tmp_path, TypeError, "got a dict with 'image'.*forward_fn", module=OfDicts(), data=Dicts())
 
