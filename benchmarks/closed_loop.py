@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,21 +29,18 @@ from lightning_mpq.rounded_weights import RoundedWeights
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results
-from .networks import EPOCHS, Images, calibration, data_module, held_out, trained
-from .parts import part
+from .networks import Images, calibration, data_module, held_out, trained
+from .parts import LEFT_OUT, parser_of, part, settings_of
 
 CASES = (("second_order", 2.1), ("second_order", 2.25), ("nearest", 2.25), ("nearest", 2.5))
 
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("closed_loop", __doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=2048)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/closed_loop.json")
     arguments = parser.parse_args()
     rows = [
         row
@@ -53,13 +49,13 @@ def main() -> None:
             "closed_loop",
             f"resnet20-seed{seed}-{rounding}-{budget:g}-{arguments.calibration}",
             partial(measure, seed, rounding, budget, arguments),
+            only_known=arguments.known,
         )
     ]
     print_table(rows)
     path = write_results(
         "closed_loop",
-        settings={key: value for key, value in vars(arguments).items() if key not in ("root", "output")}
-        | {"skipped": []},
+        settings={**settings_of(arguments), "skipped": LEFT_OUT},
         results=rows,
         demands=demands(rows),
         output=arguments.output,

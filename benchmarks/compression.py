@@ -9,11 +9,9 @@ the 10,000 test images only report. Parts may run one by one; the last command c
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,8 +31,8 @@ from lightning_mpq.verdict import uniform_policy
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results
-from .networks import CALIBRATION, EPOCHS, calibration, data_module, test_split, trained
-from .parts import LEFT_OUT, part
+from .networks import CALIBRATION, calibration, data_module, test_split, trained
+from .parts import LEFT_OUT, parser_of, part
 
 NETWORKS = ("resnet20", "mobilenet")
 BUDGETS = (2.0, 2.25, 2.5, 3.0, 4.0)
@@ -43,14 +41,10 @@ DEMANDED_LOSS = {2.25: 0.5, 2.5: 0.3, 3.0: 0.15}
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("compression", __doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="average bits, scales counted")
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/compression.json")
     arguments = parser.parse_args()
     rows = [
         {"network": name, "seed": seed, **row}

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -37,8 +36,8 @@ from lightning_mpq.rounding import round_candidates
 from .accuracy import outputs
 from .additive_scores import additive_scores
 from .common import Demand, write_results
-from .networks import EPOCHS, calibration, data_module, held_out, trained
-from .parts import LEFT_OUT, part
+from .networks import calibration, data_module, held_out, trained
+from .parts import LEFT_OUT, parser_of, part, settings_of
 
 ROUNDINGS = ("nearest", "second_order")
 STATISTICS = ("frozen", "reestimated")
@@ -49,17 +48,13 @@ Predictor = Callable[[Sequence[int]], float]
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("fidelity", __doc__)
     parser.add_argument("--plans", type=int, default=200, help="plans of evenly drawn widths")
     parser.add_argument("--calibration", type=int, default=512, help="training images for the Taylor models")
     parser.add_argument("--held-out", type=int, default=1024, help="images that plans are measured on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--roundings", nargs="+", choices=ROUNDINGS, default=ROUNDINGS)
     parser.add_argument("--statistics", nargs="+", choices=STATISTICS, default=STATISTICS)
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/fidelity.json")
     arguments = parser.parse_args()
     plans = [
         row
@@ -76,7 +71,7 @@ def main() -> None:
     path = write_results(
         "fidelity",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known")},
+            **settings_of(arguments),
             "skipped": LEFT_OUT,
             "plans_measured": plans,
         },

@@ -22,7 +22,6 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from math import sqrt
-from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
@@ -46,8 +45,8 @@ from lightning_mpq.policy import BitPolicy
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results
-from .networks import CALIBRATION, EPOCHS, calibration, data_module, held_out, test_split, trained
-from .parts import LEFT_OUT, part
+from .networks import CALIBRATION, calibration, data_module, held_out, test_split, trained
+from .parts import LEFT_OUT, parser_of, part, settings_of
 
 NETWORKS = ("resnet20", "mobilenet")
 BUDGETS = (2.0, 2.25, 2.5, 3.0)
@@ -67,17 +66,13 @@ PEAK_LEARNING_RATE = 0.1
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("finetune", __doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *IN_HALVES], default=list(VARIANTS))
     parser.add_argument("--batches", type=int, default=430, help="training batches of 128 images; 430 are an epoch")
     parser.add_argument("--learning-rate", type=float, default=0.003, help="at the start; decays to 0 by a cosine")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the float training")
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/finetune.json")
     arguments = parser.parse_args()
     measured = [
         row
@@ -99,7 +94,7 @@ def main() -> None:
     path = write_results(
         "finetune",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known")},
+            **settings_of(arguments),
             "calibration_images": CALIBRATION,
             "step_time_over_float_step": ratios,
             "skipped": list(dict.fromkeys(row["skipped"] for row in measured if "skipped" in row)) + LEFT_OUT,

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice, product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,8 +31,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from .accuracy import compare, outputs
 from .common import PACKAGES, write_results
 from .finetune_ways import WAYS, Prepared
-from .networks import CALIBRATION, EPOCHS, Images, calibration, data_module, test_split, trained
-from .parts import part
+from .networks import CALIBRATION, Images, calibration, data_module, test_split, trained
+from .parts import parser_of, part, settings_of
 
 LEARNING_RATE, WEIGHT_DECAY = 2e-4, 0.05
 FLOAT = "float, trained on"
@@ -41,15 +40,12 @@ FLOAT = "float, trained on"
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("finetune_torchao", __doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:3])
     parser.add_argument("--steps", type=int, default=40, help="training steps of 128 images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="two steps and a thousand test images; writes nothing")
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/finetune_torchao.json")
     arguments = parser.parse_args()
     # In evaluation torch's encoder layers multiply by the weights of their Linear layers without calling them, so that
     # nobody's fake quantization would be seen.
@@ -85,7 +81,7 @@ def main() -> None:
     path = write_results(
         "finetune_torchao",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "known", "quick")},
+            **settings_of(arguments, "quick"),
             "learning_rate": LEARNING_RATE,
             "weight_decay": WEIGHT_DECAY,
             "calibration_images": CALIBRATION,
@@ -102,7 +98,7 @@ def main() -> None:
 
 def network_and_batches(arguments: argparse.Namespace) -> tuple[nn.Module, Images, Images]:
     """Return the trained network, training batches in the order of ``--seed``, and calibration batches."""
-    network = trained("transformer", arguments.seed, arguments.root, EPOCHS).network
+    network = trained("transformer", arguments.seed, arguments.root, arguments.epochs).network
     data = data_module(arguments.root, arguments.seed)
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), arguments.steps))
@@ -112,16 +108,17 @@ def network_and_batches(arguments: argparse.Namespace) -> tuple[nn.Module, Image
 
 
 @cache
-def test_outputs(root: str, seed: int, batches: int | None) -> tuple[Images, Tensor, Tensor]:
+def test_outputs(root: str, seed: int, epochs: int, batches: int | None) -> tuple[Images, Tensor, Tensor]:
     """Return test images, and the float network's log-probabilities of them and their labels, as `outputs` does."""
     test = test_split(data_module(root, seed))[:batches]
-    return test, *outputs(trained("transformer", seed, root, EPOCHS).network, test)
+    return test, *outputs(trained("transformer", seed, root, epochs).network, test)
 
 
 def measured(bits: int, way: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the row of one fine-tuning; ``way`` may be `FLOAT`, which is the same training without quantization."""
     network, batches, known = network_and_batches(arguments)
-    test, reference, labels = test_outputs(arguments.root, arguments.seed, 2 if arguments.quick else None)
+    few = 2 if arguments.quick else None
+    test, reference, labels = test_outputs(arguments.root, arguments.seed, arguments.epochs, few)
     float_accuracy = 100 * float((reference.argmax(1) == labels).double().mean())
     student = copy.deepcopy(network)
     prepared = Prepared.in_float(student) if way == FLOAT else WAYS[way](student, bits, known)

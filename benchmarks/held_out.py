@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
-from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -30,8 +29,8 @@ from lightning_mpq.quantize import temporarily_packed
 
 from .accuracy import mean, outputs
 from .common import Demand, write_results
-from .networks import EPOCHS, Images, calibration, data_module, held_out, trained
-from .parts import LEFT_OUT, part
+from .networks import Images, calibration, data_module, held_out, trained
+from .parts import LEFT_OUT, parser_of, part, settings_of
 
 CASES = (
     ("resnet20", "nearest", "frozen"),
@@ -45,16 +44,12 @@ KEYS = ("network", "rounding", "statistics", "samples", "budget")
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("held_out", __doc__)
     parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="draws of calibration images")
     parser.add_argument("--samples", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.25, 2.5, 3.0, 4.0])
     parser.add_argument("--held-out", type=int, default=2048, help="images that plans are measured on")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/held_out.json")
     arguments = parser.parse_args()
     plans = [
         row
@@ -71,7 +66,7 @@ def main() -> None:
     path = write_results(
         "held_out",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "cases", "known")},
+            **settings_of(arguments, "cases"),
             "cases": [list(CASES[case]) for case in arguments.cases],
             "skipped": LEFT_OUT,
             "plans_measured": plans,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,10 +10,32 @@ from typing import Any
 
 from lightning_mpq.files import write_text_atomically
 
+from .networks import EPOCHS
+
 Rows = list[dict[str, Any]]
 FOLDER = Path("outputs/parts")
 LEFT_OUT: list[str] = []
 """Parts that were asked for, are not there and were not measured."""
+
+
+def parser_of(benchmark: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what all long benchmarks on trained networks are asked: data, what is known, where to write.
+
+    Args:
+        benchmark: Name of the benchmark.
+        description: What ``--help`` begins with.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of the float training")
+    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
+    parser.add_argument("--output", type=Path, help=f"file to write; default benchmarks/results/{benchmark}.json")
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """Return what a benchmark was asked, without paths, ``--known`` and the arguments that are named."""
+    return {key: value for key, value in vars(arguments).items() if key not in ("root", "known", "output", *others)}
 
 
 def part(

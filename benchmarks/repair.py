@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,9 +30,9 @@ from lightning_mpq.verdict import uniform_policy
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results
-from .networks import EPOCHS, calibration, data_module, held_out, test_split, trained
+from .networks import calibration, data_module, held_out, test_split, trained
 from .networks.folded import folded
-from .parts import LEFT_OUT, part
+from .parts import LEFT_OUT, parser_of, part, settings_of
 
 REPAIRS = (("transformer", 0), ("mobilenet", 0), ("mobilenet", 1), ("resnet20 folded", 0))
 BUDGETS = {"mobilenet": (2.6, 3.0)}  # it cannot be stored at 2.25 bits: nine weights a scale
@@ -44,14 +43,10 @@ CASES = (*(("repair", *case) for case in REPAIRS), *(("granularity", *case) for 
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of the four IDX files of Fashion-MNIST")
+    parser = parser_of("repair", __doc__)
     parser.add_argument("--cases", type=int, nargs="+", choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--calibration", type=int, default=512)
     parser.add_argument("--held-out", type=int, default=2048)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--known", action="store_true", help="only collect the parts that are there; skip the others")
-    parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results/repair.json")
     arguments = parser.parse_args()
     ways = {"repair": repairs, "granularity": granularities}
     rows = [
@@ -68,7 +63,7 @@ def main() -> None:
     path = write_results(
         "repair",
         settings={
-            **{key: value for key, value in vars(arguments).items() if key not in ("root", "output", "cases", "known")},
+            **settings_of(arguments, "cases"),
             "cases": [list(CASES[case]) for case in arguments.cases],
             "skipped": LEFT_OUT,
         },
