@@ -23,6 +23,7 @@ from .plain_loading import let_lightning_load
 from .policy import BitPolicy
 from .strategies import refuse_unsupported
 from .training import AveragingCallbacks, FinetunePhase
+from .training.refusals import refuse_pruning
 
 
 class MixedPrecisionQuantization(QuantizationJob):
@@ -128,6 +129,7 @@ class MixedPrecisionQuantization(QuantizationJob):
         """Refuse what cannot work before any time is spent, and make ready for a checkpoint of ours."""
         refuse_unsupported(trainer.strategy)
         if stage == "fit":
+            refuse_pruning(trainer, self, self.finetuning.wanted)
             self.finetuning.attach(trainer, pl_module, AveragingCallbacks(trainer, self))
         own_hook = pl_module.on_load_checkpoint
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -50,6 +52,28 @@ def refuse_unfit(trainer: L.Trainer, module: L.LightningModule, options: Finetun
             "Distillation and damping add to the loss that training_step returns, which manual optimization does "
             "not use. Set distill=0 and damping=0, or add them in your own step (lightning_mpq.finetune)."
         )
+
+
+def refuse_pruning(trainer: L.Trainer, ours: Callback, fine_tuned: bool) -> None:
+    """Refuse a ``ModelPruning`` that still computes weights from masks when they are to be quantized.
+
+    Args:
+        trainer: Its callbacks are asked.
+        ours: The callback that quantizes.
+        fine_tuned: Whether there is fine-tuning, which begins before the fit ends.
+
+    Raises:
+        ValueError: If there is one, and fine-tuning or the order of callbacks comes before its end.
+    """
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    behind = callbacks.index(ours) if ours in callbacks else -1
+    for position, other in enumerate(callbacks):
+        if isinstance(other, ModelPruning) and (fine_tuned or position > behind):
+            raise ValueError(
+                "ModelPruning makes its zeros permanent at the end of the fit; until then weights are computed from "
+                "masks, which cannot be quantized. List it before MixedPrecisionQuantization and set finetune_epochs=0 "
+                "(zeros would not outlast fine-tuning)."
+            )
 
 
 def warn_of_resting_statistics(module: nn.Module) -> None:

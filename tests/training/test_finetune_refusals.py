@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from finetune_cases import Kill, Killed, finetuning, fit, kind_of
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import FSDPStrategy
 from trainer_cases import SmallClassifier, SmallData, make_trainer, trained
 
@@ -186,6 +187,15 @@ def test_scales_that_learned_and_shall_not_or_the_other_way_round(tmp_path, befo
 def test_a_submodule_to_distill_that_is_not_there_is_refused_before_the_first_step(tmp_path):
     trainer = make_trainer(tmp_path, finetuning(finetune=FinetuneOptions(distill=1.0, distill_from="encoder")))
     with pytest.raises(ValueError, match="distill_from='encoder' names no submodule of SmallClassifier"):
+        trainer.fit(SmallClassifier(), SmallData())
+    assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(1, True), (0, False)])
+def test_pruning_that_is_not_over_when_weights_are_quantized(tmp_path, epochs, first):
+    callbacks = [ModelPruning("l1_unstructured", amount=0.3), finetuning(finetune_epochs=epochs)]
+    trainer = make_trainer(tmp_path, *(callbacks if first else callbacks[::-1]))
+    with pytest.raises(ValueError, match="ModelPruning makes its zeros permanent at the end.*List it before"):
         trainer.fit(SmallClassifier(), SmallData())
     assert trainer.global_step == 0
 
