@@ -11,6 +11,12 @@ Whether it pays to decide bits again on the way: two halves of as many steps, wi
 
     python -m benchmarks.finetune --root DIR --networks resnet20 --budgets 2.25 2.5 3
         --variants in-halves re-allocated --output benchmarks/results/finetune-reallocation.json
+
+Whether it pays to hold weights that go to and fro between two levels:
+
+    python -m benchmarks.finetune --root DIR --networks mobilenet --budgets 2
+        --variants "learned scales, distilled" "oscillations held"
+        --output benchmarks/results/finetune-oscillations.json
 """
 
 from __future__ import annotations
@@ -56,11 +62,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned scales": {},
     "learned scales, distilled": {"distill": 1.0, "temperature": 2.0},
 }
-IN_HALVES: dict[str, dict[str, Any]] = {
+ON_REQUEST: dict[str, dict[str, Any]] = {
     "in-halves": {**VARIANTS["learned scales, distilled"], "epochs": 2},
     "re-allocated": {**VARIANTS["learned scales, distilled"], "epochs": 2, "reallocate_every": 1},
+    "oscillations held": {**VARIANTS["learned scales, distilled"], "freeze_oscillations": 0.02},
 }
-"""Measured on request; each epoch takes half of the batches."""
+"""Measured on request; each of two epochs takes half of the batches."""
 PEAK_LEARNING_RATE = 0.1
 
 
@@ -70,7 +77,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
-    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *IN_HALVES], default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *ON_REQUEST], default=list(VARIANTS))
     parser.add_argument("--batches", type=int, default=430, help="training batches of 128 images; 430 are an epoch")
     parser.add_argument("--learning-rate", type=float, default=0.003, help="at the start; decays to 0 by a cosine")
     arguments = parser.parse_args()
@@ -119,7 +126,7 @@ def finetuned(
     weights = sum(group.weight_count for group in find_groups(module.network))
     all_at_two = budget == 2.0
     settings = {"epochs": 1, "learning_rate": arguments.learning_rate / PEAK_LEARNING_RATE}
-    settings |= {**VARIANTS, **IN_HALVES}[variant]
+    settings |= {**VARIANTS, **ON_REQUEST}[variant]
     mixed = MixedPrecisionQuantization(
         Budget(average_bits=8.0 if all_at_two else budget),
         candidates=CandidateOptions(bits=(2,)) if all_at_two else None,
