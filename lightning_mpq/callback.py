@@ -32,7 +32,8 @@ class MixedPrecisionQuantization(QuantizationJob):
     After the last training epoch the callback measures a second-order Taylor model of the loss on calibration
     batches, assigns bits under the budget by an integer program, replaces the layers by packed ones,
     re-estimates BatchNorm statistics, and validates float, uniform, additive and chosen model side by side.
-    Training itself is not touched.
+    Training itself is not touched. What could not be quantized at the end (a budget that nothing keeps, a batch that
+    the model does not take) is refused at the start.
 
     With ``finetune_epochs`` or ``finetune_steps`` the fit goes on behind the last epoch: layers compute with rounded
     weights, parameters, state-dict keys and signatures stay, scales learn, and the layers are packed at the end.
