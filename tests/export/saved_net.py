@@ -1,8 +1,11 @@
 """A small network with everything that is hard to save: tied and doubly registered layers, buffers, views, meta."""
 
+import json
+
 import torch
 from torch import nn
 
+from lightning_mpq.export.manifest import MANIFEST_NAME
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
@@ -53,3 +56,33 @@ def packed_net(seed=0):
     net.both.add_(seed)
     pack_model(net, POLICY)
     return net.eval()
+
+
+def snapshot(model):
+    objects = {name: id(module) for name, module in model.named_modules(remove_duplicate=False)}
+    return objects, {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+
+
+def assert_unchanged(model, before):
+    objects, tensors = snapshot(model)
+    assert objects == before[0]
+    assert tensors.keys() == before[1].keys()
+    for name, (identity, value) in tensors.items():
+        assert identity == before[1][name][0], name
+        assert torch.equal(value, before[1][name][1]), name
+
+
+def weights_file(folder):
+    [path] = folder.glob("weights-*.safetensors")
+    return path
+
+
+def resign(folder, **changes):
+    """Rewrite the manifest with other values and a valid hash, as a forger would."""
+    from lightning_mpq.export.manifest import _body_sha256
+
+    path = folder / MANIFEST_NAME
+    body = json.loads(path.read_text())
+    body.pop("sha256")
+    body |= changes
+    path.write_text(json.dumps({**body, "sha256": _body_sha256(body)}))
