@@ -82,6 +82,7 @@ class QuantizationJob(Callback):
             What was found, or None where the plan was given; the attributes of the callback are set as well.
         """
         refuse_several_processes(trainer.strategy)
+        rehearse_plan(pl_module, self.pipeline, self.given_policy)
         if datamodule is not None:
             datamodule.prepare_data()
             datamodule.setup("fit")

@@ -68,6 +68,13 @@ def test_a_budget_that_nothing_can_keep(tmp_path):
     refused(tmp_path, InfeasibleBudgetError, "wide", mixed=MixedPrecisionQuantization(Budget(8.0, custom=(own,))))
 
 
+def test_a_trained_model_is_not_profiled_for_a_budget_that_nothing_can_keep(tmp_path, monkeypatch):
+    mixed = MixedPrecisionQuantization(1.5)
+    monkeypatch.setattr(mixed.pipeline, "plan", None)
+    with pytest.raises(InfeasibleBudgetError, match="least"):
+        mixed.quantize_trained(make_trainer(tmp_path), SmallClassifier(), SmallData())
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
