@@ -204,7 +204,7 @@ class QuantizationJob(Callback):
         floats = self.finetuning.pack(pl_module)
         try:
             with at_work(trainer, self.pipeline):
-                batches = batches_in_fit(trainer, pl_module, self.calibration_batches)
+                batches = partial(batches_in_fit, trainer, pl_module, self.calibration_batches)
                 gain = self.finetuning.judge(pl_module, self.pipeline, batches)
                 if self.report is not None:
                     row = finetuned_row(pl_module, mean_over_ranks(validation_metrics(trainer, pl_module)))

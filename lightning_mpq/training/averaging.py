@@ -22,7 +22,7 @@ class AveragingCallbacks:
         Raises:
             ValueError: If one is listed after ``ours``, which would quantize the weights before the average.
         """
-        callbacks = _callbacks(trainer)
+        callbacks = callbacks_of(trainer)
         for other in callbacks[callbacks.index(ours) + 1 :]:
             if isinstance(other, (StochasticWeightAveraging, WeightAveraging)):
                 raise ValueError(
@@ -47,7 +47,7 @@ class AveragingCallbacks:
             return
         names = ", ".join(type(callback).__name__ for callback in found)
         rank_zero_info(f"MixedPrecisionQuantization: {names} rests during fine-tuning; its averages are in the model.")
-        self._all = list(_callbacks(trainer))
+        self._all = list(callbacks_of(trainer))
         trainer.callbacks = [callback for callback in self._all if callback not in found]  # type: ignore[attr-defined]
 
     def wake(self, trainer: L.Trainer) -> None:
@@ -56,9 +56,10 @@ class AveragingCallbacks:
             trainer.callbacks, self._all = self._all, None  # type: ignore[attr-defined]
 
 
-def _callbacks(trainer: L.Trainer) -> list[Any]:
+def callbacks_of(trainer: L.Trainer) -> list[Any]:
+    """Return a Trainer's callbacks in their order."""
     return getattr(trainer, "callbacks", [])
 
 
 def _averaging(trainer: L.Trainer) -> list[Any]:
-    return [c for c in _callbacks(trainer) if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]
+    return [c for c in callbacks_of(trainer) if isinstance(c, (StochasticWeightAveraging, WeightAveraging))]

@@ -40,15 +40,15 @@ def task_loss(module: L.LightningModule, batches: Sequence[Any], pipeline: Pipel
     return change.reference
 
 
-def judged(before: float | None, after: float | None, learning_rate: float) -> FinetuningRow | None:
+def judged(before: float, after: float | None, learning_rate: float) -> FinetuningRow | None:
     """Return the row of a fine-tuning that is over, and say so if the model was better where it began.
 
     Args:
         before: Task loss of the rounded and repaired model.
-        after: Task loss of the packed model; either is None if it is not known.
+        after: Task loss of the packed model; None if it is not known.
         learning_rate: The factor that was given.
     """
-    if before is None or after is None:
+    if after is None:
         return None
     told = f"task loss on the calibration batches {before:.4g} -> {after:.4g}"
     rank_zero_info(f"MixedPrecisionQuantization: fine-tuning is over: {told}")

@@ -186,11 +186,13 @@ class FinetunePhase(FitClock):
         with self._extra.paused(module):
             self._loss_before = task_loss(module, batches, pipeline)
 
-    def judge(self, module: L.LightningModule, pipeline: Pipeline, batches: list[Any]) -> FinetuningRow | None:
+    def judge(
+        self, module: L.LightningModule, pipeline: Pipeline, batches: Callable[[], list[Any]]
+    ) -> FinetuningRow | None:
         """Return, and tell, what became of the task loss of the model that is packed by now; None if unknown."""
         if self._loss_before is None:
             return None
-        return judged(self._loss_before, task_loss(module, batches, pipeline), self.options.learning_rate)
+        return judged(self._loss_before, task_loss(module, batches(), pipeline), self.options.learning_rate)
 
     def reallocation_is_due(self, trainer: L.Trainer) -> bool:
         """Tell at the start of an epoch whether the plan is to be solved again now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelPruning
@@ -14,6 +13,7 @@ from ..correction import batchnorm_layers
 from ..errors import NonFiniteError
 from ..finetune import FakeQuantization
 from ..options import FinetuneOptions
+from .averaging import callbacks_of
 
 
 def check_epoch(quantize_at: int | None) -> None:
@@ -65,10 +65,9 @@ def refuse_pruning(trainer: L.Trainer, ours: Callback, fine_tuned: bool) -> None
     Raises:
         ValueError: If there is one, and fine-tuning or the order of callbacks comes before its end.
     """
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    behind = callbacks.index(ours) if ours in callbacks else -1
-    for position, other in enumerate(callbacks):
-        if isinstance(other, ModelPruning) and (fine_tuned or position > behind):
+    callbacks = callbacks_of(trainer)
+    for other in callbacks if fine_tuned else callbacks[callbacks.index(ours) + 1 :]:
+        if isinstance(other, ModelPruning):
             raise ValueError(
                 "ModelPruning makes its zeros permanent at the end of the fit; until then weights are computed from "
                 "masks, which cannot be quantized. List it before MixedPrecisionQuantization and set finetune_epochs=0 "
