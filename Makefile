@@ -9,6 +9,12 @@ PYTEST_OPTIONS ?= -n 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# oneDNN 3.12, which torch 2.13 brings, writes beyond its memory in the backward pass of convolutions on one thread where
+# the processor has AVX2 and not AVX-512; its kernels for AVX do not.
+ifeq ($(shell grep -cm 1 avx512f /proc/cpuinfo 2>/dev/null),0)
+export ONEDNN_MAX_CPU_ISA ?= AVX
+endif
+
 .PHONY: demo test constraints
 .DELETE_ON_ERROR:
 
