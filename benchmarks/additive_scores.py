@@ -19,9 +19,9 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_mpq.curvature import TaylorModel
-from lightning_mpq.layers import apply_weight
-from lightning_mpq.quantize import temporarily_packed
-from lightning_mpq.rounded_weights import RoundedWeights
+from lightning_mpq.network.layer_kinds import apply_weight
+from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.rounding.rounded_weights import RoundedWeights
 
 from .networks import Images
 

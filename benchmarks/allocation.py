@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mpq.allocation.engine import solve
-from lightning_mpq.allocation.problem import Problem
+from lightning_mpq.allocation.solver.engine import solve
+from lightning_mpq.allocation.solver.problem import Problem
 
 from .allocation_instances import FAMILIES, resnet20, synthetic
 from .allocation_peers import cp_sat, scip
@@ -87,9 +87,9 @@ def measure_frontier(points: int, time_limit: float) -> Row:
     import torch
 
     from lightning_mpq.allocation import frontier
-    from lightning_mpq.candidates import make_candidates
-    from lightning_mpq.curvature.model import TaylorModel
-    from lightning_mpq.groups import LayerGroup
+    from lightning_mpq.curvature.taylor_model import TaylorModel
+    from lightning_mpq.groups.candidates import make_candidates
+    from lightning_mpq.groups.groups import LayerGroup
 
     from .allocation_instances import DATA
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mpq.allocation.problem import Problem
+from lightning_mpq.allocation.solver.problem import Problem
 
 Array = NDArray[np.float64]
 DATA = Path(__file__).parents[1] / "tests" / "data" / "resnet20_taylor.npz"

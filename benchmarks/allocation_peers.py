@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_mpq.allocation.problem import Problem
+from lightning_mpq.allocation.solver.problem import Problem
 
 
 def scip(problem: Problem, seconds: float) -> tuple[float, float]:

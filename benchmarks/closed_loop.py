@@ -19,13 +19,13 @@ from rich.table import Table
 from torch import nn
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.curvature import Categorical
 from lightning_mpq.modules import packed_layers, restore_layers
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.quantize import quantize
-from lightning_mpq.rounded_weights import RoundedWeights
+from lightning_mpq.rounding.rounded_weights import RoundedWeights
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lightning_mpq.files import write_text_atomically
+from lightning_mpq.tools.files import write_text_atomically
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "mip", "highspy")

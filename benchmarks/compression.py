@@ -18,16 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
-from lightning_mpq.curvature import Categorical, TaylorModel
+from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.errors import InfeasibleBudgetError
 from lightning_mpq.modules import stored_bytes
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.comparison import uniform_policy
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.quantize import temporarily_packed
-from lightning_mpq.sequential_rounding import round_sequentially
-from lightning_mpq.verdict import uniform_policy
+from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.rounding.sequential import round_sequentially
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results

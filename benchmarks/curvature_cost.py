@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 from benchmarks.common import Demand, write_results
-from lightning_mpq.curvature import Categorical, profile
+from lightning_mpq.curvature import profile
 from lightning_mpq.demo.resnet import ResNet
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 WIDTHS = tuple(range(2, 9))
 VOCABULARY = 256

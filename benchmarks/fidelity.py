@@ -24,14 +24,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
-from lightning_mpq.curvature import Categorical, TaylorModel, profile, shrink
+from lightning_mpq.curvature import TaylorModel, profile, shrink
 from lightning_mpq.curvature.shrinkage import between_groups
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions
-from lightning_mpq.quantize import temporarily_packed
-from lightning_mpq.rounding import round_candidates
+from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.rounding.independent import round_candidates
 
 from .accuracy import outputs
 from .additive_scores import additive_scores

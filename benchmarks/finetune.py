@@ -38,16 +38,16 @@ from rich.table import Table
 from torch.optim import SGD, Optimizer
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.callback import MixedPrecisionQuantization
-from lightning_mpq.candidates import default_scheme
-from lightning_mpq.curvature import Categorical
 from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.errors import InfeasibleBudgetError
 from lightning_mpq.finetune import fake_quantize
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import default_scheme
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import stored_bytes
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions, FinetuneOptions
 from lightning_mpq.policy import BitPolicy
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results

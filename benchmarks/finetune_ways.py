@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_mpq.candidates import make_candidates
 from lightning_mpq.finetune import FakeQuantization, fake_quantize
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import stored_bytes
 from lightning_mpq.policy import BitPolicy, WeightScheme
 from lightning_mpq.quantizers import QuantizedRows
-from lightning_mpq.rounding import round_candidates, second_order_schemes
+from lightning_mpq.rounding.independent import round_candidates, second_order_schemes
 
 from .networks import Images
 

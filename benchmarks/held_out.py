@@ -20,12 +20,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.correction import BatchNormStatistics, measure_batchnorm, reestimate_batchnorm
-from lightning_mpq.curvature import Categorical, shrink
+from lightning_mpq.curvature import shrink
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.quantize import temporarily_packed
+from lightning_mpq.repair.batchnorm import (
+    BatchNormStatistics,
+    measure_batchnorm,
+    reestimate_batchnorm,
+)
 
 from .accuracy import mean, outputs
 from .common import Demand, write_results

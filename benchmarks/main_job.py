@@ -27,9 +27,9 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.callback import MixedPrecisionQuantization
-from lightning_mpq.cli import cache_entry, run
+from lightning_mpq.cli.main import cache_entry, run
 from lightning_mpq.report import Report
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 from .common import Demand, write_results
 

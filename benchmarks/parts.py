@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_mpq.files import write_text_atomically
+from lightning_mpq.tools.files import write_text_atomically
 
 from .networks import EPOCHS
 

@@ -21,12 +21,12 @@ from rich.table import Table
 from torch import nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.curvature import Categorical
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions
-from lightning_mpq.pipeline import Pipeline
-from lightning_mpq.quantize import temporarily_packed
-from lightning_mpq.repair import Repair, final_codes
-from lightning_mpq.verdict import uniform_policy
+from lightning_mpq.pipeline.comparison import uniform_policy
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.repair.repair import Repair, final_codes
 
 from .accuracy import compare, mean, outputs
 from .common import Demand, write_results

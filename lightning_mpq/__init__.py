@@ -26,36 +26,43 @@ from .allocation import (
     alternatives,
     frontier,
 )
-from .bias_correction import correct_biases
-from .callback import MixedPrecisionQuantization
-from .candidates import Candidate, default_scheme, make_candidates
-from .correction import reestimate_batchnorm
-from .curvature import Bernoulli, Categorical, Gaussian, Likelihood, TaylorModel, profile, shrink
+from .curvature import TaylorModel, profile, shrink
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import (
     OnnxExport,
-    PackedCheckpoints,
     export_compressed_tensors,
     export_onnx,
     load,
-    load_checkpoint,
-    load_from_checkpoint,
     save,
     torchao_config,
 )
 from .finetune import fake_quantize
-from .groups import LayerGroup, LayerGroups, find_groups
-from .held_weights import register_layer
-from .latency import measure_latency
-from .mean_outputs import output_means
+from .groups.candidates import Candidate, default_scheme, make_candidates
+from .groups.groups import LayerGroup, LayerGroups, find_groups
 from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
-from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, LoopOptions, RepairOptions, SolverOptions
+from .modules.latency import measure_latency
+from .network.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from .network.named_weights import register_layer
+from .options import (
+    CandidateOptions,
+    CurvatureOptions,
+    FinetuneOptions,
+    LoopOptions,
+    RepairOptions,
+    SolverOptions,
+)
+from .pipeline.quantize import quantize
 from .policy import BitPolicy, WeightScheme
-from .quantize import quantize
+from .repair.batchnorm import reestimate_batchnorm
+from .repair.biases import correct_biases
+from .repair.output_means import output_means
 from .report import Report, print_report
-from .rounded_weights import RoundedWeights
-from .rounding import round_candidates, second_order_schemes
-from .sequential_rounding import round_sequentially
+from .rounding.independent import round_candidates, second_order_schemes
+from .rounding.rounded_weights import RoundedWeights
+from .rounding.sequential import round_sequentially
+from .trainer.callback import MixedPrecisionQuantization
+from .trainer.checkpoints.checkpoint import load_checkpoint
+from .trainer.checkpoints.mixin import PackedCheckpoints, load_from_checkpoint
 
 __all__ = [
     # the callback and its settings

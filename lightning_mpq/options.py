@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .allocation import Rules
-from .allocation.solver import check_settings as check_solver
-from .curvature.estimators import STATISTICS
-from .curvature.estimators import check_settings as check_profile
-from .curvature.likelihood import Likelihood
+from .allocation.allocate import check_settings as check_solver
+from .curvature.estimators.registry import STATISTICS
+from .curvature.estimators.registry import check_settings as check_profile
+from .network.likelihood import Likelihood
 from .policy import WeightScheme
-from .rounding import second_order_schemes
+from .rounding.independent import second_order_schemes
 
 
 @dataclass(frozen=True)

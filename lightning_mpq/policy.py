@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from .files import write_text_atomically
+from .tools.files import write_text_atomically
 
 Grid = Literal["symmetric", "asymmetric", "half"]
 GRIDS: tuple[Grid, ...] = ("symmetric", "asymmetric", "half")

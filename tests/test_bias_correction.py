@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.bias_correction import correct_biases
-from lightning_mpq.groups import find_groups
-from lightning_mpq.mean_outputs import output_means
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.repair.biases import correct_biases
+from lightning_mpq.repair.output_means import output_means
 
 
 class Net(nn.Module):

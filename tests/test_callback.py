@@ -14,9 +14,14 @@ from torch import nn
 from trainer_cases import SmallClassifier, SmallData, make_callback, make_trainer, trained
 
 from lightning_mpq.errors import CorruptModelError
-from lightning_mpq.export.checkpoint import load_checkpoint
 from lightning_mpq.modules import packed_layers, stored_bytes
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, RepairOptions, SolverOptions
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    RepairOptions,
+    SolverOptions,
+)
+from lightning_mpq.trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = {"network.0", "network.4", "network.8"}

@@ -6,10 +6,10 @@ import torch
 from torch.utils.data import DataLoader
 from trainer_cases import SmallClassifier, SmallData, make_callback, make_trainer, trained
 
-from lightning_mpq.callback import MixedPrecisionQuantization
 from lightning_mpq.errors import InfeasibleBudgetError, NonFiniteError
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import CandidateOptions
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.batches import to_device
-from lightning_mpq.calling import device_of, forward_batch
+from lightning_mpq.network.batches import to_device
+from lightning_mpq.network.forward import device_of, forward_batch
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, 1), lambda x: [x]])

@@ -17,7 +17,7 @@ from test_conf import composed
 
 import lightning_mpq.cli as cli
 from lightning_mpq.export.safetensors import load as load_packed
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.pipeline import Pipeline
 
 pytest.importorskip("sklearn", reason="the default experiment is scikit-learn's digits")
 

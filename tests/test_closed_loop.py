@@ -10,16 +10,22 @@ from torch.func import functional_call, hessian, jacrev
 from torch.nn.functional import log_softmax
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, Gaussian
-from lightning_mpq.groups import find_groups
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical, Gaussian
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    LoopOptions,
+    RepairOptions,
+    SolverOptions,
+)
+from lightning_mpq.pipeline.loss_change import LossChange, Losses
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantize import quantize
+from lightning_mpq.pipeline.reexpansion import expand_at
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.quantize import quantize
-from lightning_mpq.reexpansion import expand_at
-from lightning_mpq.report.measure import LossChange, Losses
-from lightning_mpq.rounding import round_candidates
+from lightning_mpq.rounding.independent import round_candidates
 
 NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
 NEAREST = CandidateOptions(bits=(2, 3, 4), rounding="nearest")

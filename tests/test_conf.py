@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import lightning_mpq
 from lightning_mpq.allocation import Budget
-from lightning_mpq.callback import MixedPrecisionQuantization
 from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.options import (
     CandidateOptions,
     CurvatureOptions,
@@ -24,6 +23,7 @@ from lightning_mpq.options import (
     RepairOptions,
     SolverOptions,
 )
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 
 
 def network() -> nn.Sequential:

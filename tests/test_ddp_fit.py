@@ -12,9 +12,9 @@ from trainer_cases import SmallClassifier, SmallData, make_trainer
 from two_processes import TESTS, run_two_processes
 
 from lightning_mpq import MixedPrecisionQuantization
-from lightning_mpq.export.checkpoint import load_checkpoint
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.strategies import refuse_unsupported, share_of_batches
+from lightning_mpq.trainer.checkpoints.checkpoint import load_checkpoint
+from lightning_mpq.trainer.strategies import refuse_unsupported, share_of_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SECONDS = 400

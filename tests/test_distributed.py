@@ -9,22 +9,23 @@ from process_pool import ProcessPool
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq import distributed
 from lightning_mpq.allocation import Budget, CustomCost
-from lightning_mpq.bias_correction import correct_biases
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.correction import measure_batchnorm, reestimate_batchnorm
-from lightning_mpq.curvature import Categorical, profile
-from lightning_mpq.distributed import Rounds, errors_shared, gather, on_rank_zero, sum_over_ranks
-from lightning_mpq.groups import find_groups
-from lightning_mpq.mean_outputs import output_means
+from lightning_mpq.curvature import profile
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model, packed_layers
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CurvatureOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.loss_change import LossChange
+from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.report.measure import LossChange
-from lightning_mpq.rounding import round_candidates, second_order_schemes
-from lightning_mpq.sequential_rounding import round_sequentially
+from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
+from lightning_mpq.repair.biases import correct_biases
+from lightning_mpq.repair.output_means import output_means
+from lightning_mpq.rounding.independent import round_candidates, second_order_schemes
+from lightning_mpq.rounding.sequential import round_sequentially
+from lightning_mpq.tools import distributed
+from lightning_mpq.tools.distributed import Rounds, errors_shared, gather, on_rank_zero, sum_over_ranks
 
 
 @pytest.fixture(scope="module")

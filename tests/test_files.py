@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lightning_mpq.files import write_bytes_atomically, write_text_atomically
+from lightning_mpq.tools.files import write_bytes_atomically, write_text_atomically
 
 
 def test_folders_are_made_and_old_content_is_replaced(tmp_path):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.groups import find_groups
-from lightning_mpq.layers import rows_and_columns, rows_to_weight, weight_rows
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model
+from lightning_mpq.network.layer_kinds import rows_and_columns, rows_to_weight, weight_rows
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature.model import TaylorModel
-from lightning_mpq.groups import find_groups
-from lightning_mpq.latency import measure_latency
+from lightning_mpq.curvature.taylor_model import TaylorModel
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import PackedLinear
+from lightning_mpq.modules.latency import measure_latency
 from lightning_mpq.policy import WeightScheme
 
 

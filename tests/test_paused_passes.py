@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.paused_passes import PausedPasses, order_of_calls
+from lightning_mpq.network.lockstep import PausedPasses, order_of_calls
 
 
 class Net(nn.Module):

@@ -11,16 +11,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, TaylorModel
-from lightning_mpq.groups import find_groups
+from lightning_mpq.curvature import TaylorModel
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, LoopOptions, RepairOptions, SolverOptions
-from lightning_mpq.pipeline import Outcome, Pipeline
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    LoopOptions,
+    RepairOptions,
+    SolverOptions,
+)
+from lightning_mpq.pipeline.comparison import compared_policies, uniform_policy
+from lightning_mpq.pipeline.loss_change import LossChange
+from lightning_mpq.pipeline.pipeline import Outcome, Pipeline
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import quantize_rows
-from lightning_mpq.report.measure import LossChange
-from lightning_mpq.verdict import compared_policies, uniform_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
 

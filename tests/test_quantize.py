@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.correction import reestimate_batchnorm
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.quantize import quantize, temporarily_packed
 from lightning_mpq.policy import BitPolicy, WeightScheme
-from lightning_mpq.quantize import quantize, temporarily_packed
+from lightning_mpq.repair.batchnorm import reestimate_batchnorm
 
 POLICY = BitPolicy({"0": WeightScheme(3, grid="half"), "3": WeightScheme(5)})
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.groups import find_groups
-from lightning_mpq.mean_outputs import output_means
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.quantize import apply_policy, quantize
 from lightning_mpq.policy import BitPolicy, WeightScheme
-from lightning_mpq.quantize import apply_policy, quantize
-from lightning_mpq.repair import Repair, final_codes
-from lightning_mpq.rounding import round_candidates, round_policy, second_order_schemes
-from lightning_mpq.sequential_rounding import round_sequentially
+from lightning_mpq.repair.output_means import output_means
+from lightning_mpq.repair.repair import Repair, final_codes
+from lightning_mpq.rounding.independent import round_candidates, round_policy, second_order_schemes
+from lightning_mpq.rounding.sequential import round_sequentially
 
 SCHEME = second_order_schemes([2], grids=["half"])[0]
 

@@ -4,15 +4,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_mpq.candidates import make_candidates
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.groups import find_groups
-from lightning_mpq.held_weights import named_layers
-from lightning_mpq.layers import rows_to_weight, weight_rows
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model
+from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
+from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.policy import BitPolicy, WeightScheme
 from lightning_mpq.quantizers import quantize_rows, round_rows
-from lightning_mpq.rounding import input_moments, round_candidates, round_policy, second_order_schemes
+from lightning_mpq.rounding.independent import (
+    input_moments,
+    round_candidates,
+    round_policy,
+    second_order_schemes,
+)
 
 
 class Net(nn.Module):

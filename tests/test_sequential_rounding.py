@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import round_rows
-from lightning_mpq.rounding import round_policy, second_order_schemes
-from lightning_mpq.sequential_rounding import round_sequentially
+from lightning_mpq.rounding.independent import round_policy, second_order_schemes
+from lightning_mpq.rounding.sequential import round_sequentially
 
 SCHEMES = {bits: second_order_schemes([bits], grids=["half"])[0] for bits in (2, 3)}
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.curvature import Categorical
 from lightning_mpq.modules import packed_layers
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.loss_change import LossChange
+from lightning_mpq.pipeline.policy_evaluator import Workbench
+from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.policy import BitPolicy, WeightScheme
-from lightning_mpq.quantize import quantize
-from lightning_mpq.report.measure import LossChange
-from lightning_mpq.workbench import Workbench
 
 LAYERS = ["0", "3"]
 POLICY = BitPolicy({name: WeightScheme(2, grid="half", clip="moment", rounding="second_order") for name in LAYERS})

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.callback import MixedPrecisionQuantization
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 
 class SmallClassifier(L.LightningModule):

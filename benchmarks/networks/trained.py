@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.resnet import ResNet
-from lightning_mpq.files import write_bytes_atomically
+from lightning_mpq.tools.files import write_bytes_atomically
 
 from .fashion_mnist import data_module
 from .mobilenet import MobileNet

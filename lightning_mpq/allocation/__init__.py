@@ -1,13 +1,13 @@
 """A Taylor model and a budget in, a plan with its certificate out."""
 
+from .allocate import allocate
 from .allocation import Allocation
 from .alternatives import alternatives
 from .budget import Budget, CustomCost
 from .explanation import Explanation
 from .frontier import Frontier, frontier
-from .latency import LatencyTable
+from .latency_table import LatencyTable
 from .rules import Rules
-from .solver import allocate
 from .status import SolveStatus
 
 __all__ = [

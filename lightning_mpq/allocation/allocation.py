@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..curvature.model import Prediction
+from ..curvature.taylor_model import Prediction
 from ..policy import BitPolicy
 from .status import SolveStatus
 

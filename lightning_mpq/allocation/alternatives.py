@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..curvature.model import TaylorModel
+from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
 from ..policy import BitPolicy
 from .allocation import Allocation
 from .budget import Budget
-from .milp import Solver
 from .preparation import Preparation
-from .problem import Indices
 from .rules import Rules
+from .solver.milp import Solver
+from .solver.problem import Indices
 
 
 def alternatives(

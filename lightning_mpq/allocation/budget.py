@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from ..groups import LayerGroup
+from ..groups.groups import LayerGroup
 from ..policy import WeightScheme
 
 if TYPE_CHECKING:
-    from .latency import LatencyTable
+    from .latency_table import LatencyTable
 
 CostFunction = Callable[[LayerGroup, WeightScheme], float]
 _LIMITS = (

@@ -9,9 +9,9 @@ from math import floor, isfinite
 
 import numpy as np
 
-from ..curvature.model import TaylorModel
+from ..curvature.taylor_model import TaylorModel
 from .budget import Budget
-from .problem import Array, Indices
+from .solver.problem import Array, Indices
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ import numpy as np
 
 from ..errors import InfeasibleBudgetError
 from .allocation import Allocation
-from .clock import Clock
 from .costs import CostRow
-from .engine import Solution
-from .lagrangian import cheapest
 from .preparation import Preparation
-from .problem import Array
+from .solver.clock import Clock
+from .solver.engine import Solution
+from .solver.lagrangian import cheapest
+from .solver.problem import Array
 from .status import SolveStatus
 
 

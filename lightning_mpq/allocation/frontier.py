@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..curvature.model import TaylorModel
-from ..files import write_text_atomically
-from ..staged_work import Progress
+from ..curvature.taylor_model import TaylorModel
+from ..tools.files import write_text_atomically
+from ..tools.progress import Progress
 from .allocation import Allocation
 from .budget import Budget
-from .engine import Solution, silent
-from .milp import Solver
 from .preparation import Preparation
 from .rules import Rules
+from .solver.engine import Solution, silent
+from .solver.milp import Solver
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..curvature.model import TaylorModel
+from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
 from ..policy import BitPolicy
-from .additive import InfeasibleProblemError
 from .allocation import Allocation, Objective
 from .budget import Budget
 from .costs import CostRow, cost_rows
-from .distinct_widths import solve_with_widths
-from .engine import Solution
-from .problem import Array, Indices
-from .reduction import ReducedProblem, reduce_problem
 from .rules import Rules
+from .solver.additive import InfeasibleProblemError
+from .solver.distinct_widths import solve_with_widths
+from .solver.engine import Solution
+from .solver.problem import Array, Indices
+from .solver.reduction import ReducedProblem, reduce_problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from .allocation import Allocation
-from .engine import Solution
 from .preparation import Preparation
-from .problem import Indices
+from .solver.engine import Solution
+from .solver.problem import Indices
 
 _ROUNDS = 5
 """At most; each is one more quadratic program, and they end once the plan stays the same."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..curvature.model import TaylorModel
-from ..patterns import matching
+from ..curvature.taylor_model import TaylorModel
 from ..policy import WeightScheme
-from .problem import Mask
+from ..tools.patterns import matching
+from .solver.problem import Mask
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..candidates import Candidate
-from ..distributed import gather
-from ..groups import LayerGroup
-from .estimators import Curvature, Loss
-from .fingerprint import combine
-from .measurement import Measurement
-from .model import TaylorModel
+from ..groups.candidates import Candidate
+from ..groups.groups import LayerGroup
+from ..tools.distributed import gather
+from .cache.fingerprint import combine
+from .estimators.measurement import Measurement
+from .estimators.registry import Curvature, Loss
 from .moments import BlockSums, Sums, WeightedMoments, sums_of_products
+from .taylor_model import TaylorModel
 
 LEAST_BATCHES = 8
 """Below this number of batches their differences say too little about the error of their mean."""

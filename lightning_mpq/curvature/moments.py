@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ..distributed import sum_over_ranks
+from ..tools.distributed import sum_over_ranks
 
 _CHUNK_ELEMENTS = 2**24
 """Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""

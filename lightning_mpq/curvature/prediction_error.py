@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .model import TaylorModel
+    from .taylor_model import TaylorModel
 
 
 def block_error(model: TaylorModel, chosen: Sequence[int]) -> float | None:

@@ -11,27 +11,27 @@ from typing import Any, Literal
 import torch
 from torch import Generator, nn
 
-from ..batches import split_batch, to_device
-from ..calling import ForwardFn
-from ..candidates import Candidate, make_candidates
-from ..distributed import Rounds, errors_shared, gather
-from ..groups import LayerGroup, LayerGroups, find_groups
-from ..rounded_weights import RoundedWeights
-from ..staged_work import Progress
+from ..groups.candidates import Candidate, make_candidates
+from ..groups.groups import LayerGroup, LayerGroups, find_groups
+from ..network.batches import split_batch, to_device
+from ..network.evaluator import Evaluator, LossFn, check_finite_parameters
+from ..network.forward import ForwardFn
+from ..network.isolation import isolated
+from ..network.likelihood import Likelihood, guess_likelihood
+from ..rounding.rounded_weights import RoundedWeights
+from ..tools.distributed import Rounds, errors_shared, gather
+from ..tools.progress import Progress
 from .accumulation import LEAST_BATCHES, Accumulator
-from .clock import ProfileClock
-from .earlier_work import EarlierWork
-from .estimators import Curvature, Estimators, Loss, check_settings, modelled_loss
-from .evaluator import Evaluator, LossFn, check_finite_parameters
-from .fingerprint import hash_settings
-from .isolation import isolated
-from .kept_measurements import KeptMeasurements, candidate_hashes
-from .likelihood import Likelihood, guess_likelihood
-from .model import TaylorModel
-from .perturbation import Perturbations
-from .ranks import check_parts, common_key
+from .cache.earlier_work import EarlierWork
+from .cache.fingerprint import hash_settings
+from .cache.kept_measurements import KeptMeasurements, candidate_hashes
+from .cache.ranks import check_parts, common_key
+from .estimators.perturbation import Perturbations
+from .estimators.registry import Curvature, Estimators, Loss, check_settings, modelled_loss
+from .estimators.weights import batch_statistics, has_batch_statistics
+from .profile_progress import ProfileClock
 from .sanity import warn_far_from_minimum
-from .weights import batch_statistics, has_batch_statistics
+from .taylor_model import TaylorModel
 
 
 def profile(

@@ -7,7 +7,7 @@ from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
 
-from .model import TaylorModel
+from .taylor_model import TaylorModel
 
 
 class OrderViolation(NamedTuple):

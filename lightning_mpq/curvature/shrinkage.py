@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .model import TaylorModel
+from .taylor_model import TaylorModel
 
 
 def shrink(model: TaylorModel, *, gradient: bool = True, between: bool = True) -> TaylorModel:

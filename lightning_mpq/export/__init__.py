@@ -1,9 +1,9 @@
 """Packed models as files, for this library and for others."""
 
-from .checkpoint import load_checkpoint
+from ..trainer.checkpoints.checkpoint import load_checkpoint
+from ..trainer.checkpoints.mixin import PackedCheckpoints, load_from_checkpoint
 from .compressed_tensors import export_compressed_tensors
 from .onnx import OnnxExport, export_onnx
-from .packed_checkpoints import PackedCheckpoints, load_from_checkpoint
 from .safetensors import load, save
 from .torchao import torchao_config
 

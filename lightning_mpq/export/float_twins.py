@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..layers import LAYER_KINDS, LayerKind, ParameterView
 from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
 from ..modules.packed import OWN_NAMES
+from ..network.layer_kinds import LAYER_KINDS, LayerKind, ParameterView
 
 
 def float_twin(layer: PackedLayer, weight: nn.Parameter | None = None) -> nn.Module:

@@ -19,12 +19,24 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from ..errors import CorruptModelError
-from ..files import write_text_atomically
 from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.convert import build_layers, empty_layer, replace_layers
-from .manifest import MANIFEST_NAME, REMEDY, Manifest, TensorRecord, dtype_name, read_manifest
+from ..tools.files import write_text_atomically
+from .manifest import (
+    MANIFEST_NAME,
+    REMEDY,
+    Manifest,
+    TensorRecord,
+    dtype_name,
+    read_manifest,
+)
 from .slots import Slot, fill_slots, find_slots
-from .tensor_file import header_sha256, read_tensors, remove_leftovers, write_tensors
+from .tensor_file import (
+    header_sha256,
+    read_tensors,
+    remove_leftovers,
+    write_tensors,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 LOCK_NAME = ".lightning_mpq.lock"

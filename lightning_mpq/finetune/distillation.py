@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..curvature.likelihood import Categorical, Likelihood, guess_likelihood, targets_of
+from ..network.likelihood import Categorical, Likelihood, guess_likelihood, targets_of
 from .teacher import Teacher
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..held_weights import named_layers
-from ..layers import weight_rows
 from ..modules import PackedLayer, pack_model, restore_layers
+from ..network.layer_kinds import weight_rows
+from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from .layer import (

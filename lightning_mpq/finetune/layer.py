@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from ..held_weights import held_by
-from ..layers import kind_of
-from ..shadowing import FreshRecurrentWeights
+from ..network.layer_kinds import kind_of
+from ..network.named_weights import held_by
+from ..tools.attributes import FreshRecurrentWeights
 from .class_change import change_back, change_class
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..layers import kind_of
+from ..network.layer_kinds import kind_of
 from ..quantizers import QuantizedRows
 from ..quantizers.grid import dequantize, encode, grid_offset, spread
 from ..quantizers.nearest import finite_rows, sum_per_scale

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..held_weights import named_layers
-from ..layers import rows_and_columns
+from ..network.layer_kinds import rows_and_columns
+from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from .fake_quantization import FakeQuantization, fake_quantize

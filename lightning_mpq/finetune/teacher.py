@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..batches import map_tensors
-from ..calling import device_of
+from ..network.batches import map_tensors
+from ..network.forward import device_of
 
 TeacherDtype = Literal["float32", "bfloat16", "float16"]
 

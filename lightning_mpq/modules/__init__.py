@@ -11,7 +11,13 @@ from .conv import (
 from .convert import empty_packed_model, pack_layer, pack_model, restore_layers
 from .embedding import PackedEmbedding
 from .holder import PackedWeight, WeightHolder
-from .inspection import StoredBytes, packed_layers, policy_of, set_memory, stored_bytes
+from .inspection import (
+    StoredBytes,
+    packed_layers,
+    policy_of,
+    set_memory,
+    stored_bytes,
+)
 from .kernel_choice import KernelChoice, KernelChoices, use_kernels
 from .linear import PackedLinear
 from .packed import PACKED_TYPES, PackedLayer, register_packed

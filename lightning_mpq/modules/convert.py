@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import NonFiniteError
-from ..held_weights import named_layers
-from ..layers import ParameterView, float_class, kind_of, rows_and_columns, weight_rows
+from ..network.layer_kinds import (
+    ParameterView,
+    float_class,
+    kind_of,
+    rows_and_columns,
+    weight_rows,
+)
+from ..network.named_weights import named_layers
 from ..policy import BitPolicy, WeightScheme
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size

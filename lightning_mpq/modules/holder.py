@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ..layers import ParameterView
+from ..network.layer_kinds import ParameterView
 from ..policy import WeightScheme
-from ..shadowing import FreshRecurrentWeights
+from ..tools.attributes import FreshRecurrentWeights
 from .packed import PackedLayer, register_packed
 
 

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from .inspection import packed_layers
-from .kernels import AUTO, PLAIN, Outcome, check_kernel_name, forget, prepared_for
+from .kernels import (
+    AUTO,
+    PLAIN,
+    Outcome,
+    check_kernel_name,
+    forget,
+    prepared_for,
+)
 from .kernels.registry import warn_once
 from .linear import PackedLinear
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from ..layers import LAYER_KINDS, ParameterView, float_class, rows_and_columns
+from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns
 from ..policy import WeightScheme
 from ..quantizers import QuantizedRows
 from ..quantizers.grid import dequantize

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..distributed import sum_over_ranks
-from ..layers import ParameterView, float_class, kind_of, row_parts, rows_and_columns
+from ..network.layer_kinds import (
+    ParameterView,
+    float_class,
+    kind_of,
+    row_parts,
+    rows_and_columns,
+)
+from ..tools.distributed import sum_over_ranks
 
 _CHUNK_ELEMENTS = 2**22
 """Unfolded input values that are made at once (16 MiB of float32)."""

@@ -1,6 +1,14 @@
 """What was gained and lost: measured beside predicted, as values, as a table, as JSON."""
 
-from .records import FinetuningRow, GroupRow, ModelRow, ReallocationRow, RepairRow, Report, TrialRow
+from .records import (
+    FinetuningRow,
+    GroupRow,
+    ModelRow,
+    ReallocationRow,
+    RepairRow,
+    Report,
+    TrialRow,
+)
 from .table import print_report
 
 __all__ = [

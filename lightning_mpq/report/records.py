@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text_atomically
+from ..tools.files import write_text_atomically
 
 REPORT_FORMAT = "lightning_mpq.report"
 REPORT_VERSION = 1

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lightning_mpq.allocation import allocate
-from lightning_mpq.allocation.problem import Problem
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature.model import TaylorModel
-from lightning_mpq.groups import LayerGroup
+from lightning_mpq.allocation.solver.problem import Problem
+from lightning_mpq.curvature.taylor_model import TaylorModel
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import LayerGroup
 from lightning_mpq.policy import WeightScheme
 
 

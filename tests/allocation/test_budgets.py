@@ -7,10 +7,10 @@ import torch
 from allocation_cases import check_best, every_plan, make_taylor, stored_bits
 
 from lightning_mpq.allocation import Budget, CustomCost, LatencyTable, SolveStatus, allocate
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature.model import TaylorModel
+from lightning_mpq.curvature.taylor_model import TaylorModel
 from lightning_mpq.errors import InfeasibleBudgetError
-from lightning_mpq.groups import LayerGroup
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import LayerGroup
 from lightning_mpq.policy import WeightScheme
 
 

@@ -8,9 +8,9 @@ import torch
 from allocation_cases import check_best, make_taylor
 
 from lightning_mpq.allocation import Budget, CustomCost, allocate
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature.model import TaylorModel
-from lightning_mpq.groups import LayerGroup
+from lightning_mpq.curvature.taylor_model import TaylorModel
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import LayerGroup
 
 
 @pytest.fixture

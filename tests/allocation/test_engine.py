@@ -8,16 +8,16 @@ from allocation_cases import brute_force, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_mpq.allocation import branch_and_bound
-from lightning_mpq.allocation.additive import InfeasibleProblemError
-from lightning_mpq.allocation.block_ascent import block_ascent
-from lightning_mpq.allocation.difference_form import difference_form
-from lightning_mpq.allocation.engine import solve
-from lightning_mpq.allocation.enumeration import all_selections
-from lightning_mpq.allocation.lagrangian import gilmore_lawler_bound
-from lightning_mpq.allocation.local_search import LocalSearch, first_selection, iterated_local_search
-from lightning_mpq.allocation.primal_dual import convexify
-from lightning_mpq.allocation.problem import Problem
+from lightning_mpq.allocation.solver import branch_and_bound
+from lightning_mpq.allocation.solver.additive import InfeasibleProblemError
+from lightning_mpq.allocation.solver.block_ascent import block_ascent
+from lightning_mpq.allocation.solver.difference_form import difference_form
+from lightning_mpq.allocation.solver.engine import solve
+from lightning_mpq.allocation.solver.enumeration import all_selections
+from lightning_mpq.allocation.solver.lagrangian import gilmore_lawler_bound
+from lightning_mpq.allocation.solver.local_search import LocalSearch, first_selection, iterated_local_search
+from lightning_mpq.allocation.solver.primal_dual import convexify
+from lightning_mpq.allocation.solver.problem import Problem
 from lightning_mpq.allocation.status import SolveStatus
 
 

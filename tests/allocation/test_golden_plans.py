@@ -10,10 +10,10 @@ import torch
 from allocation_cases import additive_taylor, make_taylor
 
 from lightning_mpq.allocation import Budget, CustomCost, Rules, SolveStatus, allocate
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature.model import TaylorModel
+from lightning_mpq.curvature.taylor_model import TaylorModel
 from lightning_mpq.errors import InfeasibleBudgetError
-from lightning_mpq.groups import LayerGroup
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import LayerGroup
 
 DATA = Path(__file__).parents[1] / "data"
 HAWQ = json.loads((DATA / "hawq_v3_ilp.json").read_text())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
-from lightning_mpq.held_weights import register_layer
+from lightning_mpq.network.named_weights import register_layer
 
 
 class Convolutions(nn.Module):

@@ -10,11 +10,11 @@ from torch.func import functional_call, hessian, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical
-from lightning_mpq.groups import find_groups
-from lightning_mpq.held_weights import named_layers
-from lightning_mpq.layers import rows_to_weight, weight_rows
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.quantizers import quantize_rows
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_mpq.curvature import Categorical
+from lightning_mpq.network.likelihood import Categorical
 
 QUICK = {"bits": [2, 4], "likelihood": Categorical()}
 

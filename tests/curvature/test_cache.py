@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, TaylorModel, profile
+from lightning_mpq.curvature import TaylorModel, profile
 from lightning_mpq.errors import CorruptModelError
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.policy import WeightScheme
 
 OPTIONS = {"bits": [2, 4], "likelihood": Categorical()}

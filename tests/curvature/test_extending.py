@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, kept_measurements, profile
-from lightning_mpq.groups import find_groups
+from lightning_mpq.curvature import profile
+from lightning_mpq.curvature.cache import kept_measurements
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 BATCHES = 3
 

@@ -21,9 +21,10 @@ from curvature_oracles import Enumerated, categorical_information, dense_jacobia
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, profile
-from lightning_mpq.curvature.batched_forward_mode import BatchedForwardMode
-from lightning_mpq.held_weights import register_layer
+from lightning_mpq.curvature import profile
+from lightning_mpq.curvature.estimators.batched_forward_mode import BatchedForwardMode
+from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
+from lightning_mpq.network.named_weights import register_layer
 
 
 def dense_fisher(model, inputs, deltas, information):

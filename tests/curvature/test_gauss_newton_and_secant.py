@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import Bernoulli, Categorical, Gaussian, gauss_newton, profile
+from lightning_mpq.curvature import profile
+from lightning_mpq.curvature.estimators import gauss_newton
+from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
 
 
 def in_metric(changes, information):

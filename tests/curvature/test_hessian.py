@@ -11,7 +11,8 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import Categorical, profile
+from lightning_mpq.curvature import profile
+from lightning_mpq.network.likelihood import Categorical
 
 
 def task_loss(net, batch):

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, TaylorModel, profile, shrink
+from lightning_mpq.curvature import TaylorModel, profile, shrink
 from lightning_mpq.curvature.accumulation import Accumulator
-from lightning_mpq.curvature.measurement import Measurement
-from lightning_mpq.groups import find_groups
+from lightning_mpq.curvature.estimators.measurement import Measurement
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 
 def network():

@@ -12,9 +12,10 @@ import torch
 from profile_cases import QUICK, Module, batches, small
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Gaussian, profile
-from lightning_mpq.groups import find_groups
+from lightning_mpq.curvature import profile
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Gaussian
 
 
 def train(profiled: bool):

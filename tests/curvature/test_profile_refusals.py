@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mpq.curvature import profile
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 
 
 class TakesTwo(nn.Module):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_mpq.curvature.ranks import check_parts, shares_of_ranks
+from lightning_mpq.curvature.cache.ranks import check_parts, shares_of_ranks
 
 
 def test_batches_that_two_processes_measured_are_counted():

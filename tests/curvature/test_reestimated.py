@@ -12,8 +12,9 @@ from torch.func import hessian, jacrev
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.correction import reestimate_batchnorm
-from lightning_mpq.curvature import Categorical, profile
+from lightning_mpq.curvature import profile
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.repair.batchnorm import reestimate_batchnorm
 
 
 class OneSampleAtATime(Categorical):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Gaussian, profile
-from lightning_mpq.curvature.perturbation import Perturbations
-from lightning_mpq.groups import find_groups
-from lightning_mpq.layers import rows_to_weight, weight_rows
-from lightning_mpq.rounding import round_candidates, second_order_schemes
+from lightning_mpq.curvature import profile
+from lightning_mpq.curvature.estimators.perturbation import Perturbations
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
+from lightning_mpq.network.likelihood import Gaussian
+from lightning_mpq.rounding.independent import round_candidates, second_order_schemes
 
 
 def network() -> nn.Module:

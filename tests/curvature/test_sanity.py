@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, TaylorModel, profile
+from lightning_mpq.curvature import TaylorModel, profile
 from lightning_mpq.curvature.sanity import order_violations
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 
 def model_of(damage: list[float], errors: list[float] | None = None) -> TaylorModel:

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.curvature import Categorical, TaylorModel, profile, shrink
+from lightning_mpq.curvature import TaylorModel, profile, shrink
 from lightning_mpq.curvature.shrinkage import between_groups, shrinkage_intensity
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 
 def by_hand(gradient=(0.0, 0.0), gradient_error=None, between=0.5, error=None):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_mpq.demo.resnet import ResNet
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 
 RESNET20_SIZES = (
     [144] + [2304] * 6 + [4608, 9216, 512] + [9216] * 4 + [18432, 36864, 2048] + [36864] * 4 + [640]

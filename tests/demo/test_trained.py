@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load, save_file
 from torch import nn
 
+from lightning_mpq.cli.training_cache import KeepTrained, TrainedWeights, training_key
 from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.resnet import ResNet
-from lightning_mpq.demo.trained import KeepTrained, TrainedWeights, training_key
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 CONFIG = {"seed": 0, "trainer": {"max_epochs": 1}}

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lightning_mpq.export import save
-from lightning_mpq.export.checkpoint import POLICY_KEY
 from lightning_mpq.modules import empty_packed_model
 from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.trainer.checkpoints.checkpoint import POLICY_KEY
 
 LAYERS, WIDTH = 6, 2048
 FLOAT_BYTES = LAYERS * WIDTH * WIDTH * 4  # 96 MiB

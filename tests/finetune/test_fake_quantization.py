@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.finetune import FakeQuantizedLayer, fake_quantize, fake_quantized_layers
-from lightning_mpq.layers import weight_rows
 from lightning_mpq.modules import pack_model
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
 from lightning_mpq.quantizers import QuantizedRows, quantize_rows
 

@@ -9,8 +9,8 @@ from modules.test_packed_held_weights import CASES, Gated, Twisted, first, make,
 from torch import nn
 
 from lightning_mpq.finetune import fake_quantize
-from lightning_mpq.held_weights import register_layer
 from lightning_mpq.modules import pack_model
+from lightning_mpq.network.named_weights import register_layer
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
 SCHEME = WeightScheme(3, "channel", "half")

@@ -6,7 +6,7 @@ from process_pool import ProcessPool
 from torch import nn
 
 from lightning_mpq.finetune import FakeQuantizedLayer, fake_quantize
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
 POLICY = BitPolicy({"0": WeightScheme(2, grid="half"), "4": WeightScheme(3, granularity=5)})

@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.groups import find_groups
-from lightning_mpq.layers import rows_and_columns, weight_rows
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import (
     PackedEmbedding,
     PackedLayer,
@@ -24,6 +23,7 @@ from lightning_mpq.modules import (
     set_memory,
     stored_bytes,
 )
+from lightning_mpq.network.layer_kinds import rows_and_columns, weight_rows
 from lightning_mpq.policy import BitPolicy, WeightScheme
 from lightning_mpq.quantizers import quantize_rows
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.held_weights import held_by, named_layers, register_layer, standing_in
-from lightning_mpq.layers import ParameterView, weight_rows
 from lightning_mpq.modules import (
     PackedWeight,
     empty_packed_model,
@@ -19,6 +17,8 @@ from lightning_mpq.modules import (
     set_memory,
     stored_bytes,
 )
+from lightning_mpq.network.layer_kinds import ParameterView, weight_rows
+from lightning_mpq.network.named_weights import held_by, named_layers, register_layer, standing_in
 from lightning_mpq.policy import BitPolicy, WeightScheme
 
 SCHEME = WeightScheme(3, "channel", "half")

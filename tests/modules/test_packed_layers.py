@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from layer_cases import LAYER_CASES
 from torch import nn
 
-from lightning_mpq.layers import rows_to_weight, weight_rows
 from lightning_mpq.modules import PACKED_TYPES, PackedLayer, pack_layer
 from lightning_mpq.modules.packed import packed_type
+from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import QuantizedRows, quantize_rows
 
@@ -295,7 +295,7 @@ def test_a_rounded_weight_of_another_shape_is_refused():
 
 
 def test_every_quantizable_type_has_a_packed_one():
-    from lightning_mpq.layers import LAYER_KINDS
+    from lightning_mpq.network.layer_kinds import LAYER_KINDS
 
     registered = {kind for kind in LAYER_KINDS if not kind.__module__.startswith(("torch.", "lightning_mpq."))}
     made_when_needed = {nn.Bilinear} | registered  # other tests of this process may have registered some

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.layers import weight_rows
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.quantizers.input_moments import InputMoment, unfold_inputs
 
 LAYERS = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.layers import weight_rows
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import InputMoment, QuantizedRows, quantize_rows, round_rows
 from lightning_mpq.quantizers.clip_search import rank_scales, trial_ratios, trial_scales

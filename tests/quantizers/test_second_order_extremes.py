@@ -9,13 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_mpq.candidates import make_candidates
-from lightning_mpq.groups import find_groups
-from lightning_mpq.layers import weight_rows
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import InputMoment, quantize_rows, round_rows
 from lightning_mpq.quantizers.error_feedback import ErrorFeedback
-from lightning_mpq.rounding import round_candidates, second_order_schemes
+from lightning_mpq.rounding.independent import round_candidates, second_order_schemes
 
 
 def inputs_moment(parts: int, columns: int, seed: int) -> torch.Tensor:

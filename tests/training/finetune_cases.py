@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from trainer_cases import SmallClassifier, SmallData, make_trainer
 
-from lightning_mpq.callback import MixedPrecisionQuantization
 from lightning_mpq.finetune import fake_quantized_layers
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import CandidateOptions
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 LAYERS = {"network.0", "network.4", "network.8"}
 FEW = CandidateOptions(bits=(2, 3, 4, 8))

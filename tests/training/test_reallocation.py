@@ -14,7 +14,7 @@ from lightning_mpq import BitPolicy
 from lightning_mpq.finetune import fake_quantize
 from lightning_mpq.finetune.plan_change import change_plan
 from lightning_mpq.options import FinetuneOptions
-from lightning_mpq.pipeline import Pipeline
+from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.policy import WeightScheme
 from lightning_mpq.quantizers import quantize_rows
 from lightning_mpq.report import Report, print_report

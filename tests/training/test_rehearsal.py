@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from trainer_cases import SmallClassifier, SmallData, make_trainer
 
 from lightning_mpq.allocation import Budget, CustomCost, Rules
-from lightning_mpq.callback import MixedPrecisionQuantization
-from lightning_mpq.curvature import Categorical
 from lightning_mpq.errors import InfeasibleBudgetError
+from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOptions
 from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from trainer_cases import SmallClassifier, SmallData, make_trainer
 
-from lightning_mpq.export.checkpoint import load_checkpoint
 from lightning_mpq.options import FinetuneOptions
+from lightning_mpq.trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BATCHES = 6

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...files import write_bytes_atomically
-from ...layers import ParameterView
 from ...modules import PackedLayer, packed_layers, policy_of
+from ...network.layer_kinds import ParameterView
+from ...tools.files import write_bytes_atomically
 from ..extras import require
 from ..float_twins import evaluating, float_twins, weight_names
 from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET

@@ -8,7 +8,14 @@ from .base import Kernel, PreparedLinear, UnsuitableWeightError
 from .matrix import PackedMatrix
 from .op import linear_by_kernel
 from .prepared import forget, prepared_bytes, prepared_for
-from .registry import AUTO, KERNELS, PLAIN, Outcome, check_kernel_name, register_kernel
+from .registry import (
+    AUTO,
+    KERNELS,
+    PLAIN,
+    Outcome,
+    check_kernel_name,
+    register_kernel,
+)
 
 __all__ = [
     "AUTO",

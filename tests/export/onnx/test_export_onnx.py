@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_mpq.demo.resnet import ResNet
 from lightning_mpq.export.onnx import export_onnx
-from lightning_mpq.groups import find_groups
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model, packed_layers, policy_of, stored_bytes
 from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
 

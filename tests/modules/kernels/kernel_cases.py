@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq.layers import weight_rows
 from lightning_mpq.modules import pack_layer
 from lightning_mpq.modules.kernels import KERNELS, Kernel, PreparedLinear, register_kernel
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.policy import WeightScheme
 from lightning_mpq.quantizers import quantize_rows
 

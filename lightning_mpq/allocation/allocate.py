@@ -1,0 +1,126 @@
+"""`allocate`: a Taylor model and a budget in, a plan with its certificate out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+
+from ..curvature.taylor_model import TaylorModel
+from ..tools.progress import Progress
+from .allocation import OBJECTIVES, Allocation, Objective
+from .budget import Budget
+from .fewest_bytes import fewest_bytes
+from .preparation import Preparation
+from .robust import robust_allocation
+from .rules import Rules
+from .solver.engine import silent
+from .solver.milp import SOLVERS, Solver
+
+_ADDITIVE_SECONDS = 10.0
+"""At most for the additive plan, which the quadratic search starts from: long limits are meant for the latter."""
+
+
+def allocate(
+    taylor: TaylorModel,
+    budget: Budget,
+    *,
+    rules: Rules | None = None,
+    objective: Objective = "quadratic",
+    robust: float = 0.0,
+    solver: Solver = "highs",
+    time_limit: float = 10.0,
+    gap: float = 1e-3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Allocation:
+    """Choose the candidate of each group that the loss suffers least from, within a budget, and prove it.
+
+    Args:
+        taylor: Predicts the loss of every plan.
+        budget: What the plan may cost; with ``max_loss`` or ``within_uniform`` the plan of fewest bytes.
+        rules: What the plan must look like.
+        objective: ``"quadratic"`` minimises the whole prediction; ``"additive"`` leaves pairs of groups out.
+        robust: Add so many standard errors of the prediction to what is minimised; ``details["robust"]``
+            says how much that changes the plan.
+        solver: python-mip backend, ``"highs"`` or ``"cbc"``.
+        time_limit: Seconds for each program; when they are up the best plan comes with the gap that is
+            proved. At 0 a feasible plan still comes.
+        gap: Relative gap that ends the search.
+        seed: The result is the same for the same seed, unless the time limit cut the search short.
+        progress: Called now and then with a fraction in [0, 1] and a message.
+
+    Returns:
+        The plan with its costs, the lower bound that no plan can beat, and the gap to it.
+
+    Raises:
+        InfeasibleBudgetError: If no plan keeps the budget; the least and the most possible value are named.
+        ValueError: If an argument or a rule makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_mpq import Categorical, profile
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
+        >>> plan = allocate(taylor, Budget(average_bits=6))
+        >>> sorted(plan.policy.bits()), plan.costs["average_bits"] <= 6, plan.lower_bound <= plan.predicted_loss
+        (['0', '2'], True, True)
+    """
+    check_settings(objective, solver, time_limit, gap, robust)
+    if robust and budget.minimises_bytes:
+        raise ValueError("robust works with budgets on costs, not on the loss; leave it at 0, or bound costs.")
+    if objective == "additive" and budget.minimises_bytes:
+        raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")
+    prepared = Preparation.make(taylor, budget, rules)
+    if budget.minimises_bytes:
+        return fewest_bytes(
+            prepared, time_limit=time_limit, gap=gap, reference=prepared.reference, solver=solver, seed=seed
+        )
+    simple = prepared.solve(
+        gap=gap, time_limit=min(time_limit, _ADDITIVE_SECONDS), solver=solver, seed=seed, additive=True
+    )
+    if objective == "additive":
+        return prepared.allocation(simple, simple.selection, "additive")
+    solution = prepared.solve(
+        gap=gap,
+        reference=prepared.reference,
+        time_limit=time_limit,
+        solver=solver,
+        seed=seed,
+        start=simple.selection,
+        progress=progress or silent,
+    )
+    solution = replace(solution, seconds={"additive plan": sum(simple.seconds.values()), **solution.seconds})
+    if robust:
+        return robust_allocation(
+            prepared,
+            solution,
+            simple.selection,
+            robust,
+            gap=gap,
+            reference=prepared.reference,
+            time_limit=time_limit,
+            solver=solver,
+            seed=seed,
+        )
+    return prepared.allocation(solution, simple.selection, "quadratic")
+
+
+def check_settings(objective: str, solver: str, time_limit: float, gap: float, robust: float) -> None:
+    """Refuse settings of `allocate` that make no sense.
+
+    Raises:
+        ValueError: If there are any; says which and what is expected.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    if not time_limit >= 0:
+        raise ValueError(f"time_limit must be a number of seconds of at least 0, got {time_limit!r}.")
+    if not (gap >= 0 and isfinite(gap)):
+        raise ValueError(f"gap must be a finite number of at least 0, got {gap!r}.")
+    if not (robust >= 0 and isfinite(robust)):
+        raise ValueError(f"robust must be a finite number of standard errors of at least 0, got {robust!r}.")
+    if robust and objective == "additive":
+        raise ValueError("robust works with the quadratic objective; drop one of the two.")

@@ -1,0 +1,5 @@
+"""The command ``lightning-mpq``."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""``python -m lightning_mpq.cli``."""
+
+from .main import main
+
+main()

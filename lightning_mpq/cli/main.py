@@ -1,0 +1,220 @@
+"""The command `lightning-mpq`: train (or find trained weights), quantize, record, from a Hydra configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.utils import instantiate, to_absolute_path
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ..export.safetensors import save
+from ..tools.files import write_text_atomically
+from ..trainer.callback import MixedPrecisionQuantization
+from .training_cache import KeepTrained, TrainedWeights, training_key
+
+log = logging.getLogger(__name__)
+
+# What Trainer and callbacks take that leaves trained weights as they are.
+WITHOUT_INFLUENCE = {
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+}
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    MisconfigurationException,
+    InstantiationException,
+    OmegaConfBaseException,
+)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_mpq.conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """Run one job; a mistake in the configuration ends in one sentence and exit code 1."""
+    try:
+        return run(config)
+    except USER_ERRORS as error:
+        raise CompactHydraException(f"lightning-mpq: {_sentence(error)}") from error
+
+
+def run(config: DictConfig) -> float | None:
+    """Train or load, quantize, save, and measure once on the test split.
+
+    Args:
+        config: What `conf/config.yaml` composes to, ``output_dir`` being resolvable.
+
+    Returns:
+        The validation metric of the packed model that ``config.metric`` names; None if there is no verdict.
+
+    Raises:
+        ValueError: If the callbacks do not hold exactly one MixedPrecisionQuantization, or there is no such metric.
+    """
+    _require_values(config)
+    config = config.copy()
+    if config.cache_dir is not None:
+        config.cache_dir = to_absolute_path(config.cache_dir)
+    output_dir = Path(config.output_dir)
+    L.seed_everything(config.seed, workers=True)
+    datamodule: L.LightningDataModule = instantiate(config.data)
+    module: L.LightningModule = instantiate(config.model)
+    callbacks = _callbacks(config)
+    mixed = _the_quantization(callbacks)
+    kept = KeepTrained(cache_entry(config, module, datamodule))
+    callbacks.insert(callbacks.index(mixed), kept)
+    finetunes = mixed.finetuning.wanted
+    if finetunes:
+        callbacks.remove(mixed)  # a fit of its own follows, so that it begins alike where weights are found
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
+
+    state = kept.entry.load() if kept.entry is not None else None
+    if kept.entry is not None and state is not None:
+        log.info("Trained weights found: %s", kept.entry.path)
+        module.load_state_dict(state)
+        if not finetunes:
+            mixed.quantize_trained(trainer, module, datamodule)
+    else:
+        trainer.fit(module, datamodule=datamodule)
+        state = kept.state
+    if finetunes and state is not None:
+        mixed, module = _finetune(config, datamodule, state)
+    log.info("Packed model: %s", save(module, output_dir / "model"))
+    if config.test and state is not None:
+        float_module: L.LightningModule = instantiate(config.model)
+        float_module.load_state_dict(state)
+        _test(trainer, datamodule, {"float": float_module, "quantized": module}, output_dir / "test.json")
+    return _metric(config.metric, mixed)
+
+
+def _finetune(
+    config: DictConfig, datamodule: L.LightningDataModule, state: Mapping[str, Any]
+) -> tuple[MixedPrecisionQuantization, L.LightningModule]:
+    """Quantize and fine-tune trained weights in a fit of its own, which logs into ``finetuning``.
+
+    Returns:
+        The callback and the packed module.
+    """
+    L.seed_everything(config.seed, workers=True)
+    module: L.LightningModule = instantiate(config.model)
+    module.load_state_dict(state)
+    callbacks = _callbacks(config)
+    mixed = _the_quantization(callbacks)
+    mixed.finetuning.quantize_at = 0
+    config = config.copy()
+    if OmegaConf.select(config, "trainer.logger.name") is not None:
+        config.trainer.logger.name = "finetuning"
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
+    trainer.fit(module, datamodule=datamodule)
+    return mixed, module
+
+
+def _callbacks(config: DictConfig) -> list[Callback]:
+    return [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+
+
+def _require_values(config: DictConfig) -> None:
+    """Refuse a key whose value the user must give, before anything is made.
+
+    Raises:
+        ValueError: If there is one; the message names it.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        name = missing[0]
+        raise ValueError(f"{name} has no value; give one on the command line: lightning-mpq ... {name}=VALUE")
+
+
+def _the_quantization(callbacks: list[Callback]) -> MixedPrecisionQuantization:
+    """Return the one callback that quantizes."""
+    found = [callback for callback in callbacks if isinstance(callback, MixedPrecisionQuantization)]
+    if len(found) != 1:
+        raise ValueError(f"callbacks must hold one MixedPrecisionQuantization, got {len(found)}. Use callbacks=mpq.")
+    return found[0]
+
+
+def cache_entry(
+    config: DictConfig, module: L.LightningModule, datamodule: L.LightningDataModule
+) -> TrainedWeights | None:
+    """Return where the trained weights of this configuration are, or will be, kept; None for nowhere.
+
+    Args:
+        config: The resolvable configuration.
+        module: As instantiated right after seeding and after the datamodule; its weights are part of the key.
+        datamodule: The data.
+    """
+    if config.cache_dir is None:
+        return None
+    # Where a run writes is different for each run and decides nothing.
+    plain = OmegaConf.to_container(OmegaConf.merge(config, {"output_dir": "."}), resolve=True)
+    assert isinstance(plain, dict)
+    decisive = {
+        "seed": plain["seed"],
+        "model": plain["model"],
+        "data": plain["data"],
+        "trainer": {key: value for key, value in plain["trainer"].items() if key not in WITHOUT_INFLUENCE},
+        "callbacks": {name: value for name, value in plain["callbacks"].items() if not _is_quantization(value)},
+    }
+    key = training_key(decisive, module, datamodule)
+    if key is None:
+        log.info("No trained weights are kept: the datamodule has no fingerprint(), or code has no file.")
+        return None
+    return TrainedWeights(Path(config.cache_dir) / "trained", key)
+
+
+def _is_quantization(callback: Any) -> bool:
+    target = callback.get("_target_", "") if isinstance(callback, dict) else ""
+    return str(target).endswith(f".{MixedPrecisionQuantization.__name__}")
+
+
+def _test(
+    trainer: L.Trainer, datamodule: L.LightningDataModule, modules: Mapping[str, L.LightningModule], path: Path
+) -> None:
+    """Measure modules on the test split and write what they log: for the record, nothing is chosen by it."""
+    trainer.loggers = []  # both would log under the same names
+    results = {
+        name: dict(trainer.test(module, datamodule=datamodule, verbose=False)[0]) for name, module in modules.items()
+    }
+    write_text_atomically(path, json.dumps(results, indent=2) + "\n")
+    for key in results["float"]:
+        values = ", ".join(f"{name} {found[key]:.4f}" for name, found in results.items())
+        log.info("On the test split: %s: %s", key, values)
+    log.info("Test results: %s", path)
+
+
+def _metric(name: str, mixed: MixedPrecisionQuantization) -> float | None:
+    """Return a validation metric of the packed model."""
+    if mixed.report is None:
+        return None
+    metrics = mixed.report.models[-1].metrics
+    if name not in metrics:
+        raise ValueError(f"metric={name} is not among what validation logs: {', '.join(metrics) or 'nothing'}.")
+    return metrics[name]
+
+
+def _sentence(error: BaseException) -> str:
+    """Say what is wrong without Hydra's wrapping: the original message, and which part of the configuration."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        lines = [line.strip() for line in str(error).splitlines()]
+        where = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+        return f"{where[0]}: {error.__cause__}" if where else str(error.__cause__)
+    if isinstance(error, MissingMandatoryValue):
+        return f"a value is missing: {error}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

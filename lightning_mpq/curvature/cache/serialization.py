@@ -1,0 +1,86 @@
+"""A Taylor model as one safetensors file: tensors, and a JSON text in the header for everything else. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from ...errors import CorruptModelError
+from ...groups.candidates import Candidate
+from ...groups.groups import LayerGroup
+from ...policy import WeightScheme
+from ...tools.files import write_bytes_atomically
+from ..taylor_model import TaylorModel
+
+FORMAT = "lightning_mpq.taylor"
+VERSION = 2
+"""2: with sums over blocks of the data. Version 1 has none, so that its prediction errors are entry by entry."""
+_READABLE = (1, 2)
+_TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
+_PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
+
+
+def save_taylor(model: TaylorModel, path: Path) -> Path:
+    """Write a Taylor model to ``path``, whole or not at all."""
+    tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(model, name)) is not None}
+    tensors |= {f"sums.{name}": value.contiguous() for name, value in (model.sums or {}).items()}
+    text = {
+        "format": FORMAT,
+        "version": VERSION,
+        "groups": [asdict(group) for group in model.groups],
+        "candidates": [asdict(candidate) for candidate in model.candidates],
+        **{name: getattr(model, name) for name in _PLAIN},
+    }
+    return write_bytes_atomically(path, to_bytes(tensors, metadata={"taylor": json.dumps(text)}))
+
+
+def load_taylor(path: Path) -> TaylorModel:
+    """Read a Taylor model written by `save_taylor`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CorruptModelError: If it is truncated, damaged, of another version or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no Taylor model at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = json.loads((file.metadata() or {}).get("taylor", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CorruptModelError(
+            f"{path} is truncated or damaged, or no safetensors file: {error}. Fetch it again, or profile again."
+        ) from error
+    if not isinstance(text, dict) or text.get("format") != FORMAT:
+        raise CorruptModelError(f"{path} is a safetensors file, but no Taylor model. Give one that `save` wrote.")
+    if text.get("version") not in _READABLE:
+        raise CorruptModelError(
+            f"{path} is a Taylor model of version {text.get('version')!r}; expected "
+            f"{' or '.join(map(str, _READABLE))}. Profile again, or read it with the release that wrote it."
+        )
+    try:
+        sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
+        return TaylorModel(
+            groups=tuple(_group(group) for group in text["groups"]),
+            candidates=tuple(_candidate(candidate) for candidate in text["candidates"]),
+            **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+            **{name: text[name] for name in _PLAIN if name != "batch_hashes"},
+            batch_hashes=tuple(text["batch_hashes"]),
+            sums=sums or None,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptModelError(f"{path} holds a malformed Taylor model: {error!r}. Profile again.") from error
+
+
+def _group(values: dict[str, Any]) -> LayerGroup:
+    shapes = tuple((int(rows), int(columns)) for rows, columns in values["shapes"])
+    return LayerGroup(values["name"], tuple(values["layers"]), shapes, tuple(values["bits"]))
+
+
+def _candidate(values: dict[str, Any]) -> Candidate:
+    return Candidate(values["group"], WeightScheme.from_dict(values["scheme"]), values["stored_bits"])

@@ -1,0 +1,1 @@
+"""How curvature is measured: one estimator a file."""

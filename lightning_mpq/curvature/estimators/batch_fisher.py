@@ -1,0 +1,63 @@
+r"""The Fisher information where samples act on each other, as through the batch statistics of BatchNorm.
+
+Only the score of a whole batch has a meaning then. With independent v_n of covariance H_n it is
+
+    s_i = sum_n <v_n, J_n D_i> = <d (sum_n <v_n, outputs_n>) / d weight, D_i>,
+
+whose square has the expectation ``sum_n D_i^T J_n^T H_n J_n D_i``: one ordinary backward pass for each draw, whatever
+the layers are and however they use their weights. One score for each batch instead of each sample is noisy, so that
+small batches and several draws are called for.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Generator
+
+from ...network.evaluator import Evaluator, not_differentiable
+from ...network.likelihood import Likelihood
+from .measurement import Measurement
+from .perturbation import Perturbations
+from .weights import inner_products, substituted, weight_variables
+
+
+class BatchFisher:
+    """Estimates the curvature of the divergence from scores of whole batches; its gradient is zero."""
+
+    def __init__(
+        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
+    ) -> None:
+        """Prepare; see `Fisher` for the arguments."""
+        self._evaluator = evaluator
+        self._perturbations = perturbations
+        self._likelihood = likelihood
+        self._draws = draws
+
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the scores of a batch as one unit.
+
+        Raises:
+            ValueError: If the outputs carry no gradient.
+        """
+        variables = weight_variables(self._perturbations)
+        leaves = list(variables.values())
+        with substituted(self._perturbations, variables):
+            outputs = self._evaluator.outputs(batch)
+            if not outputs.requires_grad:
+                raise not_differentiable("outputs do")
+            slopes = [
+                torch.autograd.grad(
+                    outputs,
+                    leaves,
+                    self._likelihood.score(outputs.detach(), batch, generator),
+                    retain_graph=draw + 1 < self._draws,
+                    allow_unused=True,
+                )
+                for draw in range(self._draws)
+            ]
+        scores = inner_products(self._perturbations, slopes)
+        samples = outputs.shape[0]
+        return Measurement(samples, rows=scores[None] / sqrt(self._draws * samples))

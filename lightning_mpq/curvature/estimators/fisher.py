@@ -1,0 +1,201 @@
+r"""The Fisher information of all candidates from one backward pass for each draw.
+
+For sample n and a random output gradient v_n with covariance H_n (the score of a label drawn from the model's
+own prediction, or ``L z`` with random signs), the derivative of ``<v_n, outputs_n>`` along candidate i is
+
+    s_ni = sum over uses of layer l and positions of <dv_n / d out_l, D_i * in_l>,
+
+so that ``E[s_n s_n^T] = J^T H_n J`` along the candidates: the Fisher information, equal to the Gauss-Newton matrix
+(J. Martens, New Insights and Perspectives on the Natural Gradient Method, JMLR 2020, sections 5 and 9). One backward
+pass yields the output gradients of all layers at once, whatever their number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from math import cos, sqrt
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ...network.batches import sample_count, slice_batch
+from ...network.evaluator import Evaluator, not_differentiable
+from ...network.layer_kinds import kind_of
+from ...network.likelihood import Likelihood
+from .batched_forward_mode import BatchedForwardMode
+from .layer_scores import layer_scores
+from .layer_taps import LayerTaps, Use
+from .measurement import Measurement
+from .perturbation import Perturbations
+from .weights import inner_products, substituted, weight_variables
+
+
+class Fisher:
+    """Estimates the curvature of the divergence; its gradient is zero.
+
+    Groups whose weights are used in ways that layer calls do not show (outside of their layer's forward, or where
+    samples cannot be told apart) are found on the first batch by comparison with ordinary automatic
+    differentiation and measured by forward mode: ``s_ni = <v_n, J D_i>``, one more pass for each such candidate. So
+    are, from the start, weights that outputs of their layer are not linear in (LSTM, GRU, RNN).
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        perturbations: Perturbations,
+        likelihood: Likelihood,
+        draws: int = 1,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            evaluator: Runs the model.
+            perturbations: All candidates.
+            likelihood: What the outputs mean.
+            draws: Random output gradients for each sample.
+        """
+        self._evaluator = evaluator
+        self._perturbations = perturbations
+        self._likelihood = likelihood
+        self._draws = draws
+        self._nonlinear = {
+            (columns.start, columns.stop): layer
+            for layer, columns in perturbations.columns.items()
+            if (kind := kind_of(perturbations.modules[layer])) is not None and kind.operation == "nonlinear"
+        }
+        self._by_forward_mode = dict(self._nonlinear)
+        self._verified = False
+        self._scores: Tensor | None = None
+        self._forward_mode = BatchedForwardMode(evaluator, perturbations)
+        self._taps = LayerTaps(evaluator, perturbations, self._add)
+
+    def measure(self, batch: Any, generator: Generator) -> Measurement:
+        """Return the scores of each sample."""
+        rows = self.scores(batch, generator).transpose(0, 1) / sqrt(self._draws)
+        return Measurement(len(rows), rows=rows)
+
+    def scores(self, batch: Any, generator: Generator) -> Tensor:
+        """Return s for each draw, sample and candidate, [draws, N, K], float64; see `scores_along`."""
+
+        def draws(outputs: Tensor) -> Iterator[Tensor]:
+            return (self._likelihood.score(outputs, batch, generator) for _ in range(self._draws))
+
+        return self.scores_along(batch, self._draws, draws)
+
+    def scores_along(self, batch: Any, count: int, directions: Callable[[Tensor], Iterator[Tensor]]) -> Tensor:
+        """Return ``<v_n, J_n D_i>`` for each output gradient v, sample n and candidate i, [count, N, K], float64.
+
+        Args:
+            batch: The samples.
+            count: Number of output gradients.
+            directions: Outputs to the output gradients, each shaped like them.
+
+        Raises:
+            ValueError: If the outputs carry no gradient.
+        """
+        with self._taps.attached():
+            outputs = self._taps.outputs(batch)
+            if not outputs.requires_grad and len(self._by_forward_mode) < len(self._groups()):
+                raise not_differentiable("outputs do")
+            width = torch.float32 if outputs.device.type == "mps" else torch.float64
+            scores = torch.zeros(count, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device)
+            gradients = []
+            for draw, gradient in enumerate(directions(outputs.detach())):
+                gradients.append(gradient)
+                self._scores = scores[draw]
+                if outputs.requires_grad:
+                    torch.autograd.backward(outputs, gradient, retain_graph=draw + 1 < count)
+        self._scores = None
+        if not self._verified:
+            mixture = [cos(1 + draw) for draw in range(count)]  # all directions at once, none of which cancels another
+            mixed_scores = sum(factor * part for factor, part in zip(mixture, scores, strict=True))
+            mixed_gradient = sum(factor * part for factor, part in zip(mixture, gradients, strict=True))
+            assert isinstance(mixed_scores, Tensor)
+            assert isinstance(mixed_gradient, Tensor)
+            self._verify(batch, mixed_scores, mixed_gradient)
+        slow = [index for start, stop in self._by_forward_mode for index in range(start, stop)]
+        for index, change in self._forward_mode.changes(slow, batch):
+            for draw, gradient in enumerate(gradients):
+                scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
+        return scores
+
+    def _add(self, use: Use, gradient: Tensor) -> None:
+        """Add the scores of one use of a layer, once the gradient of its output is known."""
+        columns = self._perturbations.columns[use.layer]
+        if (columns.start, columns.stop) in self._by_forward_mode:
+            return
+        assert self._scores is not None
+        if use.inputs._version != use.version:
+            raise RuntimeError(
+                f"The input of the layer {use.layer!r} was overwritten in place after the layer had read it, so that "
+                "its weight could not be trained either. Use the operation that is not in place."
+            )
+        module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
+        kind = kind_of(module)
+        inputs, fixed = use.inputs, kind is not None and kind.operation == "any"
+        leading = gradient if fixed else inputs
+        if leading.dim() == 0 or leading.shape[0] % samples:
+            if fixed or inputs.dim() < 2 or inputs.shape[1] != samples:
+                self._by_forward_mode[columns.start, columns.stop] = use.layer
+                return
+            inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
+        deltas = self._perturbations.of_layer(use.layer)
+        deltas = deltas if use.call.rows is None else deltas[:, use.call.rows]
+        rows = layer_scores(module, inputs, gradient, deltas, use.call.extra, use.call.options)
+        self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
+
+    def _groups(self) -> set[tuple[int, int]]:
+        return {(columns.start, columns.stop) for columns in self._perturbations.columns.values()}
+
+    def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:
+        """Compare the scores of one sample with ordinary weight gradients; groups that differ go to forward mode.
+
+        Args:
+            batch: The batch behind the scores.
+            scores: [N, K].
+            gradient: The drawn output gradient, shaped like the outputs.
+        """
+        self._verified = True
+        samples = gradient.shape[0]
+        reference: Tensor | None = None
+        separable = sample_count(batch) == samples
+        for size in (1, samples) if separable else (samples,):
+            part = slice_batch(batch, 0, size) if size < samples else batch
+            try:
+                reference = self._reference(part, gradient[:size])
+            except (RuntimeError, TypeError):  # some models do not take a single sample
+                if size == samples:
+                    raise
+                continue
+            break
+        assert reference is not None
+        error = (scores[:size].sum(0) - reference).abs()
+        largest = float(reference.abs().max())
+        tolerance = min(0.5, 30 * sqrt(torch.finfo(gradient.dtype).eps))
+        for layer, columns in self._perturbations.columns.items():
+            scale = max(float(reference[columns].norm()), 1e-3 * largest)
+            key = (columns.start, columns.stop)
+            if float(error[columns].norm()) > tolerance * scale:
+                self._by_forward_mode.setdefault(key, layer)
+        if found := {key: layer for key, layer in self._by_forward_mode.items() if key not in self._nonlinear}:
+            names = ", ".join(sorted(found.values()))
+            extra = sum(stop - start for start, stop in found)
+            warnings.warn(
+                f"The calls of these layers do not show how each sample uses their weights: {names}. (A weight read "
+                f"outside of its layer, or inputs without one row for each sample?) Forward mode measures them "
+                f"exactly, at {extra} more passes over each batch.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _reference(self, batch: Any, gradient: Tensor) -> Tensor:
+        """Return the summed scores of a batch by differentiating with respect to the weights themselves, [K]."""
+        variables = weight_variables(self._perturbations)
+        with substituted(self._perturbations, variables):
+            outputs = self._evaluator.outputs(batch)
+            if outputs.shape != gradient.shape:
+                raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
+            slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)
+        return inner_products(self._perturbations, [slopes])[0]

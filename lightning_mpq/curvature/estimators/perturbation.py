@@ -1,0 +1,146 @@
+"""The perturbations D = Q(w) - w of all candidates, made one layer at a time and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...groups.candidates import Candidate
+from ...groups.groups import LayerGroup
+from ...network.layer_kinds import rows_to_weight, weight_rows
+from ...network.named_weights import named_layers
+from ...quantizers import QuantizedRows, quantize_rows
+from ...rounding.rounded_weights import RoundedWeights
+
+
+class Perturbations:
+    """What each candidate adds to each weight; only integer codes are kept, and those within a limit.
+
+    Attributes:
+        modules: Name to layer, for all layers of all groups.
+        columns: Layer name to the slice of candidates (columns of the Taylor model) of its group.
+        leaders: One layer name for each distinct weight tensor: of tied layers, only the first stands here.
+        count: Number of candidates K.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[LayerGroup],
+        candidates: Sequence[Candidate],
+        kept_bytes: int = 2**26,
+        rounded: RoundedWeights | None = None,
+    ) -> None:
+        """Look up the layers and check that candidates, groups and model fit together.
+
+        Args:
+            model: The model that the groups were found in.
+            groups: The groups, in order.
+            candidates: In the order of groups, at least one for each.
+            kept_bytes: Up to how many bytes of codes to keep, and an eighth of it for dense perturbations; what lies
+                beyond is computed anew each time.
+            rounded: The weights as they were rounded on calibration data; None to round each weight by itself.
+
+        Raises:
+            ValueError: If a layer is not in the model, or candidates and groups do not fit.
+        """
+        named = named_layers(model)
+        self.count = len(candidates)
+        self.modules: dict[str, nn.Module] = {}
+        self.columns: dict[str, slice] = {}
+        self._schemes = [candidate.scheme for candidate in candidates]
+        self._kept: dict[tuple[str, int], QuantizedRows] = {}
+        self._bytes_left = kept_bytes
+        self._dense: dict[str, Tensor] = {}
+        self._dense_bytes_left = kept_bytes // 8
+        self._rounded = rounded
+        start = 0
+        for group in groups:
+            stop = start
+            while stop < len(candidates) and candidates[stop].group == group.name:
+                stop += 1
+            if stop == start:
+                raise ValueError(
+                    f"Expected the candidates of the group {group.name!r} at position {start}, in the order of groups; "
+                    f"got {candidates[start].group if start < len(candidates) else 'no candidate'!r}."
+                )
+            for layer in group.layers:
+                if layer not in named:
+                    raise ValueError(
+                        f"The model has no layer {layer!r}; pass the groups that were found in this model."
+                    )
+                self.modules[layer] = named[layer]
+                self.columns[layer] = slice(start, stop)
+            start = stop
+        if start != len(candidates):
+            raise ValueError(
+                f"Candidate {start} is of the group {candidates[start].group!r}, out of the order of groups."
+            )
+        first: dict[int, str] = {}
+        for layer, module in self.modules.items():
+            first.setdefault(id(module.weight), layer)
+        self._leader = {layer: first[id(module.weight)] for layer, module in self.modules.items()}
+        self.leaders = tuple(first.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first quantized weight lies; batches go there."""
+        return self.weight(self.leaders[0]).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first quantized weight."""
+        return self.weight(self.leaders[0]).dtype
+
+    def weight(self, layer: str) -> Tensor:
+        """Return the float weight of a layer, detached."""
+        weight = self.modules[layer]._parameters["weight"]
+        assert weight is not None
+        return weight.detach()
+
+    def tied(self, layer: str) -> list[str]:
+        """Return all layers that use the weight of ``layer``, itself included."""
+        leader = self._leader[layer]
+        return [other for other, its_leader in self._leader.items() if its_leader == leader]
+
+    def of_layer(self, layer: str) -> Tensor:
+        """Return D of all B candidates of a layer's group as [B, *weight shape], in the weight's type."""
+        columns = self.columns[layer]
+        leader = self._leader[layer]
+        if leader in self._dense:
+            return self._dense[leader]
+        stacked = torch.stack([self._perturbation(layer, index) for index in range(columns.start, columns.stop)])
+        size = stacked.numel() * stacked.element_size()
+        if size <= self._dense_bytes_left:  # small networks would spend more time on this than on passes
+            self._dense[leader] = stacked
+            self._dense_bytes_left -= size
+        return stacked
+
+    def of_candidate(self, index: int) -> dict[str, Tensor]:
+        """Return D of one candidate for each distinct weight it touches, by leading layer."""
+        touched = [layer for layer in self.leaders if self.columns[layer].start <= index < self.columns[layer].stop]
+        return {layer: self._perturbation(layer, index) for layer in touched}
+
+    def _perturbation(self, layer: str, index: int) -> Tensor:
+        """Return D of one candidate in one layer.
+
+        The difference is taken in float64, since a rounding error is small beside the weight, and cast last.
+        """
+        leader = self._leader[layer]
+        module, weight = self.modules[leader], self.weight(leader)
+        rows = weight_rows(module, weight)
+        key = (leader, index)
+        given = None if self._rounded is None else self._rounded.of_layer(leader, self._schemes[index])
+        quantized = self._kept.get(key) if given is None else given
+        if quantized is None:
+            quantized = quantize_rows(rows, self._schemes[index])
+            size = sum(t.numel() * t.element_size() for t in (quantized.codes, quantized.scale))
+            if size <= self._bytes_left:
+                self._kept[key] = quantized
+                self._bytes_left -= size
+        wide = torch.float32 if rows.device.type == "mps" else torch.float64
+        return rows_to_weight(module, quantized.dequantize(wide).to(rows.device) - rows.to(wide), weight.shape).to(
+            weight.dtype
+        )

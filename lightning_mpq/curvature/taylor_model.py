@@ -1,0 +1,204 @@
+"""The second-order Taylor model of the loss over all candidates, and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..groups.candidates import Candidate
+from ..groups.groups import LayerGroup
+from ..policy import BitPolicy, WeightScheme
+
+
+class Prediction(NamedTuple):
+    """A predicted change of the loss.
+
+    Attributes:
+        value: Predicted loss after quantization minus float loss.
+        gradient: Its first-order part.
+        within: Its second-order part from each group alone.
+        between: Its second-order part from pairs of groups.
+        standard_error: Standard error of ``value`` over samples (and draws); None if unknown.
+    """
+
+    value: float
+    gradient: float
+    within: float
+    between: float
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class TaylorModel:
+    """``dL(x) = a.x + x.G.x / 2`` for a one-hot choice x of one candidate per group.
+
+    Attributes:
+        groups: The groups, in order.
+        candidates: The K candidates, grouped in the order of ``groups``.
+        gradient: a, shape [K], float64: loss per full step to the candidate. Zero for the divergence.
+        curvature: G, shape [K, K], float64, symmetric: ``G_ij = D_i.H.D_j``.
+        estimator: How the curvature was computed: "fisher", "hessian", ...
+        loss: What is modelled: "divergence" (from the float model, in nats per sample) or "task".
+        samples: How many samples the sums ran over.
+        gradient_error: Standard errors of ``gradient``, shape [K].
+        curvature_error: Standard errors of ``curvature``, shape [K, K].
+        float_bytes: Bytes of everything in the model that no candidate touches.
+        fingerprint: Hash of weights, candidates, data and settings; equal means the same model.
+        settings_hash: The part of the fingerprint that is not data.
+        batch_hashes: One hash for each batch.
+        sums: Sums over batches that all values follow from; they make models `merge`. Those over blocks of the data
+            (``blocks.``) take up to 16 K^2 numbers of 4 bytes.
+
+    Example::
+
+        taylor = mpq.profile(model, batches)
+        prediction = taylor.predict(policy)      # of any plan that chooses among its candidates, profiled or not
+        prediction.value, prediction.between, prediction.standard_error
+        taylor.save("network.taylor"), mpq.TaylorModel.load("network.taylor")
+    """
+
+    groups: tuple[LayerGroup, ...]
+    candidates: tuple[Candidate, ...]
+    gradient: Tensor
+    curvature: Tensor
+    estimator: str
+    loss: str
+    samples: int
+    gradient_error: Tensor | None = None
+    curvature_error: Tensor | None = None
+    float_bytes: int = 0
+    fingerprint: str = ""
+    settings_hash: str = ""
+    batch_hashes: tuple[str, ...] = ()
+    sums: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    _index: dict[tuple[str, WeightScheme], int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check shapes and values once, so that everything behind can rely on them."""
+        count = len(self.candidates)
+        if tuple(self.gradient.shape) != (count,) or tuple(self.curvature.shape) != (count, count):
+            raise ValueError(
+                f"Expected a gradient of shape [{count}] and a curvature of shape [{count}, {count}] for {count} "
+                f"candidates, got {list(self.gradient.shape)} and {list(self.curvature.shape)}."
+            )
+        for name in ("gradient", "curvature"):
+            values = getattr(self, name)
+            if not torch.isfinite(values).all():
+                bad = int((~torch.isfinite(values)).nonzero()[0][0])
+                raise ValueError(f"The {name} is not finite at candidate {self.describe(bad)}.")
+        scale = float(self.curvature.abs().max()) if count else 0.0
+        if float((self.curvature - self.curvature.T).abs().max() if count else 0.0) > 1e-5 * scale:
+            raise ValueError("The curvature is not symmetric beyond rounding; pass (G + G.T) / 2 if that is meant.")
+        order = {group.name: position for position, group in enumerate(self.groups)}
+        positions = [order.get(candidate.group, -1) for candidate in self.candidates]
+        if -1 in positions or positions != sorted(positions) or set(positions) != set(order.values()):
+            raise ValueError("Candidates must stand in the order of groups, at least one for each group.")
+        index = {(c.group, c.scheme): i for i, c in enumerate(self.candidates)}
+        object.__setattr__(self, "_index", index)
+        object.__setattr__(self, "gradient", self.gradient.detach().double().cpu())
+        curvature = self.curvature.detach().double().cpu()
+        object.__setattr__(self, "curvature", (curvature + curvature.T) / 2)
+
+    def __repr__(self) -> str:
+        """Say what was modelled, how, and on how much data."""
+        return (
+            f"TaylorModel({self.loss} by {self.estimator}, {len(self.groups)} groups, "
+            f"{len(self.candidates)} candidates, {self.samples} samples)"
+        )
+
+    def describe(self, index: int) -> str:
+        """Return ``group @ scheme`` of a candidate, for messages."""
+        return f"{self.candidates[index].group} @ {self.candidates[index].scheme}"
+
+    def indices(self, policy: Mapping[str, WeightScheme]) -> list[int]:
+        """Return the candidate of each group, in order, that a policy chooses.
+
+        Raises:
+            ValueError: If the policy misses a group or chooses what is not a candidate.
+        """
+        chosen = []
+        for group in self.groups:
+            if group.name not in policy:
+                raise ValueError(
+                    f"The policy has no scheme for the group {group.name!r}; it must have one for every group."
+                )
+            key = (group.name, policy[group.name])
+            if key not in self._index:
+                offered = ", ".join(str(c.scheme) for c in self.candidates if c.group == group.name)
+                raise ValueError(
+                    f"{key[1]} is not a candidate of the group {group.name!r}. Choose one of {offered} (clip and "
+                    "rounding as there), or profile it."
+                )
+            chosen.append(self._index[key])
+        return chosen
+
+    def policy(self, indices: Sequence[int]) -> BitPolicy:
+        """Return the policy that chooses the given candidates, one per group, in order."""
+        schemes = {self.candidates[i].group: self.candidates[i].scheme for i in indices}
+        return BitPolicy(schemes, {group.name: group.layers for group in self.groups})
+
+    def predict(self, policy: Mapping[str, WeightScheme]) -> Prediction:
+        """Predict the change of the loss under a policy, split into its three parts, with its standard error."""
+        chosen = self.indices(policy)
+        gradient = float(self.gradient[chosen].sum())
+        block = self.curvature[chosen][:, chosen]
+        within = float(block.diagonal().sum()) / 2
+        total = float(block.sum()) / 2
+        return Prediction(gradient + total, gradient, within, total - within, self.prediction_error(policy))
+
+    def prediction_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
+        """Return the standard error of `predict`, None if unknown.
+
+        Entries from one set of samples err together, so that it comes from what blocks of the data predict one by one
+        (see `block_error`; 8 or 16 blocks, hence itself within 20 to 30 %). A model without blocks, made by hand for
+        instance, falls back to `entrywise_error`.
+        """
+        from .prediction_error import block_error
+
+        found = block_error(self, self.indices(policy))
+        return self.entrywise_error(policy) if found is None else found
+
+    def entrywise_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
+        """Return the standard error of `predict` as if the entries of a and G erred independently, None if unknown.
+
+        They do not, so this is a scale and no standard error; but it is a sum over pairs, which a solver can use.
+        """
+        if self.gradient_error is None or self.curvature_error is None:
+            return None
+        chosen = self.indices(policy)
+        block = self.curvature_error[chosen][:, chosen]
+        variance = float(self.gradient_error[chosen].square().sum()) + float(block.square().sum()) / 2
+        return sqrt(variance)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to one safetensors file, whole or not at all; see `load`."""
+        from .cache.serialization import save_taylor
+
+        return save_taylor(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaylorModel:
+        """Read a model written by `save`.
+
+        Raises:
+            CorruptModelError: If the file is truncated, damaged, or not a Taylor model.
+        """
+        from .cache.serialization import load_taylor
+
+        return load_taylor(Path(path))
+
+    def merge(self, *others: TaylorModel) -> TaylorModel:
+        """Return the model of the data of this one and others: what one profile of all batches gives.
+
+        Raises:
+            ValueError: If they differ in more than their batches, or were not made by `profile`.
+        """
+        from .accumulation import merge
+
+        return merge([self, *others])

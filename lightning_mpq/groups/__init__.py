@@ -1,0 +1,1 @@
+"""What is decided together, and what may be chosen."""

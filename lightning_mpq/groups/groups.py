@@ -1,0 +1,224 @@
+"""What shares a decision: layers, user groups, tied weights, and the rules on their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..network.layer_kinds import kind_of, rows_and_columns
+from ..network.named_weights import held_by, held_weights, named_layers
+from ..policy import WeightScheme
+from ..tools.patterns import matching
+
+ALL_BITS = tuple(range(2, 9))
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers whose weights share one decision.
+
+    Attributes:
+        name: Name of the group: the layer's own, or the one the user gave.
+        layers: Qualified names of its layers.
+        shapes: (rows, columns) of each distinct weight; a tied weight stands here once.
+        bits: Widths that the rules allow, ascending.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    bits: tuple[int, ...] = ALL_BITS
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights, a tied one counted once."""
+        return sum(rows * columns for rows, columns in self.shapes)
+
+    def stored_bits(self, scheme: WeightScheme) -> int:
+        """Bits that the group occupies under a scheme, scales and zero points included."""
+        return sum(scheme.stored_bits(rows, columns) for rows, columns in self.shapes)
+
+
+@dataclass(frozen=True)
+class LayerGroups(Sequence[LayerGroup]):
+    """The groups of a model, and what stays in float.
+
+    Attributes:
+        groups: The groups, in the order of their first layer.
+        left_in_float: Layer name to the reason why it is not quantized.
+        float_bytes: Bytes of every parameter and buffer that stays as it is.
+    """
+
+    groups: tuple[LayerGroup, ...]
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+    float_bytes: int = 0
+
+    def __getitem__(self, index: int) -> LayerGroup:  # type: ignore[override]
+        """Return one group."""
+        return self.groups[index]
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[LayerGroup]:
+        """Iterate over the groups."""
+        return iter(self.groups)
+
+
+def find_groups(
+    model: nn.Module,
+    groups: Mapping[str, str | Sequence[str]] | None = None,
+    *,
+    keep_float: Iterable[str] = (),
+    fixed_bits: Mapping[str, int] | None = None,
+    min_bits: Mapping[str, int] | None = None,
+    max_bits: Mapping[str, int] | None = None,
+) -> LayerGroups:
+    r"""Find the layers to quantize and which of them are decided together.
+
+    A pattern is a shell glob on qualified layer names (``"layer1.*"``), or a regular expression behind
+    ``re:`` (``"re:layer[12]\..*conv.*"``) that must match the whole name.
+
+    Args:
+        model: Any module. Found are Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Bilinear and Embedding layers, the
+            projections of MultiheadAttention (``attention.in_proj_weight``, ``attention.out_proj``), the weights of
+            LSTM, GRU, RNN and their cells (``lstm.weight_hh_l0``), and layers of types that `register_layer` knows.
+        groups: Group name to one pattern or several. All layers they match share one scheme. Layers that
+            no pattern matches form a group each; layers that share a weight share a group by themselves.
+        keep_float: Patterns of layers that are not quantized.
+        fixed_bits: Pattern to the one width its layers get.
+        min_bits: Pattern to the least width its layers may get.
+        max_bits: Pattern to the largest width its layers may get.
+
+    Returns:
+        The groups with the widths each may take, and the layers left in float with the reason.
+
+    Raises:
+        ValueError: If nothing can be quantized, a pattern matches nothing, a layer falls in two groups,
+            or the rules leave a group no width.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(g.name, g.weight_count, g.bits) for g in find_groups(net, max_bits={"2": 4})]
+        [('0', 32, (2, 3, 4, 5, 6, 7, 8)), ('2', 16, (2, 3, 4))]
+    """
+    layers, left_in_float = _quantizable_layers(model)
+    for pattern in keep_float:
+        for name in matching(pattern, {**layers, **dict.fromkeys(left_in_float)}, "keep_float"):
+            if layers.pop(name, None) is not None:
+                left_in_float[name] = f"kept in float by the pattern {pattern!r}"
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_in_float.items())
+        raise ValueError(
+            f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
+            f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
+        )
+    members = _partition(layers, groups or {})
+    allowed = _allowed_bits(layers, fixed_bits or {}, min_bits or {}, max_bits or {})
+    found = tuple(_make_group(name, names, layers, allowed) for name, names in members.items())
+    return LayerGroups(found, left_in_float, _float_bytes(model, layers))
+
+
+def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return name -> layer for what can be quantized, and name -> reason for what cannot."""
+    layers: dict[str, nn.Module] = {}
+    refused: dict[str, str] = {}
+    for name, module in named_layers(model).items():
+        if "weight_quantizers" in held_by(module)[0].__dict__ and "weight" in module._parameters:
+            refused[name] = "it is fake-quantized; restore it, or look at it inside of float_weights()"
+        elif is_parametrized(module):
+            refused[name] = "its weight is computed by a parametrization; remove it first"
+        elif "packed_codes" in module._buffers:
+            refused[name] = "it is packed already; start from the float model"
+        elif kind_of(module) is None:
+            if any(
+                p.dim() > 1 for n, p in module._parameters.items() if p is not None and n not in held_weights(module)
+            ):
+                refused[name] = (
+                    f"layers of type {type(module).__name__} are not known; register_layer makes them known, if "
+                    "forward does no more with their weights than to compute with them"
+                )
+        elif "weight" not in module._parameters:
+            refused[name] = (
+                "its weight is not a parameter (weight_norm, pruning that is not made permanent, or a lazy layer?)"
+            )
+        elif not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():
+            refused[name] = "its weight is not a floating-point tensor"
+        elif module.weight.numel() == 0:
+            refused[name] = "its weight is empty"
+        else:
+            layers[name] = module
+    return layers, refused
+
+
+def _partition(layers: Mapping[str, nn.Module], groups: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
+    """Return group name -> layer names, user groups first applied, then tied weights joined."""
+    owner: dict[str, str] = {}
+    for group, patterns in groups.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            for name in matching(pattern, layers, f"groups[{group!r}]"):
+                if owner.setdefault(name, group) != group:
+                    raise ValueError(
+                        f"Layer {name!r} falls in the groups {owner[name]!r} and {group!r}; give it to one."
+                    )
+    if clash := [group for group in groups if group in layers and owner.get(group) != group]:
+        raise ValueError(f"The group {clash[0]!r} is named like a layer outside of it; choose another name.")
+    tied: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        tied.setdefault(id(layer.weight), []).append(name)
+    for names in tied.values():
+        owners = {owner[name] for name in names if name in owner}
+        if len(owners) > 1:
+            raise ValueError(f"Layers {', '.join(names)} share a weight but fall in {sorted(owners)}; put all in one.")
+        label = owners.pop() if owners else names[0]
+        owner |= dict.fromkeys(names, label)
+    members: dict[str, list[str]] = {}
+    for name in layers:
+        members.setdefault(owner[name], []).append(name)
+    return members
+
+
+def _allowed_bits(
+    layers: Mapping[str, nn.Module],
+    fixed: Mapping[str, int],
+    least: Mapping[str, int],
+    most: Mapping[str, int],
+) -> dict[str, set[int]]:
+    """Return layer -> widths that every rule allows."""
+    allowed = {name: set(ALL_BITS) for name in layers}
+    rules = (("fixed_bits", fixed, int.__eq__), ("min_bits", least, int.__ge__), ("max_bits", most, int.__le__))
+    for rule, patterns, keeps in rules:
+        for pattern, bits in patterns.items():
+            if isinstance(bits, bool) or not isinstance(bits, int) or bits not in ALL_BITS:
+                raise ValueError(f"{rule}[{pattern!r}] must be an integer from 2 to 8, got {bits!r}.")
+            for name in matching(pattern, layers, rule):
+                allowed[name] = {width for width in allowed[name] if keeps(width, bits)}
+                if not allowed[name]:
+                    raise ValueError(
+                        f"{rule}[{pattern!r}] = {bits} contradicts an earlier rule: no width is left for {name!r}. "
+                        "Relax one."
+                    )
+    return allowed
+
+
+def _make_group(
+    name: str, names: Sequence[str], layers: Mapping[str, nn.Module], allowed: Mapping[str, set[int]]
+) -> LayerGroup:
+    bits = set.intersection(*(allowed[layer] for layer in names))
+    if not bits:
+        raise ValueError(
+            f"The rules leave the group {name!r} no width that all its layers may take: {names}. Relax one."
+        )
+    distinct = {id(layers[layer].weight): rows_and_columns(layers[layer]) for layer in names}
+    return LayerGroup(name, tuple(names), tuple(distinct.values()), tuple(sorted(bits)))
+
+
+def _float_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:
+    """Bytes of all parameters and buffers but the weights that are quantized; shared ones once."""
+    quantized = {id(layer.weight) for layer in layers.values()}
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()] if id(t) not in quantized}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,140 @@
+"""The model and its loss on batches, with errors that say what to pass and where a value is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError
+from ..tools.attributes import shadowed
+from .batches import describe_batch, tensors_of
+from .forward import ForwardFn, forward_batch
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of the model's ``training_step``, whose logging calls go nowhere for that time.
+
+    Raises:
+        TypeError: If the model has no training_step, or it returns no loss.
+    """
+    step = getattr(model, "training_step", None)
+    if not callable(step):
+        raise TypeError(
+            f"loss='task' needs a loss, and {type(model).__name__} has no training_step. Pass "
+            "loss_fn=lambda model, batch: ... that returns the mean loss over the batch as a scalar tensor."
+        )
+    with shadowed(model, log=_ignore, log_dict=_ignore):
+        result = step(batch, 0) if len(signature(step).parameters) > 1 else step(batch)
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"{type(model).__name__}.training_step must return the loss as a tensor or a dict with 'loss', got "
+            f"{describe_batch(result)}. Pass loss_fn=lambda model, batch: ... that returns a scalar tensor."
+        )
+    return loss
+
+
+def not_differentiable(what: str) -> ValueError:
+    """Return the error for outputs or a loss that carry no gradient."""
+    return ValueError(
+        f"The {what} not depend on any quantized layer in a way that can be differentiated. forward_fn and loss_fn "
+        "must not detach, nor run under torch.no_grad()."
+    )
+
+
+def _ignore(*args: object, **kwargs: object) -> None:
+    """Stand in for ``log`` and ``log_dict``, which work only inside of a Trainer's loops."""
+
+
+class Evaluator:
+    """Runs the model and its loss on batches, and refuses what cannot be measured with a sentence.
+
+    Attributes:
+        model: The model.
+        batch_number: Which batch is being measured, for messages; from 1.
+    """
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFn | None, loss_fn: LossFn | None) -> None:
+        """Keep the two functions, or the defaults for None."""
+        self.model = model
+        self.batch_number = 1
+        self._forward_fn = forward_fn
+        self._loss = loss_fn or default_loss
+
+    def outputs(self, batch: Any) -> Tensor:
+        """Return the model's outputs, [N, ...], finite.
+
+        Raises:
+            TypeError: If the outputs are not one floating-point tensor with a sample in each row.
+            NonFiniteError: If they are not finite; names the first module whose output is not.
+        """
+        outputs = forward_batch(self.model, batch, self._forward_fn, self.batch_number)
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
+            raise TypeError(
+                "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
+                f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
+                "model(batch)['logits']."
+            )
+        if not torch.isfinite(outputs).all():
+            again = partial(forward_batch, self.model, batch, self._forward_fn)
+            raise self._non_finite("outputs of the model are", batch, again)
+        return outputs
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of a batch, a finite scalar.
+
+        Raises:
+            TypeError: If it is not a scalar tensor.
+            NonFiniteError: If it is not finite; names the first module whose output is not.
+        """
+        loss = self._loss(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise TypeError(
+                f"Expected the loss as a scalar floating-point tensor, got {describe_batch(loss)}. Return the mean "
+                "over the samples from loss_fn."
+            )
+        if not torch.isfinite(loss).all():
+            raise self._non_finite("loss is", batch, partial(self._loss, self.model, batch))
+        return loss.reshape(())
+
+    def _non_finite(self, what: str, batch: Any, run: Callable[[], object]) -> NonFiniteError:
+        """Find the first module whose output is not finite by one more forward pass, and name it."""
+        culprits: list[str] = []
+        handles = []
+        for name, module in self.model.named_modules():
+
+            def check(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
+                bad = [t for t in tensors_of(output) if t.is_floating_point() and not torch.isfinite(t).all()]
+                if bad and not culprits:
+                    culprits.append(name or type(module).__name__)
+
+            handles.append(module.register_forward_hook(check))
+        try:
+            with torch.no_grad():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        bad_input = any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors_of(batch))
+        where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
+        cause = " The batch itself holds NaN or infinite values." if bad_input else ""
+        return NonFiniteError(f"The {what} NaN or infinite in batch {self.batch_number}, {where}.{cause}")
+
+
+def check_finite_parameters(model: nn.Module) -> None:
+    """Refuse a model with a parameter that is not finite, and name it (a buffer may be: an attention mask)."""
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            module, _, own = name.rpartition(".")
+            raise NonFiniteError(
+                f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of {own!r} in the module "
+                f"{module or type(model).__name__!r} are NaN or infinite. Load weights from before the training "
+                "diverged."
+            )

@@ -1,0 +1,227 @@
+r"""What the model's outputs mean: a predictive distribution p(y | outputs).
+
+Every estimator of the divergence ``KL(p_float || p_quantized)`` needs only the Fisher information of the
+*outputs*, ``H = L L^T``, which is known in closed form for each distribution (A. Botev, H. Ritter, D. Barber,
+Practical Gauss-Newton Optimisation for Deep Learning, ICML 2017, section 2; J. Martens, New Insights and
+Perspectives on the Natural Gradient Method, JMLR 2020, section 9).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import log_softmax, one_hot, softplus
+
+from .batches import describe_batch
+
+Sampling = Literal["label", "sign"]
+
+
+class Likelihood(ABC):
+    """A predictive distribution over outputs [N, ...]; subclass it for one of your own.
+
+    A custom one defines `root_product`, `root_transpose_product` and `divergence`; `score` follows from them.
+
+    Example:
+        Counts with a Poisson distribution, the outputs being logarithms of rates, so that ``H = diag(rate)``:
+
+        >>> class Poisson(Likelihood):
+        ...     def root_product(self, outputs, directions, batch):
+        ...         return (outputs / 2).exp() * directions
+        ...     root_transpose_product = root_product
+        ...     def divergence(self, outputs, others, batch):
+        ...         terms = outputs.exp() * (outputs - others) - outputs.exp() + others.exp()
+        ...         return terms.flatten(1).sum(1)
+        >>> Poisson().divergence(torch.zeros(1, 2), torch.full((1, 2), 0.1), None)  # about 0.1**2 / 2 for each rate
+        tensor([0.0103])
+    """
+
+    def score(self, outputs: Tensor, batch: Any, generator: Generator) -> Tensor:
+        """Return a random vector v with mean 0 and covariance H, shaped like ``outputs``.
+
+        By default ``v = L z`` with independent signs z. The score of a drawn label, ``d log p(y) / d outputs``,
+        has the same covariance, but where the model is sure of itself it is almost always nearly zero and
+        rarely very large, while signs spread H evenly over all draws.
+        """
+        signs = torch.randint(0, 2, outputs.shape, generator=generator, device=outputs.device)
+        return self.root_product(outputs, (2 * signs - 1).to(outputs.dtype), batch)
+
+    @abstractmethod
+    def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return L z for directions z shaped like ``outputs``."""
+
+    @abstractmethod
+    def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return L^T u for directions u shaped like ``outputs``, so that ``|L^T u|^2 = u^T H u``."""
+
+    @abstractmethod
+    def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
+        """Return KL(p(outputs) || p(others)) of each sample in nats, summed over its positions, [N]."""
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """Class logits, one distribution at each position.
+
+    Attributes:
+        class_dim: Dimension of the outputs that holds the classes: 1 as in ``cross_entropy``, or -1.
+        ignore_index: Positions whose target (see `targets_of`) is this do not count.
+        sampling: ``"label"``: scores of drawn labels, as the Fisher information is defined.
+            ``"sign"``: see `Likelihood.score`; the same expectation with less noise.
+    """
+
+    class_dim: int = 1
+    ignore_index: int = -100
+    sampling: Sampling = "sign"
+
+    def score(self, outputs: Tensor, batch: Any, generator: Generator) -> Tensor:
+        """Return the score of one drawn label a position, or ``L z`` for random signs z."""
+        if self.sampling == "sign":
+            return super().score(outputs, batch, generator)
+        probabilities = outputs.softmax(self.class_dim).movedim(self.class_dim, -1)
+        flat = probabilities.reshape(-1, probabilities.shape[-1])
+        labels = torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+        residual = one_hot(labels, probabilities.shape[-1]).to(outputs.dtype) - probabilities
+        return residual.movedim(-1, self.class_dim) * self._mask(outputs, batch)
+
+    def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return ``L z = sqrt(p) z - p <sqrt(p), z>``; L L^T = diag(p) - p p^T."""
+        probabilities = outputs.softmax(self.class_dim)
+        scaled = probabilities.sqrt() * directions
+        return (scaled - probabilities * scaled.sum(self.class_dim, keepdim=True)) * self._mask(outputs, batch)
+
+    def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return ``L^T u = sqrt(p) (u - <p, u>)``."""
+        probabilities = outputs.softmax(self.class_dim)
+        mean = (probabilities * directions).sum(self.class_dim, keepdim=True)
+        return probabilities.sqrt() * (directions - mean) * self._mask(outputs, batch)
+
+    def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
+        """Return the sum over positions of ``sum_c p_c (log p_c - log q_c)``."""
+        log_p, log_q = log_softmax(outputs, self.class_dim), log_softmax(others, self.class_dim)
+        terms = log_p.exp() * (log_p - log_q) * self._mask(outputs, batch)
+        return terms.flatten(1).sum(1)
+
+    def _mask(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return 1 where a position counts and 0 where its target is ``ignore_index``; broadcasts to outputs."""
+        targets = targets_of(batch)
+        shape = list(outputs.shape)
+        del shape[self.class_dim]
+        if targets is None or list(targets.shape) != shape:
+            return outputs.new_ones(())
+        return (targets != self.ignore_index).to(outputs).unsqueeze(self.class_dim)
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Real-valued outputs with a fixed variance: the divergence is the squared change / (2 variance).
+
+    Attributes:
+        variance: Variance of each output around its prediction, in squared units of the outputs.
+    """
+
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no variance."""
+        if not self.variance > 0:
+            raise ValueError(f"variance must be positive, got {self.variance!r}.")
+
+    def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return z / standard deviation."""
+        return directions / sqrt(self.variance)
+
+    def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return u / standard deviation."""
+        return directions / sqrt(self.variance)
+
+    def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
+        """Return the squared change of each sample's outputs / (2 variance)."""
+        return (outputs - others).square().flatten(1).sum(1) / (2 * self.variance)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """Independent binary outputs, each given by its logit."""
+
+    def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return ``sqrt(p (1 - p)) z``."""
+        return (outputs.sigmoid() * (-outputs).sigmoid()).sqrt() * directions
+
+    def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
+        """Return ``sqrt(p (1 - p)) u``; L is diagonal."""
+        return self.root_product(outputs, directions, batch)
+
+    def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
+        """Return ``sum p log(p / q) + (1 - p) log((1 - p) / (1 - q))`` in a form that cannot overflow."""
+        terms = outputs.sigmoid() * (outputs - others) + softplus(others) - softplus(outputs)
+        return terms.flatten(1).sum(1)
+
+
+def targets_of(batch: Any) -> Tensor | None:
+    """Return the targets in a batch: the second item of a tuple or list, or a mapping's ``labels`` or alike."""
+    found: Any = None
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        found = batch[1]
+    elif isinstance(batch, Mapping):
+        found = next((batch[key] for key in ("labels", "label", "targets", "target", "y") if key in batch), None)
+    return found if isinstance(found, Tensor) else None
+
+
+def guess_likelihood(outputs: Tensor, batch: Any) -> Likelihood:
+    """Guess the distribution from outputs and targets, and say in a warning what was taken.
+
+    Integer targets: `Categorical`, with the classes along the dimension of the outputs that the targets lack (1
+    before -1). Real targets shaped like the outputs: `Bernoulli` if all are 0 or 1, else `Gaussian`. No targets:
+    `Categorical` along dimension 1 of a matrix with several columns, else `Gaussian` for one column.
+
+    Raises:
+        ValueError: If the outputs look like probabilities instead of logits, or nothing fits.
+    """
+    targets = targets_of(batch)
+    guess = _guess(outputs.detach(), targets)
+    if guess is None:
+        raise ValueError(
+            f"likelihood='auto' cannot tell what outputs {list(outputs.shape)} mean with the batch "
+            f"{describe_batch(batch)}. Pass likelihood=Categorical(class_dim=...), Gaussian() or Bernoulli()."
+        )
+    if isinstance(guess, Categorical) and _are_probabilities(outputs.detach(), guess.class_dim):
+        raise ValueError(
+            "The outputs look like probabilities, and likelihood='auto' expects logits. Return them before the "
+            "softmax (or its logarithm) from forward_fn; or pass likelihood= if they are logits after all."
+        )
+    warnings.warn(
+        f"likelihood='auto' took {guess} for outputs {list(outputs.shape)}; pass likelihood= to decide it.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return guess
+
+
+def _guess(outputs: Tensor, targets: Tensor | None) -> Likelihood | None:
+    shape = list(outputs.shape)
+    if targets is not None and not targets.is_floating_point() and not targets.is_complex():
+        for class_dim in (1, -1):
+            if outputs.dim() > 1 and shape[class_dim] > 1:
+                positions = shape[:class_dim] + shape[class_dim:][1:]
+                if list(targets.shape) == positions:
+                    return Categorical(class_dim)
+    if targets is not None and targets.numel() == outputs.numel():
+        binary = ((targets == 0) | (targets == 1)).all()
+        return Bernoulli() if binary else Gaussian()
+    if targets is None and outputs.dim() == 2:
+        return Categorical() if shape[1] > 1 else Gaussian()
+    return None
+
+
+def _are_probabilities(outputs: Tensor, class_dim: int) -> bool:
+    """Tell whether all outputs are in [0, 1] and sum to 1 over the classes."""
+    sums = outputs.sum(class_dim)
+    return bool((outputs >= 0).all() and (sums - 1).abs().max() < 1e-3)

@@ -1,0 +1,207 @@
+"""Forward passes over all batches that cross the layers of a model together, each layer after the one before it.
+
+What is decided at a layer from all batches (rounded weights, a shifted bias, BatchNorm statistics) can so act on
+everything behind it within one pass, where a pass cut short at every layer costs half as many passes as there are
+layers. A paused pass is a thread that waits inside of a hook; only one thread ever runs.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .forward import ForwardFn, device_of, forward_batch
+
+
+class Stop(NamedTuple):
+    """Where a pass waits.
+
+    Attributes:
+        layer: Name of the layer.
+        inputs: Its first argument.
+        output: What it returned; None if it has not run yet.
+    """
+
+    layer: str
+    inputs: Tensor
+    output: Any
+
+
+class PausedPasses:
+    """One forward pass for each batch, all of which wait at the same layer; use it in a ``with`` block.
+
+    It holds what each pass needs to go on: about the largest activations of the model for all batches at once.
+    Nothing carries gradients. Modes of the model are as the caller set them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        layers: Mapping[str, nn.Module],
+        when: Literal["before", "after"],
+        forward_fn: ForwardFn | None = None,
+    ) -> None:
+        """Prepare the passes; none starts before it is asked for its first stop.
+
+        Args:
+            model: The model.
+            batches: The batches.
+            layers: Name to the modules at which passes stop, each called at most once in a pass.
+            when: Whether to stop before a layer runs or after it.
+            forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+        """
+        self._layers = layers
+        self._when = when
+        self._running: _Pass | None = None
+        self._handles: list[Any] = []
+        self._passes = [
+            _Pass(partial(forward_batch, model, batch, forward_fn, number), model)
+            for number, batch in enumerate(batches, start=1)
+        ]
+
+    def __enter__(self) -> PausedPasses:
+        """Register the hooks at which passes stop."""
+        for name, layer in self._layers.items():
+            if self._when == "before":
+                self._handles.append(layer.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
+            else:
+                self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all passes where they are, and remove the hooks."""
+        for each in self._passes:
+            each.cancel()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def at(self, layer: str) -> Iterator[Stop]:
+        """Let one pass after the other go on to a layer, and yield where it stops; the next in the order of calls.
+
+        Raises:
+            ValueError: If a pass ends or comes to another layer first: then the model does not do the same with all
+                batches.
+        """
+        for number in range(len(self._passes)):
+            yield self._advance(number, layer)
+
+    def _advance(self, number: int, layer: str) -> Stop:
+        self._running = self._passes[number]
+        try:
+            stop = self._running.advance()
+        finally:
+            self._running = None
+        if stop is None or stop.layer != layer:
+            instead = "ends without a call of it" if stop is None else f"calls {stop.layer!r} first"
+            raise ValueError(
+                f"Layer {layer!r} comes next on the first batch, but batch {number + 1} {instead}; leave layers that "
+                "are not called on every batch, or not in the same order, in float."
+            )
+        return stop
+
+    def _pre_hook(self, name: str) -> Callable[..., None]:
+        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._running is not None:
+                self._running.wait(Stop(name, _first(args, kwargs), None))
+
+        return wait
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._running is not None:
+                self._running.wait(Stop(name, _first(args, kwargs), output))
+
+        return wait
+
+
+def order_of_calls(
+    model: nn.Module, batch: Any, layers: Mapping[str, nn.Module], forward_fn: ForwardFn | None = None
+) -> list[str]:
+    """Return the layers in the order in which one forward pass calls them, repeatedly where it does so."""
+    calls: list[str] = []
+    handles = []
+    try:
+        for name, module in layers.items():
+            handles.append(module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name)))
+        with torch.no_grad():
+            forward_batch(model, batch, forward_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    found = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+class _Cancelled(BaseException):
+    """Ends a pass that is not needed any more; no ``except Exception`` in a model stops it."""
+
+
+class _Pass:
+    """One forward pass in a thread of its own, which runs only while `advance` waits for it."""
+
+    def __init__(self, run: Callable[[], object], model: nn.Module) -> None:
+        self.stop: Stop | None = None
+        self._run = run
+        self._device = device_of(model)
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self._go, self._halted = threading.Semaphore(0), threading.Semaphore(0)
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=lambda: context.run(self._main), daemon=True)
+
+    def advance(self) -> Stop | None:
+        """Run to the next stop and return it, or None at the end; what the pass raises is raised here."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go.release()
+        self._halted.acquire()
+        if self._error is not None:
+            raise self._error
+        return self.stop
+
+    def wait(self, stop: Stop) -> None:
+        """Called inside of the pass: hand over a stop, and come back when the pass may go on."""
+        self.stop = stop
+        self._halted.release()
+        self._go.acquire()
+        if self._cancelled:
+            raise _Cancelled
+
+    def cancel(self) -> None:
+        """End the pass where it waits."""
+        if self._thread.is_alive():
+            self._cancelled = True
+            self._go.release()
+            self._thread.join()
+        self.stop = None
+
+    def _main(self) -> None:
+        # Whether gradients are recorded, and which CUDA device is current, belongs to each thread.
+        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        try:
+            with torch.no_grad(), on_device:
+                self._run()
+        except _Cancelled:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+        self.stop = None
+        self._halted.release()

@@ -1,0 +1,1 @@
+"""The whole job on a trained model: measure, allocate, select, quantize, repair, compare."""

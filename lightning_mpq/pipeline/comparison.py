@@ -1,0 +1,177 @@
+"""The verdict: float, uniform, additive and chosen model measured side by side, and each group alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import floor
+from typing import NamedTuple
+
+from ..allocation import Allocation
+from ..curvature import TaylorModel
+from ..groups.groups import LayerGroups
+from ..modules import stored_bytes
+from ..policy import BitPolicy
+from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
+from ..report import GroupRow, ModelRow, RepairRow
+from ..tools.progress import Progress
+from .policy_evaluator import Workbench
+from .quantize import temporarily_packed
+
+_PASSES_FOR_GROUPS_ALONE = 8
+
+
+class Rows(NamedTuple):
+    """What a verdict has measured, for the report."""
+
+    models: tuple[ModelRow, ...]
+    repair: tuple[RepairRow, ...]
+    groups: tuple[GroupRow, ...]
+
+
+@dataclass
+class Verdict:
+    """Measures what becomes of a model under several policies.
+
+    Attributes:
+        bench: Where it is measured.
+        groups: The groups of the model.
+        taylor: Predicts what is measured.
+        evaluate: Measures the model as it is with the user's own metrics.
+        reestimated: Whether the Taylor model predicts the loss after BatchNorm statistics are measured again.
+    """
+
+    bench: Workbench
+    groups: LayerGroups
+    taylor: TaylorModel
+    evaluate: Callable[[], Mapping[str, float]]
+    reestimated: bool = False
+
+    def measure(self, allocation: Allocation, tell: Progress, *, keep: bool) -> Rows:
+        """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone.
+
+        Args:
+            allocation: The chosen plan.
+            tell: Told how far that is.
+            keep: Whether the model stays packed under the chosen plan; an error leaves the float model.
+        """
+        bench, chosen = self.bench, allocation.policy
+        float_row, rows = self.float_row(), dict[str, ModelRow]()
+        others = compared_policies(self.taylor, allocation)
+        for number, (name, other) in enumerate(others.items()):
+            if other != chosen and other.to_json() not in rows:
+                tell(0.25 * number, f"measure the {name}")
+                rows[other.to_json()] = self.trial(name, other)
+        tell(0.5, "measure what repair gains")
+        rounding, repair = bench.rounding(chosen), []
+        if rounding == "in sequence":
+            profiled = zip(bench.stages, bench.losses(chosen, "by float inputs", bench.stages), strict=True)
+            repair = [RepairRow("by float inputs", repaired, losses.mean()) for repaired, losses in profiled]
+        tell(0.7, "measure each group alone")
+        groups = self.groups_alone(chosen)
+        tell(0.9, "quantize")
+        with bench.packed(chosen, keep=keep):
+            for repaired in bench.repair_in_stages():
+                losses = bench.losses_now(chosen, rounding, repaired)
+                repair.append(RepairRow(rounding, repaired, losses.mean()))
+            row = self.row("chosen plan", chosen, repair[0].measured_loss)
+        rows[chosen.to_json()] = row
+        compared = (replace(rows[other.to_json()], name=name) for name, other in others.items())
+        return Rows((float_row, *compared, row), tuple(repair), groups)
+
+    def float_row(self) -> ModelRow:
+        """Measure the float model."""
+        total = stored_bytes(self.bench.model).total
+        weights = sum(group.weight_count for group in self.groups)
+        bits = 8 * (total - self.groups.float_bytes) / weights
+        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.evaluate()))
+
+    def trial(self, name: str, policy: BitPolicy) -> ModelRow:
+        """Measure the model under a policy, before and after repair, and take the policy back."""
+        frozen = self.bench.losses(policy, "by float inputs", [()])[0].mean()
+        with self.bench.packed(policy):
+            self.bench.repair.apply()
+            return self.row(name, policy, frozen)
+
+    def row(self, name: str, policy: BitPolicy, frozen: float) -> ModelRow:
+        """Measure the packed and repaired model as it is; its bytes are counted from what is really packed.
+
+        Args:
+            name: Name of the row.
+            policy: The policy behind.
+            frozen: Loss before repair, with the codes that were profiled.
+        """
+        stored = stored_bytes(self.bench.model)
+        losses = self.bench.losses_now(policy, self.bench.rounding(policy), self.bench.stages[-1])
+        return ModelRow(
+            name=name,
+            average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
+            stored_bytes=stored.total,
+            predicted_loss=self.taylor.predict(policy).value,
+            measured_loss=losses.mean(),
+            measured_frozen=frozen,
+            metrics=dict(self.evaluate()),
+        )
+
+    def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
+        """Measure each group quantized alone beside what is predicted for it.
+
+        Each is one more pass: on so many of the first batches that all groups cost about as much as the profile.
+        """
+        chosen = self.taylor.indices(policy)
+        block = self.taylor.curvature[chosen][:, chosen]
+        gradient = self.taylor.gradient[chosen]
+        share, alone = gradient + block.sum(1) / 2, gradient + block.diagonal() / 2
+        bench, first, statistics = self.bench, None, self.bench.repair.statistics
+        change = bench.change
+        if len(self.groups) > _PASSES_FOR_GROUPS_ALONE:
+            first = max(1, _PASSES_FOR_GROUPS_ALONE * len(bench.batches) // len(self.groups))
+            statistics = None
+        if self.reestimated and statistics is None:
+            statistics = measure_batchnorm(bench.model, bench.batches[:first], bench.forward_fn)
+        rows = []
+        for position, (group, index) in enumerate(zip(self.taylor.groups, chosen, strict=True)):
+            candidate = self.taylor.candidates[index]
+            single = BitPolicy({group.name: candidate.scheme}, {group.name: group.layers})
+            with temporarily_packed(bench.model, single, bench.codes(single, "by float inputs")):
+                if self.reestimated:
+                    reestimate_batchnorm(bench.model, bench.batches[:first], bench.forward_fn, statistics)
+                measured = change.measure(first)
+            rows.append(
+                GroupRow(
+                    group=group.name,
+                    layers=group.layers,
+                    bits=candidate.scheme.bits,
+                    scheme=str(candidate.scheme),
+                    weights=group.weight_count,
+                    stored_bytes=-(-candidate.stored_bits // 8),
+                    predicted_share=float(share[position]),
+                    predicted_alone=float(alone[position]),
+                    measured_alone=measured,
+                )
+            )
+        return tuple(rows)
+
+
+def compared_policies(taylor: TaylorModel, allocation: Allocation) -> dict[str, BitPolicy]:
+    """Return the plans that the chosen one is compared with, by name."""
+    uniform = uniform_policy(taylor, allocation.limits.get("average_bits", allocation.costs["average_bits"]))
+    plans = {f"uniform {max(uniform.bits().values())} bits": uniform}
+    if allocation.additive_policy is not None:
+        plans["additive plan"] = allocation.additive_policy
+    return plans
+
+
+def uniform_policy(taylor: TaylorModel, average_bits: float) -> BitPolicy:
+    """Return the plan with one width everywhere: the whole number nearest to ``average_bits``, halves upwards.
+
+    A group that does not offer that width gets the nearest one that it offers; of several schemes of one
+    width, the first.
+    """
+    width = floor(average_bits + 0.5)
+    chosen: dict[str, tuple[tuple[int, int], int]] = {}
+    for index, candidate in enumerate(taylor.candidates):
+        distance = (abs(candidate.scheme.bits - width), -candidate.scheme.bits)
+        if candidate.group not in chosen or distance < chosen[candidate.group][0]:
+            chosen[candidate.group] = (distance, index)
+    return taylor.policy([index for _, index in chosen.values()])

@@ -1,0 +1,135 @@
+"""The change of the loss as it really is, on the batches that the Taylor model was measured on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..network.batches import batch_weight, to_device
+from ..network.evaluator import Evaluator, LossFn
+from ..network.forward import ForwardFn, device_of
+from ..network.isolation import isolated
+from ..network.likelihood import Likelihood, guess_likelihood
+from ..tools.distributed import errors_shared, gather
+
+
+class Losses(NamedTuple):
+    """Losses of one model on this process's calibration batches.
+
+    Attributes:
+        values: [units], float64; a unit is a sample, or a batch for the task loss.
+        weights: [units], samples behind each value.
+    """
+
+    values: Tensor
+    weights: Tensor
+
+    def mean(self) -> float:
+        """Return the mean over the samples of all processes."""
+        parts = gather((float((self.values * self.weights).sum()), float(self.weights.sum())))
+        return sum(own for own, _ in parts) / max(sum(count for _, count in parts), 1)
+
+    def first(self, units: int | None) -> Losses:
+        """Return the same of this process's first units; of all for None."""
+        return Losses(self.values[:units], self.weights[:units])
+
+    def minus(self, other: Losses) -> tuple[float, float]:
+        """Return the mean of the paired differences over all processes, and its standard error."""
+        differences = self._replace(values=self.values - other.values)
+        mean = differences.mean()
+        spread = float((self.weights * (differences.values - mean)).square().sum())
+        parts = gather((spread, float(self.weights.sum())))
+        return mean, sqrt(sum(own for own, _ in parts)) / max(sum(count for _, count in parts), 1)
+
+
+class LossChange:
+    """Measures by how much a model's loss differs from what it was when this object was made.
+
+    The divergence is ``KL(p_float || p_now)`` in nats per sample; the task loss is the mean of ``loss_fn`` over
+    the batches, each weighted by its samples. Where torch.distributed is in use, every process measures its own
+    batches, and all get the loss over the batches of all.
+
+    Attributes:
+        reference: Task loss of the float model; 0 for the divergence.
+        likelihood: What the outputs mean; None for the task loss where nobody said it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        loss: str,
+        *,
+        likelihood: Likelihood | None = None,
+        forward_fn: ForwardFn | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        """Run the float model once and keep what later measurements compare with.
+
+        Args:
+            model: The float model; later calls measure it as it is then.
+            batches: Calibration batches, at least one.
+            loss: "divergence" or "task".
+            likelihood: What the outputs mean; guessed from the first batch for None.
+            forward_fn: ``(model, batch) -> outputs``.
+            loss_fn: ``(model, batch) -> scalar``.
+        """
+        self._model, self._batches = model, batches
+        self.likelihood = likelihood
+        self._evaluator = Evaluator(model, forward_fn, loss_fn)
+        self._outputs: list[Tensor] = []
+        self._task_losses = self._each(self._task_loss) if loss == "task" else None
+        self.reference = 0.0
+        if self._task_losses is not None:
+            self.reference = self._task_losses.mean()
+        else:
+            self._each(self._keep_outputs)
+
+    def measure(self, first: int | None = None) -> float:
+        """Return the change of the loss of the model as it is now, in evaluation mode.
+
+        Args:
+            first: On how many of this process's batches, from the first; on all for None.
+        """
+        return self.measure_each(first).mean()
+
+    def measure_each(self, first: int | None = None) -> Losses:
+        """Return the change as `measure` does, sample by sample, or batch by batch for the task loss."""
+        if self._task_losses is None:
+            return self._each(self._divergence, first)
+        losses = self._each(self._task_loss, first)
+        return losses._replace(values=losses.values - self._task_losses.first(first).mean())
+
+    def _each(self, measure: Callable[[int, Any], tuple[Tensor, int]], first: int | None = None) -> Losses:
+        """Run the model over this process's batches; ``measure`` gives values and the samples behind each."""
+        values, samples = [], []
+        with errors_shared(), isolated(self._model), torch.no_grad():
+            for number, batch in enumerate(self._batches[:first]):
+                self._evaluator.batch_number = number + 1
+                found, count = measure(number, to_device(batch, device_of(self._model)))
+                values.append(found.double().cpu().flatten())
+                samples.append(torch.full_like(values[-1], count))
+        empty = torch.zeros(0, dtype=torch.float64)
+        return Losses(torch.cat([empty, *values]), torch.cat([empty, *samples]))
+
+    def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:
+        return self._evaluator.loss(batch), batch_weight(batch)
+
+    def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
+        outputs = self._evaluator.outputs(batch)
+        if self.likelihood is None:
+            with warnings.catch_warnings():  # the profile on the same batches has said already what was guessed
+                warnings.simplefilter("ignore")
+                self.likelihood = guess_likelihood(outputs, batch)
+        self._outputs.append(outputs)
+        return torch.zeros(len(outputs)), 1
+
+    def _divergence(self, number: int, batch: Any) -> tuple[Tensor, int]:
+        assert self.likelihood is not None
+        now = self._evaluator.outputs(batch)
+        return self.likelihood.divergence(self._outputs[number], now, batch), 1

@@ -1,0 +1,1 @@
+"""What makes up for rounding: biases and BatchNorm statistics."""

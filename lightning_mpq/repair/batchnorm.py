@@ -1,0 +1,209 @@
+"""Repair after quantization: BatchNorm statistics that fit the quantized weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..network.forward import forward_batch
+from ..tools.distributed import (
+    active,
+    errors_shared,
+    gather,
+    refuse_empty_ranks,
+    sum_over_ranks,
+)
+
+
+class BatchNormStatistics(NamedTuple):
+    """What comes in front of a BatchNorm layer.
+
+    Attributes:
+        mean: [channels].
+        variance: [channels].
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the normalisation layers that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
+    }
+
+
+def reestimate_batchnorm(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    before: Mapping[str, BatchNormStatistics] | None = None,
+) -> int:
+    """Replace running mean and variance of every BatchNorm layer by what fits the quantized weights.
+
+    Rounding shifts and stretches what a layer puts out; the statistics of the float network then no longer
+    normalise it. Each batch counts the same, as in ``torch.optim.swa_utils.update_bn``; unlike there, all
+    other layers stay in evaluation mode, so that dropout does not blur the statistics.
+
+    Averages over a few batches differ from those over all training data also where nothing was quantized. With
+    ``before``, statistics are not replaced but moved: the mean by the difference and the variance by the ratio of
+    what the same batches give after and before quantization, so that what the sample adds by chance cancels.
+
+    Where torch.distributed is in use, every process calls this with its own batches, and all get the same averages
+    over the batches of all.
+
+    Args:
+        model: Module in any mode; modes are restored.
+        batches: Calibration batches.
+        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+        before: What `measure_batchnorm` returned for the float model on the same batches.
+
+    Returns:
+        How many layers were re-estimated; 0 if the model has none.
+
+    Raises:
+        ValueError: If there is no batch. Statistics are then, and after any other error, as they were.
+    """
+    layers = batchnorm_layers(model)
+    if not layers:
+        return 0
+    if before is not None and (missing := [name for name in layers if name not in before]):
+        raise ValueError(
+            f"No statistics were measured before for the BatchNorm layer {missing[0]!r}; measure this model."
+        )
+    stored = {name: _statistics(layer) for name, layer in layers.items()}
+    with _statistics_kept_on_error(layers), normalised_by_batch(model), torch.no_grad():
+        for layer in layers.values():
+            layer.reset_running_stats()
+        count = 0
+        with errors_shared():
+            for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
+                forward_batch(model, batch, forward_fn, number=count)
+        refuse_empty_ranks(gather(count))
+        if count == 0:
+            raise ValueError("BatchNorm statistics need at least one calibration batch, got none.")
+        _average_over_ranks(layers.values())
+        if before is not None:
+            for name, layer in layers.items():
+                _move(layer, stored[name], before[name])
+    return len(layers)
+
+
+def measure_batchnorm(
+    model: nn.Module, batches: Iterable[Any], forward_fn: Callable[[nn.Module, Any], Any] | None = None
+) -> dict[str, BatchNormStatistics]:
+    """Return the statistics that `reestimate_batchnorm` would set, by layer; the model is left as it was.
+
+    Args:
+        model: The float model, before it is quantized.
+        batches: Calibration batches.
+        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    layers = batchnorm_layers(model)
+    saved = save_statistics(layers)
+    try:
+        reestimate_batchnorm(model, batches, forward_fn)
+        return {name: _statistics(layer) for name, layer in layers.items()}
+    finally:
+        restore_statistics(layers, saved)
+
+
+def _average_over_ranks(layers: Iterable[_BatchNorm]) -> None:
+    """Let cumulative averages be those of all processes, each batch counting the same."""
+    if not active():
+        return
+    for layer in layers:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        calls = sum_over_ranks(layer.num_batches_tracked)
+        share = layer.num_batches_tracked.double() / calls
+        for average in (layer.running_mean, layer.running_var) if calls > 0 else ():
+            average.copy_(sum_over_ranks(average.double() * share))
+        layer.num_batches_tracked.copy_(calls)
+
+
+def _statistics(layer: _BatchNorm) -> BatchNormStatistics:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return BatchNormStatistics(layer.running_mean.clone(), layer.running_var.clone())
+
+
+def _move(layer: _BatchNorm, stored: BatchNormStatistics, before: BatchNormStatistics) -> None:
+    """Move stored statistics by what the layer's present ones, measured after quantization, differ from those before.
+
+    Where nothing varied before there is no ratio, and the present variance is taken.
+    """
+    now = _statistics(layer)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.copy_(stored.mean + (now.mean - before.mean))
+    ratio = now.variance / torch.where(before.variance > 0, before.variance, torch.ones_like(before.variance))
+    layer.running_var.copy_(torch.where(before.variance > 0, stored.variance * ratio, now.variance))
+
+
+@contextmanager
+def _statistics_kept_on_error(layers: dict[str, _BatchNorm]) -> Iterator[None]:
+    """Put the running statistics back if the block fails."""
+    saved = save_statistics(layers)
+    try:
+        yield
+    except BaseException:
+        restore_statistics(layers, saved)
+        raise
+
+
+def save_statistics(layers: Mapping[str, _BatchNorm]) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the running statistics of layers, for `restore_statistics`."""
+    return {
+        name: {key: value.clone() for key, value in layer.named_buffers(recurse=False)}
+        for name, layer in layers.items()
+    }
+
+
+def restore_statistics(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put running statistics back as `save_statistics` found them."""
+    with torch.no_grad():
+        for name, layer in layers.items():
+            for key, value in layer.named_buffers(recurse=False):
+                value.copy_(saved[name][key])
+
+
+@contextmanager
+def normalised_by_batch(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers normalise by each batch and average their statistics over batches; all else in eval mode.
+
+    Modes and momenta are restored, statistics are not.
+
+    A SyncBatchNorm layer would exchange statistics in every pass, and hang where processes have different numbers of
+    batches; it works like the others for that time.
+    """
+    layers = list(batchnorm_layers(model).values())
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    model.eval()
+    for layer in layers:
+        layer.train()
+        layer.momentum = None  # torch's name for a cumulative average
+        if isinstance(layer, nn.SyncBatchNorm):
+            layer.__dict__["forward"] = MethodType(_BatchNorm.forward, layer)
+    try:
+        yield
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+            layer.__dict__.pop("forward", None)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,187 @@
+"""Mean outputs of layers over calibration data, and in which order layers are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..network.forward import ForwardFn, forward_batch
+from ..network.isolation import isolated
+from ..network.layer_kinds import ParameterView, kind_of
+from ..network.named_weights import named_layers
+from ..tools.distributed import errors_shared, gather, refuse_empty_ranks, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class OutputMeans:
+    """What layers put out on average.
+
+    Attributes:
+        means: Layer name to its mean output over samples and positions, [channels] in float64, in the order in
+            which the layers are called.
+        irregular: Layers that not every pass calls exactly once, or not in the same order.
+        skipped: Layer name to the reason why its bias cannot be corrected.
+    """
+
+    means: Mapping[str, Tensor]
+    irregular: frozenset[str] = frozenset()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def output_means(
+    model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None, forward_fn: ForwardFn | None = None
+) -> OutputMeans:
+    """Measure the mean outputs of layers with a bias in one pass; on the float model, before it is quantized.
+
+    Where torch.distributed is in use, every process calls this with its own batches, and all get the means over the
+    batches of all; `correct_biases` likewise.
+
+    Args:
+        model: The float model, left as it was.
+        batches: Calibration batches.
+        layers: Names of the layers to correct later, such as those that will be quantized; default: all Linear and
+            convolution layers. Layers without a bias are skipped: no bias is created.
+        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+
+    Returns:
+        The means, for `correct_biases`.
+
+    Raises:
+        ValueError: If there is no batch, or a layer is not in the model.
+    """
+    modules = named_layers(model, remove_duplicate=False)
+    names = [name for name, m in model.named_modules() if _is_affine(m)] if layers is None else list(layers)
+    if missing := [name for name in names if name not in modules]:
+        raise ValueError(f"{type(model).__name__} has no layer {missing[0]!r}.")
+    skipped = _without_own_bias(model, names, modules)
+    sums: dict[str, MeanOutput] = {name: MeanOutput() for name in names if name not in skipped}
+    calls: list[str] = []
+    ways: dict[tuple[str, ...], None] = {}
+    count = 0
+
+    def hook(name: str) -> Callable[..., None]:
+        def add(module: nn.Module, args: object, output: Any) -> None:
+            calls.append(name)
+            sums[name].add(modules[name], of_layer(output))
+
+        return add
+
+    sites = sites_of_calls(model, {name: modules[name] for name in sums})
+    with errors_shared(), hooked({sites[name]: hook(name) for name in sums}), isolated(model), torch.no_grad():
+        for count, batch in enumerate(batches, start=1):
+            calls.clear()
+            forward_batch(model, batch, forward_fn, number=count)
+            ways.setdefault(tuple(calls))
+    parts = gather((count, list(ways)))
+    refuse_empty_ranks([batches_of_rank for batches_of_rank, _ in parts])
+    if not count:
+        raise ValueError("Mean outputs need at least one calibration batch, got none.")
+    every_way = [way for _, ways_of_rank in parts for way in ways_of_rank]
+    called = dict.fromkeys(name for way in every_way for name in way)
+    skipped |= {name: "it is never called" for name in sums if name not in called}
+    return OutputMeans({name: sums[name].mean(modules[name]) for name in called}, _irregular(every_way), skipped)
+
+
+class MeanOutput:
+    """Sums a layer's outputs over all but the channels, in float64."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, layer: nn.Module, output: Tensor) -> None:
+        """Add one call."""
+        by_channel = channels_last(layer, output.detach()).flatten(0, -2)
+        wide = torch.float32 if output.device.type == "mps" else torch.float64
+        total = by_channel.sum(0, dtype=wide)
+        self.total = total if self.total is None else self.total + total
+        self.count += len(by_channel)
+
+    def mean(self, layer: nn.Module) -> Tensor:
+        """Return the mean over the layer's calls on all processes, shaped like its bias."""
+        bias = layer.bias
+        assert isinstance(bias, Tensor)
+        wide = torch.float32 if bias.device.type == "mps" else torch.float64
+        total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
+        count = int(sum_over_ranks(torch.tensor(self.count)))
+        return sum_over_ranks(total.detach()) / max(count, 1)
+
+
+def channels_last(layer: nn.Module, output: Tensor) -> Tensor:
+    """Return a view of a layer's output whose last dimension is that of the channels."""
+    spatial = len(getattr(layer, "kernel_size", ()))
+    return output.movedim(-1 - spatial, -1)
+
+
+def sites_of_calls(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the modules at whose calls the outputs of layers are seen.
+
+    `nn.MultiheadAttention` never calls its output projection, but returns what that puts out.
+    """
+    attention = {id(m.out_proj): m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return {name: attention.get(id(layer), layer) for name, layer in layers.items()}
+
+
+def of_layer(output: Any) -> Tensor:
+    """Return the output of a layer, of attention without its weights."""
+    found = output[0] if isinstance(output, tuple) else output
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _irregular(ways: Sequence[tuple[str, ...]]) -> frozenset[str]:
+    """Return the layers that not all passes, given by the names of layers as they call them, call once and in order.
+
+    Example:
+        >>> sorted(_irregular([("a", "b", "c", "b"), ("a", "b", "c", "b")])), sorted(_irregular([("a", "b"), ("a",)]))
+        (['b'], ['b'])
+        >>> sorted(_irregular([("a", "b"), ("b", "a")]))
+        ['a', 'b']
+    """
+    names = {name for way in ways for name in way}
+    once = {name for name in names if all(way.count(name) == 1 for way in ways)}
+    orders = {tuple(name for name in way if name in once) for way in ways}
+    return frozenset(names - once if len(orders) == 1 else names)
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
+    """Register forward hooks for the time of a block."""
+    handles = []
+    try:
+        for module, hook in hooks.items():
+            handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_affine(module: nn.Module) -> bool:
+    kind = None if isinstance(module, ParameterView) else kind_of(module)
+    return kind is not None and kind.operation in ("linear", "convolution", "transposed")
+
+
+def _without_own_bias(model: nn.Module, names: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return layer name to the reason why its bias cannot be corrected, for those where it cannot."""
+    every = {id(module): module for module in model.modules()}.values()
+    uses = Counter(id(p) for module in every for p in module._parameters.values() if p is not None)
+    reasons: dict[str, str] = {}
+    for name in names:
+        bias = modules[name]._parameters.get("bias")
+        if isinstance(modules[name], ParameterView):
+            reasons[name] = "the outputs of this weight alone are not seen"
+        elif not _is_affine(modules[name]):
+            reasons[name] = f"a {type(modules[name]).__name__} has no bias to correct"
+        elif bias is None:
+            reasons[name] = "it has no bias"
+        elif uses[id(bias)] > 1:
+            reasons[name] = "it shares its bias with another layer"
+    return reasons

@@ -1,0 +1,1 @@
+"""Calibration batches to rounded weights, layer by layer or in sequence."""

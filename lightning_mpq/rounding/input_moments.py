@@ -1,0 +1,155 @@
+"""What weights are multiplied with on calibration batches: the input moments behind second-order rounding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..errors import NonFiniteError
+from ..network.forward import ForwardFn, forward_batch
+from ..network.isolation import isolated
+from ..network.layer_calls import LayerCall, watched
+from ..network.layer_kinds import kind_of
+from ..network.named_weights import held_by
+from ..quantizers import InputMoment
+from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
+from ..tools.progress import Progress
+
+
+def input_moments(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Mapping[str, nn.Module],
+    forward_fn: ForwardFn | None = None,
+    progress: Progress | None = None,
+) -> dict[int, InputMoment]:
+    """Measure what weights are multiplied with in one pass over the batches, those of all processes.
+
+    Seen are the inputs of layers, of the projections within attention, and of recurrent layers: of the first one's
+    ``weight_ih`` and, by its outputs, of the last one's ``weight_hh``. Not seen are other uses of a weight, the
+    layers of a recurrent stack in between, and layers that `register_layer` made known; a warning names them.
+
+    Args:
+        model: The model, left as it was.
+        batches: Calibration batches.
+        layers: Name to layer, or view.
+        forward_fn: ``(model, batch) -> outputs``.
+        progress: Called with the fraction done (0 if the number of batches is unknown) and a message.
+
+    Returns:
+        ``id(layer.weight)`` to the moment of all layers with that weight; zero or missing where nothing was.
+
+    Raises:
+        ValueError: If there is no batch.
+        NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
+    """
+    recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], _RECURRENT)}
+    known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
+    found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
+    total = len(batches) if isinstance(batches, Sequence) else None
+    count = 0
+
+    def add(call: LayerCall, output: Tensor) -> Tensor:
+        inputs = call.inputs
+        if not torch.isfinite(inputs).all():
+            raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {count}.")
+        found[call.layer].update(layers[call.layer], inputs, output.shape, call.rows)
+        return output
+
+    with ExitStack() as stack:
+        stack.enter_context(watched(model, known, add))
+        stack.enter_context(_recurrence_watched(recurrent, add))
+        with errors_shared(), isolated(model), torch.no_grad():
+            for count, batch in enumerate(batches, start=1):
+                forward_batch(model, batch, forward_fn, number=count)
+                if progress is not None:
+                    progress(count / total if total else 0.0, f"moments of inputs: {count} batches")
+    refuse_empty_ranks(gather(count))
+    if not count:
+        raise ValueError("Rounding by the layers' inputs needs at least one calibration batch, got none.")
+    shared: dict[int, InputMoment] = {}
+    for name in list(found):
+        weight, moment = id(layers[name].weight), found.pop(name).over_ranks()
+        shared[weight] = shared[weight].merge(moment) if weight in shared else moment
+    unseen = [n for n, layer in layers.items() if id(layer.weight) not in shared or not shared[id(layer.weight)].count]
+    if unseen:
+        warnings.warn(
+            f"What these weights are multiplied with is not seen: {', '.join(unseen)}. (The layer is never called, or "
+            "computes with its weight by itself?) They are rounded to the levels nearest to them.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return shared
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _operation(layer: nn.Module) -> str:
+    kind = kind_of(layer)
+    return "nonlinear" if kind is None else kind.operation
+
+
+@contextmanager
+def _recurrence_watched(
+    layers: Mapping[str, nn.Module], on_call: Callable[[LayerCall, Tensor], Tensor]
+) -> Iterator[None]:
+    """Report what recurrent layers multiply with their weights, as far as their inputs and outputs show it."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            owner, attribute = held_by(layer)
+
+            def hook(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                output: Any,
+                name: str = name,
+                attribute: str = attribute,
+            ) -> None:
+                inputs = args[0] if args else kwargs["input"]
+                state = args[1] if len(args) > 1 else kwargs.get("hx")
+                of_cell = isinstance(module, nn.RNNCellBase)
+                vectors = (_cell_inputs if of_cell else _layer_inputs)(module, attribute, inputs, state, output)
+                for part in vectors:
+                    on_call(LayerCall(name, part), part)
+
+            stack.callback(owner.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+def _cell_inputs(cell: nn.Module, attribute: str, inputs: Tensor, state: Any, output: Any) -> list[Tensor]:
+    """Return what a weight of a recurrent cell is multiplied with."""
+    if attribute == "weight_ih":
+        return [inputs]
+    if state is None:
+        return []  # zeros
+    return [state[0] if isinstance(state, tuple) else state]
+
+
+def _layer_inputs(module: nn.Module, attribute: str, inputs: Any, state: Any, output: Any) -> list[Tensor]:
+    """Return what a weight of LSTM, GRU or RNN is multiplied with; nothing where that stays inside.
+
+    The hidden states before each step are the outputs of the last layer, moved by a step, and the first state.
+    """
+    assert isinstance(module, nn.RNNBase)
+    reverse = attribute.endswith("_reverse")
+    if attribute.removesuffix("_reverse") == "weight_ih_l0":
+        return [inputs.data if isinstance(inputs, PackedSequence) else inputs]
+    last = attribute.removesuffix("_reverse") == f"weight_hh_l{module.num_layers - 1}"
+    if not last or isinstance(inputs, PackedSequence):
+        return []
+    directions = 2 if module.bidirectional else 1
+    steps = output[0].movedim(1, 0) if module.batch_first and inputs.dim() == 3 else output[0]
+    steps = steps.unflatten(-1, (directions, -1))[..., int(reverse), :]
+    before = [steps[1:] if reverse else steps[:-1]]
+    if state is not None:
+        first = state[0] if isinstance(state, tuple) else state
+        before.append(first[directions * (module.num_layers - 1) + int(reverse)])
+    return before

@@ -1,0 +1,72 @@
+"""The weights of all candidates as they were rounded, so that profile and quantized model use the same codes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..groups.candidates import Candidate
+from ..policy import BitPolicy, WeightScheme
+from ..quantizers import QuantizedRows
+
+
+@dataclass(frozen=True)
+class RoundedWeights:
+    """Rounded weights by layer and scheme.
+
+    Memory: a byte for each weight and candidate, plus scales; layers that share a weight share its codes.
+
+    Attributes:
+        candidates: What may be chosen, in the order of groups.
+        rows: (layer, scheme) to codes and scales, for every layer of every group and every scheme it is offered.
+        errors: (layer, scheme) to the relative error of the layer's output on calibration data,
+            tr(E M E^T) / tr(W M W^T); empty if nothing was measured.
+    """
+
+    candidates: tuple[Candidate, ...]
+    rows: Mapping[tuple[str, WeightScheme], QuantizedRows]
+    errors: Mapping[tuple[str, WeightScheme], float]
+
+    def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
+        """Return one rounded weight.
+
+        Raises:
+            ValueError: If the layer was not rounded to that scheme.
+        """
+        if (layer, scheme) not in self.rows:
+            offered = [str(known) for name, known in self.rows if name == layer]
+            raise ValueError(
+                f"Layer {layer!r} was not rounded to {scheme!r}; it was rounded to {', '.join(offered) or 'nothing'}. "
+                "Pass the candidates of round_candidates(...).candidates on to profile and allocate."
+            )
+        return self.rows[layer, scheme]
+
+    def of_policy(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+        """Return layer name to rounded weight, for all layers of a policy.
+
+        Raises:
+            ValueError: If a layer was not rounded to the scheme that the policy gives it.
+        """
+        return {layer: self.of_layer(layer, scheme) for layer, scheme in policy.by_layer().items()}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes, scales and zero points in memory."""
+        parts = [(rows.codes, rows.scale, rows.zero_point) for rows in self.rows.values()]
+        tensors = {id(tensor): tensor for part in parts for tensor in part if tensor is not None}
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all codes, scales and zero points: what a Taylor model of them depends on."""
+        digest = hashlib.sha256()
+        for (layer, scheme), rows in self.rows.items():
+            digest.update(f"{layer} {scheme!r}".encode())
+            for tensor in (rows.codes, rows.scale, rows.zero_point):
+                if tensor is not None:
+                    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Everything that works inside of Lightning's Trainer."""

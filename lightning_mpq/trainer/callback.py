@@ -1,0 +1,229 @@
+"""The callback: a Trainer's fit ends with a packed mixed-precision model and the verdict on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from ..allocation import Budget
+from ..finetune.resume import pack_finetuned
+from ..network.evaluator import LossFn
+from ..network.forward import ForwardFn
+from ..options import (
+    CandidateOptions,
+    CurvatureOptions,
+    FinetuneOptions,
+    LoopOptions,
+    RepairOptions,
+    SolverOptions,
+)
+from ..pipeline.pipeline import Pipeline
+from ..policy import BitPolicy
+from .checkpoints.checkpoint import finetuned_state
+from .checkpoints.instantiator import let_lightning_load
+from .finetuning.averaging import AveragingCallbacks
+from .finetuning.phase import FinetunePhase
+from .finetuning.refusals import refuse_pruning
+from .job import QuantizationJob
+from .strategies import refuse_unsupported
+
+
+class MixedPrecisionQuantization(QuantizationJob):
+    """Quantize the model at the end of fit, each layer to the bits that the loss asks for.
+
+    After the last training epoch the callback measures a second-order Taylor model of the loss on calibration
+    batches, assigns bits under the budget by an integer program, replaces the layers by packed ones,
+    re-estimates BatchNorm statistics, and validates float, uniform, additive and chosen model side by side.
+    Training itself is not touched. What could not be quantized at the end (a budget that nothing keeps, a batch that
+    the model does not take) is refused at the start.
+
+    With ``finetune_epochs`` or ``finetune_steps`` the fit goes on behind the last epoch: layers compute with rounded
+    weights, parameters, state-dict keys and signatures stay, scales learn, and the layers are packed at the end.
+    Every checkpoint on the way resumes (the phase and the scales are in the callback's state) and converts
+    (`load_checkpoint`). EMA and SWA end with the float phase; list them first.
+
+    One device, CPU or GPU, or several under ``strategy="ddp"``: each process then measures its share of the
+    calibration batches, one of them solves, and all pack the same model.
+
+    Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
+    (unaugmented training data is best), otherwise from the training loader.
+
+    Args:
+        budget: Upper bounds on the quantized model; a number means average bits per weight.
+        candidates: What may be quantized, and how.
+        curvature: How the loss is measured.
+        solver: How the bits are assigned.
+        calibration_batches: How many batches to calibrate on, all processes together.
+        forward_fn: ``(module, batch) -> outputs``; by default the module is called on the batch, or on the first
+            item of a tuple or list.
+        loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
+        repair: What makes up for rounding once the plan is chosen.
+        loop: Whether several plans are measured before one is chosen.
+        finetune: How the model is trained on behind quantization; by default not at all.
+        finetune_epochs: Epochs of it, instead of those in ``finetune``.
+        finetune_steps: Optimizer steps, instead of epochs.
+        quantize_at: Epoch before which the float phase ends, by default at the end of the fit. Fine-tuning then takes
+            ``finetune_epochs``, or what is left of the Trainer's epochs if they are 0.
+        policy: A plan, or a file with one (``policy.to_json()``), to be followed; nothing is profiled then.
+        verdict: Whether float, uniform, additive and chosen model are measured and reported.
+        report_path: File for the report, relative to the Trainer's log directory; None for no file.
+        cache_dir: Folder where Taylor models are kept, so that another budget on the same weights, candidates
+            and data profiles nothing again, and a profile that was interrupted goes on; None for no cache.
+
+    Attributes:
+        allocation: The plan with its certificate; None before the end of fit.
+        policy: The plan alone; restored from a checkpoint.
+        taylor: The Taylor model behind the plan.
+        report: The verdict.
+
+    Example::
+
+        mixed = MixedPrecisionQuantization(budget=Budget(average_bits=3.0))
+        trainer = L.Trainer(max_epochs=10, callbacks=[mixed])
+        trainer.fit(model, datamodule)
+    """
+
+    def __init__(
+        self,
+        budget: Budget | float,
+        *,
+        candidates: CandidateOptions | None = None,
+        curvature: CurvatureOptions | None = None,
+        solver: SolverOptions | None = None,
+        calibration_batches: int = 8,
+        forward_fn: ForwardFn | None = None,
+        loss_fn: LossFn | None = None,
+        repair: RepairOptions | None = None,
+        loop: LoopOptions | None = None,
+        finetune: FinetuneOptions | None = None,
+        finetune_epochs: int | None = None,
+        finetune_steps: int | None = None,
+        quantize_at: int | None = None,
+        policy: BitPolicy | str | Path | None = None,
+        verdict: bool = True,
+        report_path: str | Path | None = "report.json",
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if isinstance(calibration_batches, bool) or not isinstance(calibration_batches, int) or calibration_batches < 1:
+            raise ValueError(f"calibration_batches must be a positive integer, got {calibration_batches!r}.")
+        options = finetune or FinetuneOptions()
+        if finetune_epochs is not None or finetune_steps is not None:
+            options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)
+        if options.reallocate_every and policy is not None:
+            raise ValueError("reallocate_every solves for a plan, and policy= gives one to be followed; leave one out.")
+        pipeline = Pipeline(
+            budget=budget if isinstance(budget, Budget) else Budget(average_bits=budget),
+            candidates=candidates or CandidateOptions(),
+            curvature=curvature or CurvatureOptions(),
+            solver=solver or SolverOptions(),
+            forward_fn=forward_fn,
+            loss_fn=loss_fn,
+            repair=repair or RepairOptions(),
+            loop=loop or LoopOptions(),
+            cache_dir=cache_dir,
+        )
+        given = policy if policy is None or isinstance(policy, BitPolicy) else BitPolicy.load(policy)
+        finetuning = FinetunePhase(options, quantize_at)
+        super().__init__(pipeline, finetuning, calibration_batches, given, verdict, report_path)
+        self._call_is_known = False
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any time is spent, and make ready for a checkpoint of ours."""
+        refuse_unsupported(trainer.strategy)
+        if stage == "fit":
+            refuse_pruning(trainer, self, self.finetuning.wanted)
+            self.finetuning.attach(trainer, pl_module, AveragingCallbacks(trainer, self))
+        own_hook = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            self._before_loading(trainer, pl_module, stage, checkpoint)
+            own_hook(checkpoint)
+
+        # A callback learns its state only after the weights are loaded; the module's own hook comes before.
+        pl_module.__dict__["on_load_checkpoint"] = on_load_checkpoint
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give module and Trainer back what is theirs."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)
+        self.finetuning.detach(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave behind a float module with the weights as they are; checkpoints written now still resume."""
+        self.teardown(trainer, pl_module, "fit")
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning's own ``load_from_checkpoint`` open checkpoints of the packed model."""
+        let_lightning_load(checkpoint, pl_module)
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Pack, to validate, test or predict, what the checkpoint was still fine-tuning; its weights are loaded."""
+        state = finetuned_state(checkpoint)
+        if state is not None and trainer.state.fn != TrainerFn.FITTING:
+            pack_finetuned(pl_module, state)
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up fine-tuning where a checkpoint left it; its optimizer states are loaded afterwards."""
+        pl_module.__dict__.pop("on_load_checkpoint", None)
+        self.finetuning.resume(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See where the fit stands, and whether it can come to its end."""
+        self.finetuning.start(trainer)
+        self._rehearse_plan(trainer, pl_module)
+        self._call_is_known = False
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Turn the float model into one that is fine-tuned, if it is time."""
+        if self.finetuning.is_due(trainer):
+            self._begin_finetuning(trainer, pl_module)
+        elif self.finetuning.reallocation_is_due(trainer):
+            self._reallocate(trainer, pl_module)
+        self.finetuning.before_epoch(trainer)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the learning rates of fine-tuning; try on the first batch what will be done on others."""
+        if not self._call_is_known:
+            self._call_is_known = True
+            self._rehearse_call(trainer, pl_module, batch)
+        self.finetuning.before_batch(trainer, batch_idx)
+
+    @override
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the learned scales in step on all processes."""
+        self.finetuning.after_backward(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the fit go on if there is something left to do."""
+        self.finetuning.after_epoch(trainer)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do the whole job, or what is left of it, while the Trainer's device, precision and loaders are there."""
+        if self.finetuning.phase == "training":
+            self._finish_finetuning(trainer, pl_module)
+            return
+        if self.finetuning.wanted:
+            rank_zero_warn(
+                "The fit ended before fine-tuning could begin (max_time, or no training batches), so the model is "
+                "quantized without it.",
+                category=UserWarning,
+            )
+        self._quantize_in_fit(trainer, pl_module)

@@ -1,0 +1,1 @@
+"""Fine-tuning as phases of a fit."""

@@ -1,0 +1,135 @@
+"""Optimizers of fine-tuning: fresh ones, with the learned scales beside the weights, and their learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import cos, pi
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from ...finetune import FakeQuantization
+
+Schedule = Literal["cosine", "constant"]
+
+
+def renew_optimizers(trainer: L.Trainer) -> None:
+    """Replace the Trainer's optimizers by what ``configure_optimizers`` returns now, without a memory of before."""
+    before = {id(optimizer) for optimizer in trainer.optimizers}
+    trainer.strategy.setup_optimizers(trainer)
+    for optimizer in trainer.optimizers:
+        if id(optimizer) in before:
+            rank_zero_warn(
+                f"configure_optimizers returned the same {type(optimizer).__name__} as before, made elsewhere; its "
+                "moments are cleared for fine-tuning. Make a new optimizer in configure_optimizers.",
+                category=UserWarning,
+            )
+            optimizer.state.clear()
+
+
+def prepare_optimizers(
+    trainer: L.Trainer, handle: FakeQuantization, factor: float, scale_factor: float, automatic: bool
+) -> None:
+    """Give the learned scales to the optimizers of their weights, and take the learning rates from schedulers.
+
+    A scale learns where its weight does: in a further group of the same optimizer, without weight decay (in the only
+    group of LBFGS). What no optimizer holds, or is frozen, stays as it is, and is named.
+
+    Args:
+        trainer: Its optimizers are fresh.
+        handle: The fake-quantized layers.
+        factor: On the learning rates.
+        scale_factor: On top of it, for the scales.
+        automatic: Whether Lightning steps; schedulers are then dropped, since ``set_learning_rates`` takes their part.
+
+    Raises:
+        ValueError: If no optimizer holds any of the quantized weights.
+    """
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = factor * float(group.get("max_lr", group.get("initial_lr", group.get("lr", 0.0))))
+    _warn_of_copies(trainer)
+    resting = []
+    for name, (weight, quantizer) in handle.weights.items():
+        home = _home(weight, trainer.optimizers)
+        if home is None or not weight.requires_grad:
+            quantizer.relative_scale.requires_grad_(False)
+            resting.append(name)
+    if len(resting) == len(handle.weights):
+        raise ValueError(
+            "No optimizer holds a quantized weight that learns, so there is nothing to fine-tune. Let "
+            "configure_optimizers return an optimizer of self.parameters(), or set finetune_epochs=0."
+        )
+    if resting:
+        rank_zero_info(
+            f"MixedPrecisionQuantization: {len(resting)} quantized layers are frozen or in no optimizer and stay as "
+            f"they are: {', '.join(resting)}"
+        )
+    for optimizer in trainer.optimizers:
+        _add_scales(optimizer, handle, scale_factor)
+    if automatic:
+        trainer.strategy.lr_scheduler_configs = []
+
+
+def set_learning_rates(optimizers: Sequence[Optimizer], progress: float, schedule: Schedule) -> None:
+    """Set the learning rates for a moment of fine-tuning.
+
+    Args:
+        optimizers: Prepared ones, or those restored from a checkpoint of such.
+        progress: From 0 to 1.
+        schedule: "cosine" decays to 0.
+    """
+    decay = (1 + cos(pi * min(progress, 1.0))) / 2 if schedule == "cosine" else 1.0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = decay * group["initial_lr"]
+
+
+def given_optimizers(module: L.LightningModule, make: Callable[[L.LightningModule], Any] | None) -> None:
+    """Let a module answer ``configure_optimizers`` by a function of the user's; None to let it answer itself again."""
+    if make is None:
+        module.__dict__.pop("configure_optimizers", None)
+    else:
+        module.__dict__["configure_optimizers"] = lambda: make(module)
+
+
+def _home(weight: nn.Parameter, optimizers: Sequence[Optimizer]) -> tuple[Optimizer, dict[str, Any]] | None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(held is weight for held in group["params"]):
+                return optimizer, group
+    return None
+
+
+def _add_scales(optimizer: Optimizer, handle: FakeQuantization, scale_factor: float) -> None:
+    """Add a group with the scales of the weights that an optimizer holds, if any."""
+    scales, like = [], None
+    for weight, quantizer in handle.weights.values():
+        home = _home(weight, [optimizer]) if quantizer.relative_scale.requires_grad else None
+        if home is not None:
+            scales.append(quantizer.relative_scale)
+            like = like or home[1]
+    if like is not None and isinstance(optimizer, LBFGS):  # which takes one group only
+        like["params"] += scales
+    elif like is not None:
+        settings = {key: value for key, value in like.items() if key not in ("params", "name", "param_names")}
+        rate = scale_factor * float(settings["initial_lr"])
+        named = {"name": "learned_scales"} if "name" in like else {}
+        optimizer.add_param_group(
+            {**settings, **named, "params": scales, "weight_decay": 0.0, "lr": rate, "initial_lr": rate}
+        )
+
+
+def _warn_of_copies(trainer: L.Trainer) -> None:
+    """Say so if optimizers hold tensors that are no parameters of the module, such as copies kept by hand."""
+    own = {id(parameter) for parameter in trainer.lightning_module.parameters()}
+    held = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+    if strange := sum(id(parameter) not in own for parameter in held):
+        rank_zero_warn(
+            f"{strange} of the {len(held)} tensors that the optimizers hold are no parameters of the module (copies "
+            "kept by hand?); fine-tuning trains the module's own parameters only.",
+            category=UserWarning,
+        )
