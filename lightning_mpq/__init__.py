@@ -24,9 +24,11 @@ from .allocation import (
     SolveStatus,
     allocate,
     alternatives,
+    explain,
     frontier,
 )
 from .curvature import TaylorModel, profile, shrink
+from .curvature.merge import merge
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import (
     OnnxExport,
@@ -82,9 +84,11 @@ __all__ = [
     "round_sequentially",
     "profile",
     "shrink",
+    "merge",
     "allocate",
     "frontier",
     "alternatives",
+    "explain",
     "measure_latency",
     "quantize",
     "fake_quantize",

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer_cases import SmallClassifier, SmallData, make_trainer
 
 from lightning_mpq import Budget, MixedPrecisionQuantization
+from lightning_mpq.allocation.explanation import explain
 from lightning_mpq.modules import packed_layers
 
 
@@ -67,7 +68,7 @@ def main(folder: Path, case: str) -> None:
         "policy": None if mixed.policy is None else mixed.policy.to_json(),
         "report": {name: value for name, value in report.items() if not name.startswith("seconds/")},
         "samples": None if mixed.taylor is None else mixed.taylor.samples,
-        "explained": "" if mixed.allocation is None else str(mixed.allocation.explain()),
+        "explained": "" if mixed.allocation is None else str(explain(mixed.allocation)),
     }
     (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
 

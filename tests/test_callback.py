@@ -118,8 +118,8 @@ import json, sys, warnings
 warnings.filterwarnings("ignore")
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from trainer_cases import SmallClassifier, SmallData, make_trainer
-from lightning_mpq.callback import MixedPrecisionQuantization
-from lightning_mpq.export.checkpoint import load_checkpoint
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
+from lightning_mpq.trainer.checkpoints.checkpoint import load_checkpoint
 folder, file = {str(tmp_path)!r}, {str(tmp_path / "packed.ckpt")!r}
 mixed = MixedPrecisionQuantization(4.5)
 by_trainer = make_trainer(folder, mixed).test(SmallClassifier(), SmallData(), ckpt_path=file, verbose=False)[0]

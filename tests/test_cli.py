@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load, save
 from test_conf import composed
 
-import lightning_mpq.cli as cli
+import lightning_mpq.cli.main as cli
 from lightning_mpq.export.safetensors import load as load_packed
 from lightning_mpq.pipeline.pipeline import Pipeline
 
@@ -30,7 +30,7 @@ TINY = [
     "callbacks.mpq.calibration_batches=1",
     "budget.average_bits=6",
 ]
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 
 
 class Folders:

@@ -163,7 +163,7 @@ def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_the_plan_of_least_measured_loss_is_kept(monkeypatch):
-    monkeypatch.setattr("lightning_mpq.closed_loop._STANDARD_ERRORS", 0.0)
+    monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 0.0)
     model = network()
     plan = pipeline(LoopOptions(plans=4, rounds=0)).plan(model, data())
     change = LossChange(model, data(), "divergence", likelihood=Categorical())
@@ -191,7 +191,7 @@ def test_disagreement_leads_to_a_round_and_agreement_to_none():
 
 
 def test_luck_on_a_few_samples_is_no_reason_to_leave_the_solved_plan(monkeypatch):
-    monkeypatch.setattr("lightning_mpq.closed_loop._STANDARD_ERRORS", 1e9)
+    monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 1e9)
     plan = pipeline(LoopOptions(plans=4, rounds=1, trust=1.0)).plan(network(), data())
     assert len(plan.trials) >= 3
     assert [row.plan for row in plan.trials if row.kept] == ["solved"]

@@ -79,13 +79,13 @@ def test_ranks_share_the_batches_that_one_process_would_take(monkeypatch, count)
     loader = [torch.tensor([number]) for number in range(8)]
     divided = []
     for rank in range(2):
-        monkeypatch.setattr("lightning_mpq.strategies.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("lightning_mpq.strategies.world_size", lambda: 2)
+        monkeypatch.setattr("lightning_mpq.trainer.strategies.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("lightning_mpq.trainer.strategies.world_size", lambda: 2)
         divided.append([int(batch) for batch in share_of_batches(loader, count)])
     assert sorted(divided[0] + divided[1]) == list(range(max(count, 2)))
     data = list(range(8))
     for rank in range(2):
-        monkeypatch.setattr("lightning_mpq.strategies.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("lightning_mpq.trainer.strategies.rank", lambda rank=rank: rank)
         own = DataLoader(data, sampler=DistributedSampler(data, 2, rank, shuffle=False))
         taken = [int(batch) for batch in share_of_batches(own, count)]
         assert taken == list(range(rank, 8, 2))[: len(divided[rank])]

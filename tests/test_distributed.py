@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_mpq.allocation import Budget, CustomCost
+from lightning_mpq.allocation.explanation import explain
 from lightning_mpq.curvature import profile
 from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
@@ -395,7 +396,7 @@ def whole_job():
         [row.measured_loss for row in report.models],
         report.samples,
         [row.metrics["rank"] for row in report.models],
-        str(outcome.allocation.explain()),
+        str(explain(outcome.allocation)),
         len(seen),
     )
 

@@ -36,7 +36,7 @@ def counted_time(monkeypatch):
         return plain_forward(self, *args)
 
     monkeypatch.setattr(PackedLinear, "forward", forward)
-    monkeypatch.setattr("lightning_mpq.latency.time.perf_counter", lambda: seconds[0])
+    monkeypatch.setattr("lightning_mpq.modules.latency.time.perf_counter", lambda: seconds[0])
 
 
 @pytest.mark.usefixtures("counted_time")

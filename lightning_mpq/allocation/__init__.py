@@ -4,7 +4,7 @@ from .allocate import allocate
 from .allocation import Allocation
 from .alternatives import alternatives
 from .budget import Budget, CustomCost
-from .explanation import Explanation
+from .explanation import Explanation, explain
 from .frontier import Frontier, frontier
 from .latency_table import LatencyTable
 from .rules import Rules
@@ -21,5 +21,6 @@ __all__ = [
     "SolveStatus",
     "allocate",
     "alternatives",
+    "explain",
     "frontier",
 ]

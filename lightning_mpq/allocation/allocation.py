@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..curvature.taylor_model import Prediction
 from ..policy import BitPolicy
 from .status import SolveStatus
 
-if TYPE_CHECKING:
-    from .explanation import Explanation
-    from .preparation import Preparation
-
 Objective = Literal["quadratic", "additive"]
 OBJECTIVES: tuple[Objective, ...] = ("quadratic", "additive")
+
+
+class SolvedProblem(Protocol):
+    """What an allocation asks of the problem that it solves; a `Preparation` is one."""
+
+    def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
+        """Return what an allocation says of its policy, whoever found it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Allocation:
         allocation = mpq.allocate(taylor, mpq.Budget(average_bits=3.0))
         allocation.policy.bits()                 # group to bits
         allocation.gap, allocation.status        # how far from the best plan it can be at most, and why
-        print(allocation.explain())              # what a step more or less would cost in each group
+        print(mpq.explain(allocation))           # what a step more or less would cost in each group
         mpq.quantize(model, allocation.policy, batches)
     """
 
@@ -70,7 +73,7 @@ class Allocation:
     prediction_error: float | None = None
     minimised: Literal["loss", "bytes"] = "loss"
     details: Mapping[str, Any] = field(default_factory=dict)
-    preparation: Preparation | None = field(default=None, repr=False, compare=False)
+    preparation: SolvedProblem | None = field(default=None, repr=False, compare=False)
 
     @property
     def predicted_loss(self) -> float:
@@ -133,16 +136,6 @@ class Allocation:
             "additive_loss": self.additive_loss,
             "details": dict(self.details),
         }
-
-    def explain(self, pairs: int = 10) -> Explanation:
-        """Say why each group has its bits, and which pairs of groups interact most.
-
-        Args:
-            pairs: How many pairs to list.
-        """
-        from .explanation import explain
-
-        return explain(self, pairs)
 
     def __repr__(self) -> str:
         """Say the bits, the loss, and how far from the best it can be."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import TYPE_CHECKING
 
 from ..groups.groups import LayerGroup
 from ..policy import WeightScheme
-
-if TYPE_CHECKING:
-    from .latency_table import LatencyTable
+from .latency_table import LatencyTable
 
 CostFunction = Callable[[LayerGroup, WeightScheme], float]
 _LIMITS = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .allocation import Allocation
+from .allocation import Allocation
+from .preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,17 @@ def _sentence(reason: GroupReason) -> str:
 
 
 def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
-    """Explain an allocation; see `Allocation.explain`.
+    """Say why each group has its bits, and which pairs of groups interact most.
+
+    Args:
+        allocation: What `allocate`, `frontier` or `alternatives` returned.
+        pairs: How many pairs to list.
 
     Raises:
         ValueError: If the allocation does not carry the problem that it solves.
     """
     prepared = allocation.preparation
-    if prepared is None:
+    if not isinstance(prepared, Preparation):
         raise ValueError(
             "There is no problem to explain this allocation by; use one that `allocate`, `frontier` or `alternatives` "
             "made."
@@ -147,6 +151,6 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     return Explanation(tuple(reasons), strongest, dict(allocation.prices))
 
 
-def _names(prepared: Any, candidate: int) -> tuple[str, ...]:
+def _names(prepared: Preparation, candidate: int) -> tuple[str, ...]:
     """Return the groups that a candidate of the reduced problem decides."""
     return tuple(prepared.taylor.candidates[index].group for index in prepared.reduced.members[candidate])

@@ -1,5 +1,1 @@
 """The command ``lightning-mpq``."""
-
-from .main import main
-
-__all__ = ["main"]

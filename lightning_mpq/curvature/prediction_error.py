@@ -11,28 +11,27 @@ the error of a ratio of sums over groups of units (W. G. Cochran, Sampling Techn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .taylor_model import TaylorModel
 
-
-def block_error(model: TaylorModel, chosen: Sequence[int]) -> float | None:
-    """Return the standard error of the predicted loss of a plan; None without two blocks of data.
+def block_error(
+    sums: Mapping[str, Tensor], gradient: Tensor | None, curvature: Tensor, chosen: Sequence[int]
+) -> float | None:
+    """Return the standard error of the predicted loss of a policy; None without two blocks of data.
 
     A model whose entries were shrunk keeps the sums of the data; its error is that of the data, with every entry scaled
     as it was shrunk.
 
     Args:
-        model: The model.
+        sums: Those of a `TaylorModel`.
+        gradient: Its gradient, [K]; None where the loss that is modelled has none.
+        curvature: Its curvature, [K, K].
         chosen: One candidate for each group.
     """
-    sums = model.sums or {}
     if "blocks.curvature" not in sums:
         return None
     weight = sums["blocks.weight"].double()
@@ -43,10 +42,10 @@ def block_error(model: TaylorModel, chosen: Sequence[int]) -> float | None:
     weight = weight[used]
     matrices = sums["blocks.curvature"][used][:, chosen][:, :, chosen].double()
     mean = matrices.sum(0) / weight.sum()
-    totals = (matrices * _factor(model.curvature[chosen][:, chosen], mean)).sum((1, 2)) / 2
-    if model.loss == "task":
+    totals = (matrices * _factor(curvature[chosen][:, chosen], mean)).sum((1, 2)) / 2
+    if gradient is not None:
         slopes = sums["blocks.gradient"][used][:, chosen].double()
-        totals += (slopes * _factor(model.gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
+        totals += (slopes * _factor(gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
     value = totals.sum() / weight.sum()
     variance = count / (count - 1) * (totals - weight * value).square().sum() / weight.sum().square()
     return sqrt(float(variance))

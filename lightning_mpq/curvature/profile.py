@@ -14,6 +14,7 @@ from torch import Generator, nn
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, LayerGroups, find_groups
 from ..network.batches import split_batch, to_device
+from ..network.batchnorm import batch_statistics, batchnorm_layers
 from ..network.evaluator import Evaluator, LossFn, check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
@@ -28,7 +29,6 @@ from .cache.kept_measurements import KeptMeasurements, candidate_hashes
 from .cache.ranks import check_parts, common_key
 from .estimators.perturbation import Perturbations
 from .estimators.registry import Curvature, Estimators, Loss, check_settings, modelled_loss
-from .estimators.weights import batch_statistics, has_batch_statistics
 from .profile_progress import ProfileClock
 from .sanity import warn_far_from_minimum
 from .taylor_model import TaylorModel
@@ -112,7 +112,7 @@ def profile(
 
     Example:
         >>> net, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(64, 4)
-        >>> from lightning_mpq.curvature import Categorical
+        >>> from lightning_mpq import Categorical
         >>> taylor = profile(net, data.split(16), bits=[2, 4], likelihood=Categorical())
         >>> taylor
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
@@ -136,7 +136,7 @@ def profile(
     }
     if rounded is not None:
         settings["rounded"] = rounded.fingerprint
-    reestimated = statistics == "reestimated" and has_batch_statistics(model)
+    reestimated = statistics == "reestimated" and bool(batchnorm_layers(model))
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
         with errors_shared():
             check_finite_parameters(model)

@@ -14,6 +14,8 @@ from torch import Tensor
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..policy import BitPolicy, WeightScheme
+from .prediction_error import block_error
+from .serialization import load_fields, malformed, save_fields
 
 
 class Prediction(NamedTuple):
@@ -159,9 +161,8 @@ class TaylorModel:
         (see `block_error`; 8 or 16 blocks, hence itself within 20 to 30 %). A model without blocks, made by hand for
         instance, falls back to `entrywise_error`.
         """
-        from .prediction_error import block_error
-
-        found = block_error(self, self.indices(policy))
+        slope = self.gradient if self.loss == "task" else None
+        found = block_error(self.sums or {}, slope, self.curvature, self.indices(policy))
         return self.entrywise_error(policy) if found is None else found
 
     def entrywise_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
@@ -178,9 +179,7 @@ class TaylorModel:
 
     def save(self, path: str | Path) -> Path:
         """Write the model to one safetensors file, whole or not at all; see `load`."""
-        from .cache.serialization import save_taylor
-
-        return save_taylor(self, Path(path))
+        return save_fields(vars(self), Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> TaylorModel:
@@ -189,16 +188,8 @@ class TaylorModel:
         Raises:
             CorruptModelError: If the file is truncated, damaged, or not a Taylor model.
         """
-        from .cache.serialization import load_taylor
-
-        return load_taylor(Path(path))
-
-    def merge(self, *others: TaylorModel) -> TaylorModel:
-        """Return the model of the data of this one and others: what one profile of all batches gives.
-
-        Raises:
-            ValueError: If they differ in more than their batches, or were not made by `profile`.
-        """
-        from .accumulation import merge
-
-        return merge([self, *others])
+        fields = load_fields(Path(path))
+        try:
+            return cls(**fields)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise malformed(Path(path), error) from error

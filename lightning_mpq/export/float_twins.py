@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
@@ -59,25 +58,12 @@ def float_twins(model: nn.Module) -> Iterator[Mapping[str, PackedLayer]]:
         restore_layers(model, packed)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode without gradients; the mode of every module comes back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def weight_names(model: nn.Module) -> dict[str, str]:
     """Return each name that a packed weight has as a parameter of the float model, with the name of its layer.
 
     Example:
         >>> from lightning_mpq.modules import pack_model
-        >>> from lightning_mpq.policy import BitPolicy, WeightScheme
+        >>> from lightning_mpq import BitPolicy, WeightScheme
         >>> model = nn.Sequential(nn.Linear(2, 2))
         >>> _ = pack_model(model, BitPolicy({"0": WeightScheme(4)}))
         >>> weight_names(model)

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from ..repair.batchnorm import batchnorm_layers
+from ..network.batchnorm import batchnorm_layers
 from .class_change import change_back, change_class
 
 

@@ -197,7 +197,7 @@ def fake_quantize(
         NonFiniteError: If a weight is NaN or infinite.
 
     Example:
-        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq import WeightScheme
         >>> net = nn.Sequential(nn.Linear(4, 2))
         >>> weight = net[0].weight
         >>> handle = fake_quantize(net, BitPolicy({"0": WeightScheme(bits=2)}))

@@ -201,7 +201,7 @@ def positive_levels(quantized: QuantizedRows) -> float:
     """Return the Q of LSQ's gradient scale: the largest level of the grid; half the range if it is asymmetric.
 
     Example:
-        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq import WeightScheme
         >>> rows = torch.randn(2, 4)
         >>> from lightning_mpq.quantizers import quantize_rows
         >>> [positive_levels(quantize_rows(rows, WeightScheme(2, grid=g))) for g in ("symmetric", "half", "asymmetric")]

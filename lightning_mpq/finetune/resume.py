@@ -30,7 +30,7 @@ def resume_fake_quantization(
         ValueError: If the state does not fit the model.
 
     Example:
-        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq import WeightScheme
         >>> net = nn.Linear(4, 4), nn.Linear(4, 2)
         >>> first, second = nn.Sequential(*net), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         >>> handle = fake_quantize(first, BitPolicy({"0": WeightScheme(bits=3), "1": WeightScheme(bits=2)}))

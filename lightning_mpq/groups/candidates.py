@@ -59,7 +59,7 @@ def make_candidates(
 
     Example:
         >>> from torch import nn
-        >>> from lightning_mpq.groups import find_groups
+        >>> from lightning_mpq import find_groups
         >>> groups = find_groups(nn.Sequential(nn.Linear(4, 2)))
         >>> [candidate.scheme.bits for candidate in make_candidates(groups, bits=[2, 4])]
         [2, 4]

@@ -75,7 +75,7 @@ def set_memory(model: nn.Module, memory: Memory) -> int:
             cost in bytes that is returned.
 
     Example:
-        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq import WeightScheme
         >>> from lightning_mpq.modules import pack_model
         >>> net = nn.Sequential(nn.Linear(4, 2))
         >>> _ = pack_model(net, BitPolicy({"0": WeightScheme(bits=3)}))

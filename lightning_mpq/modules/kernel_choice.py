@@ -87,7 +87,7 @@ def use_kernels(model: nn.Module, kernel: str = AUTO) -> KernelChoices:
 
     Example:
         >>> from lightning_mpq.modules import pack_model
-        >>> from lightning_mpq.policy import BitPolicy, WeightScheme
+        >>> from lightning_mpq import BitPolicy, WeightScheme
         >>> net = nn.Sequential(nn.Linear(8, 4))
         >>> floats = pack_model(net, BitPolicy({"0": WeightScheme(bits=3)}))
         >>> print(use_kernels(net, "plain"))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
+from .modes import evaluating
+
 
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
@@ -57,18 +59,15 @@ def _random_states(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _module_states(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode without gradients; afterwards restore modes, flags, buffers, metrics."""
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     metrics = {module: _metric_state(module) for module in model.modules() if isinstance(module, Metric)}
     try:
-        model.eval()
         for parameter in flags:
             parameter.requires_grad_(False)
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         with torch.no_grad():

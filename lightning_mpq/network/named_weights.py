@@ -76,7 +76,7 @@ def register_layer(
         ...     def forward(self, x):
         ...         return 2 * x @ self.weight  # [in, out]
         >>> register_layer(Scaled, output_dim=1)
-        >>> from lightning_mpq.groups import find_groups
+        >>> from lightning_mpq import find_groups
         >>> find_groups(nn.Sequential(Scaled()))[0].shapes
         ((3, 4),)
     """

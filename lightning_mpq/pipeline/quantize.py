@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from ..modules import pack_model, restore_layers
+from ..network.batchnorm import batchnorm_layers
 from ..network.forward import ForwardFn
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
-from ..repair.batchnorm import batchnorm_layers, restore_statistics, save_statistics
+from ..repair.batchnorm import restore_statistics, save_statistics
 from ..repair.repair import Repair, final_codes, reestimates, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
 
@@ -46,7 +47,7 @@ def quantize(
         ValueError: If batches are needed and there are none, or the policy does not fit the model.
 
     Example:
-        >>> from lightning_mpq.policy import WeightScheme
+        >>> from lightning_mpq import WeightScheme
         >>> net = quantize(nn.Sequential(nn.Linear(4, 4)), BitPolicy({"0": WeightScheme(bits=3)}))
         >>> type(net[0]).__name__
         'PackedLinear'

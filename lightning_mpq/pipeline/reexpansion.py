@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import TaylorModel, profile
-from ..curvature.estimators.weights import batch_statistics
 from ..groups.groups import LayerGroups
+from ..network.batchnorm import batch_statistics
 from ..network.evaluator import LossFn
 from ..network.forward import ForwardFn, forward_batch
 from ..network.isolation import isolated

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..network.batchnorm import batch_statistics, batchnorm_layers
 from ..network.forward import forward_batch
 from ..tools.distributed import (
     active,
@@ -31,15 +31,6 @@ class BatchNormStatistics(NamedTuple):
 
     mean: Tensor
     variance: Tensor
-
-
-def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the normalisation layers that keep running statistics, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None
-    }
 
 
 def reestimate_batchnorm(
@@ -81,7 +72,7 @@ def reestimate_batchnorm(
             f"No statistics were measured before for the BatchNorm layer {missing[0]!r}; measure this model."
         )
     stored = {name: _statistics(layer) for name, layer in layers.items()}
-    with _statistics_kept_on_error(layers), normalised_by_batch(model), torch.no_grad():
+    with _statistics_kept_on_error(layers), batch_statistics(model, averaged=True), torch.no_grad():
         for layer in layers.values():
             layer.reset_running_stats()
         count = 0
@@ -179,31 +170,3 @@ def restore_statistics(layers: Mapping[str, _BatchNorm], saved: Mapping[str, Map
         for name, layer in layers.items():
             for key, value in layer.named_buffers(recurse=False):
                 value.copy_(saved[name][key])
-
-
-@contextmanager
-def normalised_by_batch(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers normalise by each batch and average their statistics over batches; all else in eval mode.
-
-    Modes and momenta are restored, statistics are not.
-
-    A SyncBatchNorm layer would exchange statistics in every pass, and hang where processes have different numbers of
-    batches; it works like the others for that time.
-    """
-    layers = list(batchnorm_layers(model).values())
-    modes = {module: module.training for module in model.modules()}
-    momenta = {layer: layer.momentum for layer in layers}
-    model.eval()
-    for layer in layers:
-        layer.train()
-        layer.momentum = None  # torch's name for a cumulative average
-        if isinstance(layer, nn.SyncBatchNorm):
-            layer.__dict__["forward"] = MethodType(_BatchNorm.forward, layer)
-    try:
-        yield
-    finally:
-        for layer, momentum in momenta.items():
-            layer.momentum = momentum
-            layer.__dict__.pop("forward", None)
-        for module, mode in modes.items():
-            module.training = mode

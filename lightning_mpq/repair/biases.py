@@ -69,7 +69,7 @@ def correct_biases(
             the float one. Biases are then, and after any error, as they were.
 
     Example:
-        >>> from lightning_mpq.mean_outputs import output_means
+        >>> from lightning_mpq import output_means
         >>> net, data = nn.Sequential(nn.Linear(3, 2)), torch.randn(100, 3) + 1
         >>> means = output_means(net, [data])
         >>> with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..network.batchnorm import batchnorm_layers
 from ..network.forward import ForwardFn
 from ..options import RepairOptions
 from ..policy import BitPolicy
@@ -16,7 +17,7 @@ from ..rounding.independent import round_policy
 from ..rounding.rounded_weights import RoundedWeights
 from ..rounding.sequential import round_sequentially
 from ..tools.progress import Progress
-from .batchnorm import batchnorm_layers, measure_batchnorm, reestimate_batchnorm
+from .batchnorm import measure_batchnorm, reestimate_batchnorm
 from .biases import correct_biases
 from .output_means import output_means
 

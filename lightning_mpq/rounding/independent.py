@@ -89,8 +89,8 @@ def round_candidates(
         NonFiniteError: If a weight or an input is NaN or infinite.
 
     Example:
-        >>> from lightning_mpq.candidates import make_candidates
-        >>> from lightning_mpq.groups import find_groups
+        >>> from lightning_mpq import make_candidates
+        >>> from lightning_mpq import find_groups
         >>> net, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 8)
         >>> groups = find_groups(net)
         >>> offered = make_candidates(groups, schemes=second_order_schemes([2, 4]))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..network.batchnorm import batch_statistics
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
@@ -27,7 +28,6 @@ from ..network.named_weights import named_layers
 from ..policy import BitPolicy, WeightScheme
 from ..quantizers import QuantizedRows, round_rows
 from ..quantizers.input_moments import unfolded_chunks
-from ..repair.batchnorm import normalised_by_batch
 from ..tools.distributed import (
     broadcast,
     errors_shared,
@@ -97,7 +97,7 @@ def round_sequentially(
     for layer, quantized in found.items():
         _set_weight(copies[layer], quantized)
     stops = [{name: which[name] for name in order} for which in (named_layers(model, remove_duplicate=False), copies)]
-    statistics = normalised_by_batch if reestimated else nullcontext
+    statistics = batch_statistics if reestimated else nullcontext
     with (
         isolated(model),
         isolated(twin),

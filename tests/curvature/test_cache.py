@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from lightning_mpq.curvature import TaylorModel, profile
+from lightning_mpq.curvature.merge import merge
 from lightning_mpq.errors import CorruptModelError
 from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
@@ -74,7 +75,7 @@ def test_a_model_made_by_hand_can_be_saved_too(tmp_path):
     assert loaded.curvature_error is None
     assert torch.equal(loaded.curvature, taylor.curvature)
     with pytest.raises(ValueError, match="holds no sums"):
-        taylor.merge(loaded)
+        merge([taylor, loaded])
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path):
@@ -103,12 +104,12 @@ def test_two_halves_of_the_data_are_the_whole(curvature):
     net = model()
     options = {**OPTIONS, "curvature": curvature, "loss": "task", "loss_fn": task_loss}
     whole = profile(net, data(), **options)
-    merged = profile(net, data()[:1], **options).merge(profile(net, data()[1:], **options))
+    merged = merge([profile(net, data()[:1], **options), profile(net, data()[1:], **options)])
     for name in ("gradient", "curvature", "gradient_error", "curvature_error"):
         assert_close(getattr(merged, name), getattr(whole, name), rtol=1e-10, atol=1e-15)
     assert (merged.samples, merged.fingerprint) == (whole.samples, whole.fingerprint)
     with pytest.raises(ValueError, match="differ in weights, candidates"):
-        merged.merge(profile(net, data(), **{**options, "seed": 1}))
+        merge([merged, profile(net, data(), **{**options, "seed": 1})])
 
 
 class Counted(nn.Sequential):
@@ -179,7 +180,7 @@ def test_an_entry_renamed_over_another_is_not_used(tmp_path):
 def test_an_interrupted_measurement_continues_bit_identical(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.earlier_work"], "_STORE_SECONDS", -1.0)
+    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.cache.earlier_work"], "_STORE_SECONDS", -1.0)
     whole = profile(model(), data(), **OPTIONS)
     net = counted()
 

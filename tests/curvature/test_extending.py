@@ -146,7 +146,7 @@ def test_an_extended_file_takes_the_place_of_the_one_it_contains(tmp_path):
 def test_an_interrupted_extension_continues(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.earlier_work"], "_STORE_SECONDS", -1.0)
+    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.cache.earlier_work"], "_STORE_SECONDS", -1.0)
     options = {"curvature": "secant", "likelihood": Categorical()}
     profile(Net(), data(), bits=[2, 3], cache_dir=tmp_path, **options)
 

@@ -236,5 +236,5 @@ def test_rows_may_wait_for_each_other_or_not(monkeypatch):
     model, batch = make(TiedLanguageModel)
     options = {"curvature": "hessian", "loss_fn": task_loss, "bits": [2, 3]}
     together = profile(model, [batch], **options)
-    monkeypatch.setattr("lightning_mpq.curvature.hessian._WAITING_BYTES", 0)
+    monkeypatch.setattr("lightning_mpq.curvature.estimators.hessian._WAITING_BYTES", 0)
     assert_close(profile(model, [batch], **options).curvature, together.curvature, rtol=1e-12, atol=1e-14)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from lightning_mpq.curvature import TaylorModel, profile, shrink
 from lightning_mpq.curvature.accumulation import Accumulator
 from lightning_mpq.curvature.estimators.measurement import Measurement
+from lightning_mpq.curvature.merge import merge
 from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Categorical
@@ -91,7 +92,7 @@ def test_it_is_saved_merged_and_resumed(tmp_path):
     options = {"bits": [2, 4], "likelihood": Categorical()}
     whole = profile(net, data, **options)
     policy = whole.policy([0, 2, 5])
-    merged = profile(net, data[:5], **options).merge(profile(net, data[5:], **options))
+    merged = merge([profile(net, data[:5], **options), profile(net, data[5:], **options)])
     assert_close(merged.predict(policy).standard_error, whole.predict(policy).standard_error, rtol=1e-4, atol=0)
     assert TaylorModel.load(whole.save(tmp_path / "model")).predict(policy) == whole.predict(policy)
     profile(net, data[:7], cache_dir=tmp_path, **options)

@@ -84,7 +84,7 @@ def test_key_depends_on_everything_that_decides_the_weights() -> None:
 
 def test_key_depends_on_library_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     key = training_key(CONFIG, tiny(), Digits())
-    monkeypatch.setattr("lightning_mpq.demo.trained.version", lambda name: "0.0")
+    monkeypatch.setattr("lightning_mpq.cli.training_cache.version", lambda name: "0.0")
     assert training_key(CONFIG, tiny(), Digits()) != key
 
 

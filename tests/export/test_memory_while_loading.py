@@ -17,7 +17,7 @@ FLOAT_BYTES = LAYERS * WIDTH * WIDTH * 4  # 96 MiB
 CODE = """
 import sys, torch
 from torch import nn
-from lightning_mpq.export import load, load_checkpoint
+from lightning_mpq import load, load_checkpoint
 def peak():
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 with torch.device("meta"):

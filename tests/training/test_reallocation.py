@@ -103,7 +103,9 @@ def test_a_wrong_plan_is_left_and_a_resumed_fit_ends_as_the_uninterrupted_one(tm
 
 
 def test_a_move_that_does_worse_is_taken_back_and_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_mpq.training.reallocation.LossChange.measure", lambda change, first=None: 1.0)
+    monkeypatch.setattr(
+        "lightning_mpq.trainer.finetuning.reallocation.LossChange.measure", lambda change, first=None: 1.0
+    )
     mixed = finetuning(
         finetune=FinetuneOptions(epochs=2, reallocate_every=1), finetune_epochs=2, verdict=True, candidates=FEW
     )

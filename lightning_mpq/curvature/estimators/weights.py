@@ -1,4 +1,4 @@
-"""The weights of a model as variables, and its BatchNorm layers as they will be once re-estimated."""
+"""The weights of a model as variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...network.named_weights import standing_in
 from ...tools.attributes import shadowed
@@ -60,25 +59,6 @@ def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Te
             deltas = perturbations.of_layer(layer).flatten(1).to(wide)
             total[list(known), perturbations.columns[layer]] += torch.stack(list(known.values())).to(wide) @ deltas.T
     return total
-
-
-def has_batch_statistics(model: nn.Module) -> bool:
-    """Tell whether a model has BatchNorm layers with running statistics."""
-    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
-
-
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers normalise by the statistics of the batch at hand, in eval mode, without an update.
-
-    Running statistics that are measured again after quantization follow the perturbed weights as those of a batch do:
-    what is differentiated through them is the damage that re-estimation leaves.
-    """
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None:
-                stack.enter_context(shadowed(module, running_mean=None, running_var=None))
-        yield
 
 
 def twice_differentiable(model: nn.Module) -> bool:

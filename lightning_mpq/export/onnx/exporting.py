@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ...modules import PackedLayer, packed_layers, policy_of
 from ...network.layer_kinds import ParameterView
+from ...network.modes import evaluating
 from ...tools.files import write_bytes_atomically
 from ..extras import require
-from ..float_twins import evaluating, float_twins, weight_names
+from ..float_twins import float_twins, weight_names
 from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET
 
 POLICY_KEY = "lightning_mpq.policy"
@@ -103,7 +104,7 @@ def export_onnx(
         opset = TWO_BITS_OPSET if any(map(_may_have_two_bits, layers.values())) else FOUR_BITS_OPSET
     owners = {name: (layer, layers[layer]) for name, layer in weight_names(model).items()}
     batches = two_batch_sizes(inputs) if dynamic_batch else [inputs]
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         expected = [model(*batch) for batch in batches]
         with float_twins(model):
             exported = trace(model, batches[0], opset, dynamic_batch, input_names, output_names)

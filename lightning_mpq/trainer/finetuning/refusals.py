@@ -11,8 +11,8 @@ from torch import nn
 
 from ...errors import NonFiniteError
 from ...finetune import FakeQuantization
+from ...network.batchnorm import batchnorm_layers
 from ...options import FinetuneOptions
-from ...repair.batchnorm import batchnorm_layers
 from .averaging import callbacks_of
 
 

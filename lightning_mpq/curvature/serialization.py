@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from ...errors import CorruptModelError
-from ...groups.candidates import Candidate
-from ...groups.groups import LayerGroup
-from ...policy import WeightScheme
-from ...tools.files import write_bytes_atomically
-from ..taylor_model import TaylorModel
+from ..errors import CorruptModelError
+from ..groups.candidates import Candidate
+from ..groups.groups import LayerGroup
+from ..policy import WeightScheme
+from ..tools.files import write_bytes_atomically
 
 FORMAT = "lightning_mpq.taylor"
 VERSION = 2
@@ -25,22 +25,22 @@ _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
 _PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
 
 
-def save_taylor(model: TaylorModel, path: Path) -> Path:
-    """Write a Taylor model to ``path``, whole or not at all."""
-    tensors = {name: value.contiguous() for name in _TENSORS if (value := getattr(model, name)) is not None}
-    tensors |= {f"sums.{name}": value.contiguous() for name, value in (model.sums or {}).items()}
+def save_fields(fields: Mapping[str, Any], path: Path) -> Path:
+    """Write the fields of a Taylor model to ``path``, whole or not at all."""
+    tensors = {name: value.contiguous() for name in _TENSORS if (value := fields[name]) is not None}
+    tensors |= {f"sums.{name}": value.contiguous() for name, value in (fields["sums"] or {}).items()}
     text = {
         "format": FORMAT,
         "version": VERSION,
-        "groups": [asdict(group) for group in model.groups],
-        "candidates": [asdict(candidate) for candidate in model.candidates],
-        **{name: getattr(model, name) for name in _PLAIN},
+        "groups": [asdict(group) for group in fields["groups"]],
+        "candidates": [asdict(candidate) for candidate in fields["candidates"]],
+        **{name: fields[name] for name in _PLAIN},
     }
     return write_bytes_atomically(path, to_bytes(tensors, metadata={"taylor": json.dumps(text)}))
 
 
-def load_taylor(path: Path) -> TaylorModel:
-    """Read a Taylor model written by `save_taylor`.
+def load_fields(path: Path) -> dict[str, Any]:
+    """Read the fields of a Taylor model, by name, from a file that `save_fields` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -65,16 +65,21 @@ def load_taylor(path: Path) -> TaylorModel:
         )
     try:
         sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
-        return TaylorModel(
-            groups=tuple(_group(group) for group in text["groups"]),
-            candidates=tuple(_candidate(candidate) for candidate in text["candidates"]),
-            **{name: tensors.get(name) for name in _TENSORS},  # type: ignore[arg-type]
+        return {
+            "groups": tuple(_group(group) for group in text["groups"]),
+            "candidates": tuple(_candidate(candidate) for candidate in text["candidates"]),
+            **{name: tensors.get(name) for name in _TENSORS},
             **{name: text[name] for name in _PLAIN if name != "batch_hashes"},
-            batch_hashes=tuple(text["batch_hashes"]),
-            sums=sums or None,
-        )
+            "batch_hashes": tuple(text["batch_hashes"]),
+            "sums": sums or None,
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptModelError(f"{path} holds a malformed Taylor model: {error!r}. Profile again.") from error
+        raise malformed(path, error) from error
+
+
+def malformed(path: Path, error: Exception) -> CorruptModelError:
+    """Return the error for a file whose fields make no Taylor model."""
+    return CorruptModelError(f"{path} holds a malformed Taylor model: {error!r}. Profile again.")
 
 
 def _group(values: dict[str, Any]) -> LayerGroup:
