@@ -8,63 +8,43 @@ Example::
     mixed = mpq.MixedPrecisionQuantization(mpq.Budget(average_bits=3.0))
     L.Trainer(max_epochs=10, callbacks=[mixed]).fit(model, data)     # ends with a packed model and a report on it
     mpq.save(model, "packed")
-    model = mpq.load("packed", model=Net())                          # anywhere else
+    model = mpq.load("packed", Net())                                # anywhere else
 
-The steps behind it can be taken one by one: `find_groups`, `make_candidates`, `round_candidates`, `profile`,
-`allocate`, `quantize`; see the docstring of each.
+The same can be done step by step: `find_groups`, `make_candidates`, `round_candidates`, `profile`, `allocate`,
+`quantize`; see the docstring of each.
 """
 
-from .allocation import (
-    Allocation,
-    Budget,
-    CustomCost,
-    Frontier,
-    LatencyTable,
-    Rules,
-    SolveStatus,
-    allocate,
-    alternatives,
-    explain,
-    frontier,
-)
-from .curvature import TaylorModel, profile, shrink
-from .curvature.merge import merge
+from importlib.metadata import PackageNotFoundError, version
+
+from .allocation import Allocation, Budget, CustomCost, LatencyTable, Rules, allocate, alternatives, explain, frontier
+from .curvature import TaylorModel, profile
+from .curvature.estimators.base import Estimator
 from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
-from .export import (
-    OnnxExport,
-    export_compressed_tensors,
-    export_onnx,
-    load,
-    save,
-    torchao_config,
-)
+from .export import export_compressed_tensors, export_onnx, save, torchao_config
 from .finetune import fake_quantize
-from .groups.candidates import Candidate, default_scheme, make_candidates
-from .groups.groups import LayerGroup, LayerGroups, find_groups
-from .modules import KernelChoice, KernelChoices, set_memory, use_kernels
+from .grids.base import Grid
+from .grids.registry import register_grid
+from .groups.candidates import make_candidates
+from .groups.groups import find_groups
+from .modules import set_memory, use_kernels
 from .modules.latency import measure_latency
+from .network.calibration import Calibration
 from .network.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from .network.named_weights import register_layer
-from .options import (
-    CandidateOptions,
-    CurvatureOptions,
-    FinetuneOptions,
-    LoopOptions,
-    RepairOptions,
-    SolverOptions,
-)
+from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SelectionOptions, SolverOptions
 from .pipeline.quantize import quantize
-from .policy import BitPolicy, WeightScheme
-from .repair.batchnorm import reestimate_batchnorm
-from .repair.biases import correct_biases
-from .repair.output_means import output_means
+from .policy import BitPolicy
 from .report import Report, print_report
-from .rounding.independent import round_candidates, second_order_schemes
-from .rounding.rounded_weights import RoundedWeights
-from .rounding.sequential import round_sequentially
+from .rounding.independent import round_candidates
+from .schemes import WeightScheme
 from .trainer.callback import MixedPrecisionQuantization
-from .trainer.checkpoints.checkpoint import load_checkpoint
-from .trainer.checkpoints.mixin import PackedCheckpoints, load_from_checkpoint
+from .trainer.checkpoints.loading import load
+from .trainer.checkpoints.mixin import PackedCheckpoints
+
+try:
+    __version__ = version("lightning_mpq")
+except PackageNotFoundError:  # run from a folder that was not installed
+    __version__ = "0.0.0"
 
 __all__ = [
     # the callback and its settings
@@ -73,65 +53,54 @@ __all__ = [
     "CandidateOptions",
     "CurvatureOptions",
     "SolverOptions",
-    "LoopOptions",
+    "SelectionOptions",
     "RepairOptions",
     "FinetuneOptions",
     # the steps one by one
     "find_groups",
-    "register_layer",
     "make_candidates",
     "round_candidates",
-    "round_sequentially",
     "profile",
-    "shrink",
-    "merge",
     "allocate",
+    "quantize",
+    "fake_quantize",
+    # looking at decisions
     "frontier",
     "alternatives",
     "explain",
-    "measure_latency",
-    "quantize",
-    "fake_quantize",
-    "reestimate_batchnorm",
-    "output_means",
-    "correct_biases",
-    "use_kernels",
-    "set_memory",
+    "print_report",
+    # packed models: on disk, faster, elsewhere
     "save",
     "load",
-    "load_checkpoint",
-    "load_from_checkpoint",
     "PackedCheckpoints",
+    "use_kernels",
+    "set_memory",
     "export_onnx",
     "export_compressed_tensors",
     "torchao_config",
-    "print_report",
-    # what the steps return and take
-    "LayerGroup",
-    "LayerGroups",
+    # what the steps take and return
     "WeightScheme",
     "BitPolicy",
-    "Candidate",
-    "default_scheme",
-    "second_order_schemes",
-    "RoundedWeights",
+    "Calibration",
     "TaylorModel",
+    "Allocation",
+    "Report",
+    # parts of your own
+    "register_layer",
+    "Grid",
+    "register_grid",
+    "Estimator",
     "Likelihood",
     "Categorical",
     "Gaussian",
     "Bernoulli",
-    "Allocation",
-    "SolveStatus",
-    "Rules",
     "CustomCost",
+    "Rules",
     "LatencyTable",
-    "Frontier",
-    "Report",
-    "OnnxExport",
-    "KernelChoice",
-    "KernelChoices",
+    "measure_latency",
     # what may go wrong
     "CorruptModelError",
     "InfeasibleBudgetError",
     "NonFiniteError",
+    "__version__",
 ]

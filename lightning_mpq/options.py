@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .allocation import Rules
 from .allocation.allocate import check_settings as check_solver
-from .curvature.estimators.registry import STATISTICS
+from .curvature.estimators.base import Estimator, Loss
 from .curvature.estimators.registry import check_settings as check_profile
+from .grids.registry import DEFAULT_GRIDS
+from .groups.candidates import offered_schemes
 from .network.likelihood import Likelihood
-from .policy import WeightScheme
-from .rounding.independent import second_order_schemes
+from .schemes import WeightScheme
+from .tools.checks import check_one_of
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class CandidateOptions:
     Attributes:
         bits: Widths offered to every group.
         rounding: How a width is rounded where ``schemes`` is None: "second_order" finds codes, clip range and grid of
-            each layer on the calibration batches (`second_order_schemes`), "nearest" needs the weight alone and takes
-            the grid of the least weight error.
+            each layer on the calibration batches, "nearest" needs the weight alone and takes the grid of the least
+            weight error.
+        grids: Grids to choose from, for each group and width.
         granularities: What may share a scale: "channel", "tensor", or the length of a block of columns; several make
             one candidate each for every width, and the program chooses by what their scales cost and gain.
         schemes: Schemes offered instead of ``bits``.
@@ -41,6 +44,7 @@ class CandidateOptions:
 
     bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
     rounding: Literal["second_order", "nearest"] = "second_order"
+    grids: Sequence[str] = DEFAULT_GRIDS
     granularities: Sequence[str | int] = ("channel",)
     schemes: Sequence[WeightScheme] | None = None
     groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
@@ -51,24 +55,23 @@ class CandidateOptions:
 
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be offered after it."""
-        if self.rounding not in ("second_order", "nearest"):
-            raise ValueError(f"rounding must be 'second_order' or 'nearest', got {self.rounding!r}.")
+        check_one_of("rounding", self.rounding, ("second_order", "nearest"))
         if not self.offered_schemes():
-            raise ValueError("There is no scheme to offer: give at least one of bits and granularities, or of schemes.")
+            raise ValueError(
+                "There is no scheme to offer: give at least one of bits, of grids that have levels for them, and of "
+                "granularities; or schemes."
+            )
 
     def rules(self) -> dict[str, Any]:
         """Return what `find_groups` takes."""
-        own = ("bits", "rounding", "granularities", "schemes")
+        own = ("bits", "rounding", "grids", "granularities", "schemes")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def offered_schemes(self) -> Sequence[WeightScheme]:
         """Return the schemes offered to every group that the rules allow their widths."""
         if self.schemes is not None:
             return self.schemes
-        schemes = second_order_schemes(self.bits, self.granularities)
-        if self.rounding == "second_order":
-            return schemes
-        return [replace(scheme, clip="absmax", rounding="nearest") for scheme in schemes]
+        return offered_schemes(self.bits, self.rounding, self.granularities, self.grids)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class CurvatureOptions:
     """How the loss is measured.
 
     Attributes:
-        estimator: "fisher" (one backward pass), "hessian" (exact, of the task loss), "gauss_newton", "secant".
+        estimator: "fisher" (one backward pass), "hessian" (exact, of the task loss), "gauss_newton", "secant", or an
+            `Estimator` of your own.
         loss: "divergence" from the float model, "task", or None for the estimator's own default.
         statistics: What BatchNorm normalises by while the loss is measured: "frozen" running statistics, or
             "reestimated", which predicts the loss after statistics are measured again. "auto": the latter if
@@ -96,8 +100,8 @@ class CurvatureOptions:
         mpq.MixedPrecisionQuantization(3.0, curvature=curvature)
     """
 
-    estimator: Literal["fisher", "hessian", "gauss_newton", "secant"] = "fisher"
-    loss: Literal["divergence", "task"] | None = None
+    estimator: str | Estimator = "fisher"
+    loss: Loss | None = None
     statistics: Literal["auto", "frozen", "reestimated"] = "auto"
     draws: int | None = None
     chunk_size: int | None = None
@@ -108,9 +112,7 @@ class CurvatureOptions:
 
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be profiled after it."""
-        if self.statistics not in ("auto", *STATISTICS):
-            raise ValueError(f"statistics must be one of auto, {', '.join(STATISTICS)}, got {self.statistics!r}.")
-        check_profile(self.estimator, self.loss, STATISTICS[0], self.draws, self.chunk_size, self.tolerance)
+        check_profile(self.estimator, self.loss, self.statistics, self.draws, self.chunk_size, self.tolerance)
 
     @property
     def known_likelihood(self) -> Likelihood | None:
@@ -125,8 +127,8 @@ class SolverOptions:
     Attributes:
         objective: "quadratic" (with all pairs of groups) or "additive" (each group alone).
         solver: "highs" or "cbc", both through python-mip.
-        time_limit: Seconds after which the best plan so far is returned with its proven gap.
-        gap: Relative gap at which a plan counts as optimal.
+        time_limit: Seconds after which the best policy so far is returned with its proven gap.
+        gap: Relative gap at which a policy counts as optimal.
         seed: Seed of the local search.
         robust: Multiple of the prediction's standard error that is minimised with it.
         rules: Groups that must be equal, least and most bits, few distinct widths; see `Rules`.
@@ -152,12 +154,12 @@ class SolverOptions:
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What makes up for rounding once a plan is chosen.
+    """What makes up for rounding once a policy is chosen.
 
     Attributes:
         sequential: Whether layers are rounded one after the other, each so that it comes closest to the float model's
-            outputs behind what is rounded already; layers whose scheme rounds to nearest are not.
-        batchnorm: Whether BatchNorm statistics are measured again behind the quantized weights.
+            outputs with the layers before it rounded already; layers whose scheme rounds to nearest are not.
+        batchnorm: Whether BatchNorm statistics are measured again with the quantized weights.
         biases: Whether biases are shifted until mean outputs are those of the float model, layer by layer. "auto":
             where there is no BatchNorm that makes up for them.
 
@@ -179,48 +181,50 @@ class RepairOptions:
 
 
 @dataclass(frozen=True)
-class LoopOptions:
-    """Whether plans are measured before one is chosen.
+class SelectionOptions:
+    """Whether policies are measured before one is chosen.
 
     Attributes:
-        plans: How many near-optimal plans are measured, the solved one included; the additive plan comes on top. 1
-            takes the solved plan as it is, unless there are rounds.
-        rounds: How often the loss is expanded again around the best plan so far and solved again, if prediction and
-            measurement of that plan disagree.
+        policies: How many near-optimal policies are measured, the solved one included; the additive one comes on top.
+            1 takes the solved policy as it is, unless there are rounds.
+        rounds: How often the loss is expanded again around the best policy so far and solved again, if prediction and
+            measurement of that policy disagree.
         trust: By which factor they may differ before that is done.
 
     Example::
 
-        mpq.MixedPrecisionQuantization(3.0, loop=mpq.LoopOptions(plans=1, rounds=0))    # takes the solved plan as it is
+        # takes the solved policy as it is
+        mpq.MixedPrecisionQuantization(3.0, selection=mpq.SelectionOptions(policies=1, rounds=0))
     """
 
-    plans: int = 3
+    policies: int = 3
     rounds: int = 1
     trust: float = 1.5
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        if self.plans < 1 or self.rounds < 0 or not self.trust >= 1:
+        if self.policies < 1 or self.rounds < 0 or not self.trust >= 1:
             raise ValueError(
-                f"Expected plans of at least 1, rounds of at least 0 and a trusted factor of at least 1, got "
-                f"{self.plans}, {self.rounds} and {self.trust}."
+                f"Expected policies of at least 1, rounds of at least 0 and a trusted factor of at least 1, got "
+                f"{self.policies}, {self.rounds} and {self.trust}."
             )
 
     @property
     def measures(self) -> bool:
-        """Whether any plan is measured before the choice."""
-        return self.plans > 1 or self.rounds > 0
+        """Whether any policy is measured before the choice."""
+        return self.policies > 1 or self.rounds > 0
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How a model is trained on behind quantization.
+    """How a quantized model is trained on.
 
     Attributes:
         epochs: How many; 0 for no fine-tuning.
         steps: Optimizer steps instead of epochs.
         learning_rate: Factor on the learning rates of ``configure_optimizers``, or of ``optimizers``.
-        schedule: "cosine" decays to zero over the fine-tuning, "constant" does not. The module's own schedulers rest.
+        schedule: "cosine" decays to zero over the fine-tuning, "constant" does not. The module's own schedulers are
+            paused.
         learn_scales: Whether scales learn with the weights (LSQ); otherwise rounding alone is straight-through.
         scale_learning_rate: Factor on the learning rate of scales, on top of the other.
         margin: How far beyond the outermost levels gradients pass, in steps (see `fake_quantize`).
@@ -230,12 +234,7 @@ class FinetuneOptions:
         temperature: Of the distillation.
         distill_from: Name of the submodule whose outputs are compared; by default the module itself.
         teacher_dtype: Type in which the float weights are kept for it: "float32", "bfloat16" or "float16".
-        damping: Weight of the squared distance of weights to their levels, added to the loss against oscillations.
-        freeze_oscillations: Running frequency of going to and fro between two levels above which a weight is held, such
-            as 0.02 (see `OscillationFreezer`); 0 to hold none.
         optimizers: ``module -> what configure_optimizers may return``, to be used instead of it.
-        reallocate_every: After how many epochs of it the loss is profiled again around the trained weights and the
-            plan solved again, under the same budget; 0 for never. Not under several processes.
     """
 
     epochs: int = 0
@@ -250,10 +249,7 @@ class FinetuneOptions:
     temperature: float = 1.0
     distill_from: str | None = None
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    damping: float = 0.0
-    freeze_oscillations: float = 0.0
     optimizers: Callable[[Any], Any] | None = None
-    reallocate_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -261,22 +257,13 @@ class FinetuneOptions:
             given = value is not None or name == "epochs"
             if given and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {value!r}.")
-        every = self.reallocate_every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"reallocate_every must be a number of epochs, or 0 for never, got {every!r}.")
         if self.epochs and self.steps is not None:
             raise ValueError("Give epochs or steps of fine-tuning, not both.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
-        for name in ("distill", "damping", "margin"):
+        for name in ("distill", "margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}.")
-        if not 0 <= self.freeze_oscillations < 1:
-            raise ValueError(
-                f"freeze_oscillations must be a frequency from 0 (none is held) to below 1, got "
-                f"{self.freeze_oscillations!r}."
-            )
-        for name, allowed in (("schedule", ("cosine", "constant")), ("batchnorm", ("average", "frozen"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        check_one_of("schedule", self.schedule, ("cosine", "constant"))
+        check_one_of("batchnorm", self.batchnorm, ("average", "frozen"))

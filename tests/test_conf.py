@@ -19,8 +19,8 @@ from lightning_mpq.options import (
     CandidateOptions,
     CurvatureOptions,
     FinetuneOptions,
-    LoopOptions,
     RepairOptions,
+    SelectionOptions,
     SolverOptions,
 )
 from lightning_mpq.trainer.callback import MixedPrecisionQuantization
@@ -36,7 +36,7 @@ TYPES: dict[str, type] = {
     "budget": Budget,
     "solver": SolverOptions,
     "repair": RepairOptions,
-    "loop": LoopOptions,
+    "selection": SelectionOptions,
     "finetune": FinetuneOptions,
     "callbacks": MixedPrecisionQuantization,
 }
@@ -73,7 +73,7 @@ def test_each_file_instantiates(name: str) -> None:
     found = instantiate(config[group].mpq if group == "callbacks" else config[group])
     assert isinstance(found, TYPES[group])
     config = config[group]
-    plain = ("curvature", "candidates", "budget", "solver", "repair", "loop", "finetune")
+    plain = ("curvature", "candidates", "budget", "solver", "repair", "selection", "finetune")
     if group in plain:  # every value arrives as a plain one
         for key, value in vars(found).items():
             assert not OmegaConf.is_config(value)
@@ -118,19 +118,19 @@ def test_the_groups_reach_the_callback() -> None:
         "solver=additive",
         "cache_dir=some_cache",
     )
-    pipeline = instantiate(config.callbacks.mpq).pipeline
-    assert pipeline.budget == Budget(average_bits=2.5)
-    assert pipeline.candidates.bits == [2, 4]
-    assert pipeline.candidates.fixed_bits == {"*linear": 8, "network.conv": 6}
-    assert pipeline.curvature.estimator == "hessian"
-    assert pipeline.solver.objective == "additive"
-    assert pipeline.cache_dir == "some_cache"
+    settings = instantiate(config.callbacks.mpq).job.pipeline.settings
+    assert settings.budget == Budget(average_bits=2.5)
+    assert settings.candidates.bits == [2, 4]
+    assert settings.candidates.fixed_bits == {"*linear": 8, "network.conv": 6}
+    assert settings.curvature.estimator == "hessian"
+    assert settings.solver.objective == "additive"
+    assert settings.cache_dir == "some_cache"
 
 
 @pytest.mark.parametrize("name", ["sequential", "batchnorm", "biases"])
 def test_each_repair_is_switched_off_by_one_word(name: str) -> None:
-    assert instantiate(composed().callbacks.mpq).pipeline.repair == RepairOptions()
-    found = instantiate(composed(f"repair.{name}=false").callbacks.mpq).pipeline.repair
+    assert instantiate(composed().callbacks.mpq).job.pipeline.settings.repair == RepairOptions()
+    found = instantiate(composed(f"repair.{name}=false").callbacks.mpq).job.pipeline.settings.repair
     assert vars(found) == vars(RepairOptions()) | {name: False}
 
 
@@ -148,7 +148,7 @@ def test_finetuning_reaches_the_callback(option: str, epochs: int, distill: floa
 
 
 def test_candidate_schemes_can_be_written_out() -> None:
-    scheme = "{_target_: lightning_mpq.policy.WeightScheme, bits: 3, granularity: 16}"
+    scheme = "{_target_: lightning_mpq.WeightScheme, bits: 3, granularity: 16}"
     options = instantiate(composed(f"candidates.schemes=[{scheme}]").candidates)
     assert [str(found) for found in options.schemes] == ["3-bit symmetric/16"]
 
@@ -160,7 +160,7 @@ def test_candidate_schemes_can_be_written_out() -> None:
         ("candidates/default.yaml", set()),
         ("solver/quadratic.yaml", set()),
         ("repair/default.yaml", set()),
-        ("loop/default.yaml", set()),
+        ("selection/default.yaml", set()),
         ("finetune/none.yaml", set()),
         ("finetune/qat.yaml", set()),
         ("finetune/distill.yaml", set()),
@@ -200,6 +200,6 @@ def test_another_application_adds_the_callback(tmp_path: Path, callbacks: str) -
     assert config.solver == {"lr": 0.1}
     found: Any = instantiate(config.callbacks.mpq)
     assert isinstance(found, MixedPrecisionQuantization)
-    assert found.pipeline.budget == Budget(average_bits=2.5)
-    assert found.pipeline.repair == RepairOptions(batchnorm=False)
+    assert found.job.pipeline.settings.budget == Budget(average_bits=2.5)
+    assert found.job.pipeline.settings.repair == RepairOptions(batchnorm=False)
     assert ("early" in config.callbacks) == ("early" in callbacks)

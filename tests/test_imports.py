@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "lightning_mpq"
 ORDER = [
     "errors",
     "tools",
+    "grids",
+    "schemes",
     "policy",
     "network",
     "groups",

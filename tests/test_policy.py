@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
 
 schemes = st.builds(
     WeightScheme,
     bits=st.integers(2, 8),
     granularity=st.one_of(st.sampled_from(["tensor", "channel"]), st.integers(1, 300)),
-    grid=st.sampled_from(GRIDS),
+    grid=st.sampled_from(DEFAULT_GRIDS),
     clip=st.one_of(st.sampled_from(["absmax", "mse"]), st.floats(0.01, 1)),
     scale_dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
 )
@@ -26,7 +28,7 @@ schemes = st.builds(
         ({"bits": True}, "bits must be an integer"),
         ({"bits": 4, "granularity": 0}, "granularity must be"),
         ({"bits": 4, "granularity": "row"}, "granularity must be"),
-        ({"bits": 4, "grid": "log"}, "grid must be one of symmetric"),
+        ({"bits": 4, "grid": "log"}, "grid must be one of .*symmetric"),
         ({"bits": 4, "clip": 1.5}, "clip must be"),
         ({"bits": 4, "clip": 0}, "clip must be"),
         ({"bits": 4, "scale_dtype": "int8"}, "scale_dtype must be one of"),
@@ -61,10 +63,11 @@ def groups_as_json(groups: object) -> str:
         ("{", "this is not"),
         ("[]", "Expected a policy"),
         ('{"format": "other"}', "Expected a policy"),
-        (json.dumps({"format": "lightning_mpq.policy", "version": 9}), "version 1, got 9"),
+        (json.dumps({"format": "lightning_mpq.policy", "version": 9}), "version 1 or 2, got 9"),
         (groups_as_json([]), r"one entry a group, got \[\]"),
-        (groups_as_json({"a": 3}), "group 'a' .* needs 'scheme', and 'layers'"),
-        (groups_as_json({"a": {"scheme": {"bits": 3}}}), "group 'a' .* needs 'scheme', and 'layers'"),
+        (groups_as_json({"a": 3}), "group 'a' .* needs 'layers' as a list of names; got 3"),
+        (groups_as_json({"a": {"scheme": {"bits": 3}}}), "group 'a' .* needs 'layers' as a list of names"),
+        (groups_as_json({"a": {"layers": []}}), "group 'a' .*: it needs 'scheme'"),
         (groups_as_json({"a": {"scheme": {"bits": 3}, "layers": "a"}}), "a list of names; got .*'layers': 'a'"),
         (
             groups_as_json({"a": {"scheme": [], "layers": []}}),

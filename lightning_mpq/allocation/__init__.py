@@ -1,4 +1,4 @@
-"""A Taylor model and a budget in, a plan with its certificate out."""
+"""A Taylor model and a budget in, a policy with its certificate out."""
 
 from .allocate import allocate
 from .allocation import Allocation

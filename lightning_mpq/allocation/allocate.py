@@ -1,4 +1,4 @@
-"""`allocate`: a Taylor model and a budget in, a plan with its certificate out."""
+"""`allocate`: a Taylor model and a budget in, a policy with its certificate out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import isfinite
 
 from ..curvature.taylor_model import TaylorModel
+from ..tools.checks import check_one_of
 from ..tools.progress import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
@@ -17,7 +18,7 @@ from .solver.engine import silent
 from .solver.milp import SOLVERS, Solver
 
 _ADDITIVE_SECONDS = 10.0
-"""At most for the additive plan, which the quadratic search starts from: long limits are meant for the latter."""
+"""At most for the additive policy, which the quadratic search starts from: long limits are meant for the latter."""
 
 
 def allocate(
@@ -36,24 +37,24 @@ def allocate(
     """Choose the candidate of each group that the loss suffers least from, within a budget, and prove it.
 
     Args:
-        taylor: Predicts the loss of every plan.
-        budget: What the plan may cost; with ``max_loss`` or ``within_uniform`` the plan of fewest bytes.
-        rules: What the plan must look like.
+        taylor: Predicts the loss of every policy.
+        budget: What the policy may cost; with ``max_loss`` or ``within_uniform`` the policy of fewest bytes.
+        rules: What the policy must look like.
         objective: ``"quadratic"`` minimises the whole prediction; ``"additive"`` leaves pairs of groups out.
         robust: Add so many standard errors of the prediction to what is minimised; ``details["robust"]``
-            says how much that changes the plan.
+            says how much that changes the policy.
         solver: python-mip backend, ``"highs"`` or ``"cbc"``.
-        time_limit: Seconds for each program; when they are up the best plan comes with the gap that is
-            proved. At 0 a feasible plan still comes.
+        time_limit: Seconds for each program; when they are up the best policy comes with the gap that is
+            proved. At 0 a feasible policy still comes.
         gap: Relative gap that ends the search.
         seed: The result is the same for the same seed, unless the time limit cut the search short.
         progress: Called now and then with a fraction in [0, 1] and a message.
 
     Returns:
-        The plan with its costs, the lower bound that no plan can beat, and the gap to it.
+        The policy with its costs, the lower bound that no policy can beat, and the gap to it.
 
     Raises:
-        InfeasibleBudgetError: If no plan keeps the budget; the least and the most possible value are named.
+        InfeasibleBudgetError: If no policy keeps the budget; the least and the most possible value are named.
         ValueError: If an argument or a rule makes no sense.
 
     Example:
@@ -62,9 +63,9 @@ def allocate(
         >>> from lightning_mpq import Categorical, profile
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
-        >>> plan = allocate(taylor, Budget(average_bits=6))
-        >>> sorted(plan.policy.bits()), plan.costs["average_bits"] <= 6, plan.lower_bound <= plan.predicted_loss
-        (['0', '2'], True, True)
+        >>> allocation = allocate(taylor, Budget(average_bits=6))
+        >>> sorted(allocation.policy.bits()), allocation.costs["average_bits"] <= 6
+        (['0', '2'], True)
     """
     check_settings(objective, solver, time_limit, gap, robust)
     if robust and budget.minimises_bytes:
@@ -90,7 +91,7 @@ def allocate(
         start=simple.selection,
         progress=progress or silent,
     )
-    solution = replace(solution, seconds={"additive plan": sum(simple.seconds.values()), **solution.seconds})
+    solution = replace(solution, seconds={"additive": sum(simple.seconds.values()), **solution.seconds})
     if robust:
         return robust_allocation(
             prepared,
@@ -112,10 +113,8 @@ def check_settings(objective: str, solver: str, time_limit: float, gap: float, r
     Raises:
         ValueError: If there are any; says which and what is expected.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    check_one_of("objective", objective, OBJECTIVES)
+    check_one_of("solver", solver, SOLVERS)
     if not time_limit >= 0:
         raise ValueError(f"time_limit must be a number of seconds of at least 0, got {time_limit!r}.")
     if not (gap >= 0 and isfinite(gap)):

@@ -24,24 +24,24 @@ class SolvedProblem(Protocol):
 
 @dataclass(frozen=True)
 class Allocation:
-    """A plan, what it is predicted to cost, and the proof of how good it is.
+    """A policy, what it is predicted to cost, and the proof of how good it is.
 
     Attributes:
         policy: Scheme of each group.
         prediction: Predicted change of the loss with its parts: value, gradient, within and between groups.
         objective: What was minimised: ``"quadratic"`` (the whole model) or ``"additive"`` (groups alone).
-        value: The minimised objective at this plan: the predicted loss, unless additive, robust, or bytes.
-        lower_bound: Proved: no plan within budget and rules has a smaller objective.
+        value: The minimised objective at this policy: the predicted loss, unless additive, robust, or bytes.
+        lower_bound: Proved: no policy within budget and rules has a smaller objective.
         reference: Magnitude that the gap is measured against if it exceeds ``|value|`` (the optimum may be
-            near zero or negative): a hundredth of the loss of the widest feasible uniform plan.
-        costs: Every cost of the plan: average_bits, bytes, ...
+            near zero or negative): a hundredth of the loss of the widest feasible uniform policy.
+        costs: Every cost of the policy: average_bits, bytes, ...
         limits: The budget's bounds, by the same names.
         prices: What one more unit of each bounded cost would save, in loss per unit, at the relaxed solution.
         status: How the solve ended; ``status.advice`` says what to do.
         seconds: Wall time of each step.
         nodes: Nodes of the branch and bound.
-        additive_policy: The plan that the additive objective would have chosen under the same budget.
-        additive_loss: What that plan is predicted to cost by the whole model.
+        additive_policy: The policy that the additive objective would have chosen under the same budget.
+        additive_loss: What that policy is predicted to cost by the whole model.
         prediction_error: Standard error of the prediction as far as the model knows it.
         minimised: ``"loss"``, or ``"bytes"`` if the budget bounds the loss; ``value`` and bound are of that.
         details: What special options report.
@@ -51,7 +51,7 @@ class Allocation:
 
         allocation = mpq.allocate(taylor, mpq.Budget(average_bits=3.0))
         allocation.policy.bits()                 # group to bits
-        allocation.gap, allocation.status        # how far from the best plan it can be at most, and why
+        allocation.gap, allocation.status        # how far from the best policy it can be at most, and why
         print(mpq.explain(allocation))           # what a step more or less would cost in each group
         mpq.quantize(model, allocation.policy, batches)
     """
@@ -82,7 +82,7 @@ class Allocation:
 
     @property
     def absolute_gap(self) -> float:
-        """Objective minus lower bound: how much a better plan could save at most."""
+        """How much a better policy could save at most, which is objective minus lower bound."""
         return max(self.value - self.lower_bound, 0.0)
 
     @property
@@ -93,13 +93,13 @@ class Allocation:
 
     @property
     def additive_excess(self) -> float | None:
-        """How much worse the additive plan is predicted to be, relative to this plan's loss."""
+        """How much worse the additive policy is predicted to be, relative to this policy's loss."""
         if self.additive_loss is None or self.predicted_loss == 0:
             return None
         return (self.additive_loss - self.predicted_loss) / abs(self.predicted_loss)
 
     def with_policy(self, policy: BitPolicy) -> Allocation:
-        """Return the record of another plan under the same model and budget; bound and status stay those of this one.
+        """Return the record of another policy under the same model and budget; bound and status stay those of this one.
 
         Args:
             policy: One of the candidates for each group.

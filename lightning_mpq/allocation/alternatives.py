@@ -1,4 +1,4 @@
-"""Several near-optimal plans that truly differ, for measuring the best few."""
+"""Several near-optimal policies that truly differ, for measuring the best few."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def alternatives(
     gap: float = 1e-3,
     seed: int = 0,
 ) -> list[Allocation]:
-    """Return the best plan, then the best that differs from all before in at least so many decisions, and so on.
+    """Return the best policy, then the best that differs from all before in at least so many decisions, and so on.
 
-    "Differs in at least d of L decisions from a plan" is one more linear budget: at most L - d of that plan's
-    choices. So each alternative carries a certificate like any other plan.
+    "Differs in at least d of L decisions from a policy" is one more linear budget: at most L - d of that policy's
+    choices. So each alternative carries a certificate like any other policy.
 
     Args:
-        taylor: Predicts the loss of every plan.
-        budget: What every plan may cost.
-        k: How many plans.
-        min_changes: In how many decisions plans must differ; a tenth of them, at least 1, by default.
+        taylor: Predicts the loss of every policy.
+        budget: What every policy may cost.
+        k: How many policies.
+        min_changes: In how many decisions policies must differ; a tenth of them, at least 1, by default.
         apart_from: Plans that are known already: those that are returned differ from them as from each other.
-        rules: What every plan must look like.
+        rules: What every policy must look like.
         solver: python-mip backend.
-        time_limit: Seconds for each plan.
+        time_limit: Seconds for each policy.
         gap: Relative gap that ends each search.
         seed: Decides every random choice.
 
     Returns:
-        At most k plans, fewer if there are no more.
+        At most k policies, fewer if there are no more.
 
     Raises:
-        ValueError: If k or min_changes is not positive, or a known plan is none under the rules.
+        ValueError: If k or min_changes is not positive, or a known policy is none under the rules.
         InfeasibleBudgetError: If there is not even one.
 
     Example:
@@ -66,13 +66,13 @@ def alternatives(
         (False, True)
     """
     prepared = Preparation.make(taylor, budget, rules)
-    groups = prepared.reduced.problem.group_count
+    groups = prepared.problem.group_count
     changes = max(1, groups // 10) if min_changes is None else min_changes
     if k < 1 or changes < 1:
         raise ValueError(f"k and min_changes must be at least 1, got {k} and {changes}.")
     found = [_selection(prepared, policy) for policy in apart_from]
-    plans: list[Allocation] = []
-    while len(plans) < k:
+    answers: list[Allocation] = []
+    while len(answers) < k:
         problem = _apart(prepared, found, changes)
         try:
             solution = problem.solve(
@@ -83,25 +83,25 @@ def alternatives(
                 raise
             break
         found.append(solution.selection)
-        kept = replace(solution, prices=solution.prices[: len(prepared.reduced.bounded)])
-        plans.append(prepared.allocation(kept, None, "quadratic"))
-    return plans
+        kept = replace(solution, prices=solution.prices[: len(prepared.reduction.bounded)])
+        answers.append(prepared.allocation(kept, None, "quadratic"))
+    return answers
 
 
 def _selection(prepared: Preparation, policy: BitPolicy) -> Indices:
-    """Return the selection behind a policy."""
-    selection = prepared.reduced.selection(prepared.taylor.indices(policy))
+    """Return the selection of a policy."""
+    selection = prepared.reduction.selection(prepared.taylor.indices(policy))
     if selection is None:
-        raise ValueError(f"The known plan {policy.bits()} breaks the rules; pass the rules that it was made under.")
+        raise ValueError(f"The known policy {policy.bits()} breaks the rules; pass the rules that it was made under.")
     return selection
 
 
 def _apart(prepared: Preparation, selections: list[Indices], changes: int) -> Preparation:
     """Return the problem with one more budget a selection: at most L - changes of its choices."""
-    problem = prepared.reduced.problem
+    problem = prepared.problem
     rows = np.zeros((len(selections), len(problem.group)))
     for row, selection in zip(rows, selections, strict=True):
         row[selection] = 1
     limits = np.full(len(selections), float(problem.group_count - changes))
     apart = replace(problem, rows=np.vstack([problem.rows, rows]), limits=np.append(problem.limits, limits))
-    return replace(prepared, reduced=replace(prepared.reduced, problem=apart))
+    return replace(prepared, problem=apart)

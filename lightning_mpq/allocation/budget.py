@@ -1,4 +1,4 @@
-"""What a plan may cost: upper bounds, any number at once, or a loss that must not be exceeded."""
+"""What a policy may cost: upper bounds, any number at once, or a loss that must not be exceeded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 from math import isfinite
 
 from ..groups.groups import LayerGroup
-from ..policy import WeightScheme
+from ..schemes import LayerScheme
 from .latency_table import LatencyTable
 
-CostFunction = Callable[[LayerGroup, WeightScheme], float]
+CostFunction = Callable[[LayerGroup, LayerScheme], float]
 _LIMITS = (
     "average_bits",
     "bytes",
@@ -47,7 +47,7 @@ class CustomCost:
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds that a plan must keep, all of them at once.
+    """Upper bounds that a policy must keep, all of them at once.
 
     Attributes:
         average_bits: Bits stored for the quantized weights, scales and zero points included, per weight.
@@ -60,9 +60,9 @@ class Budget:
         latency: Milliseconds, added up over groups from ``latency_table``.
         latency_table: Milliseconds of each (group, scheme).
         custom: Costs of the user's own.
-        max_loss: The predicted loss may be at most this; the plan of fewest bytes is looked for.
-        within_uniform: (bits, factor): the predicted loss may be at most ``factor`` times that of the plan
-            that gives every group this many bits; the plan of fewest bytes is looked for.
+        max_loss: The predicted loss may be at most this; the policy of fewest bytes is looked for.
+        within_uniform: (bits, factor): the predicted loss may be at most ``factor`` times that of the policy
+            that gives every group this many bits; the policy of fewest bytes is looked for.
 
     Raises:
         ValueError: If nothing is bounded, a bound is not positive, or a bound lacks what it is computed from.

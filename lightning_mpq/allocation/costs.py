@@ -9,7 +9,8 @@ from math import floor, isfinite
 
 import numpy as np
 
-from ..curvature.taylor_model import TaylorModel
+from ..groups.choices import Choices
+from ..schemes import FLOAT, LayerScheme
 from .budget import Budget
 from .solver.problem import Array, Indices
 
@@ -47,7 +48,7 @@ class CostRow:
         """The limit on the plain sum of ``values``.
 
         Counted costs are compared exactly: ``average_bits=3.1`` means 31/10, whatever its binary float is,
-        and a limit read off another plan (a rounded quotient) admits that plan.
+        and a limit read off another policy (a rounded quotient) admits that policy.
         Measured ones are allowed the rounding of their own sum.
         """
         assert self.limit is not None
@@ -57,30 +58,30 @@ class CostRow:
         return float(exact) + 1e-12 * max(abs(float(exact)), float(np.abs(self.values).sum()) * 1e-3)
 
 
-def cost_rows(taylor: TaylorModel, budget: Budget | None = None) -> list[CostRow]:
+def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
     """Return the rows of every cost that is known: bits and bytes always, others where the budget defines them.
 
     Raises:
         ValueError: If counts or times are missing or not finite.
     """
-    stored = np.array([float(candidate.stored_bits) for candidate in taylor.candidates])
-    weights = float(sum(group.weight_count for group in taylor.groups))
+    stored = np.array([float(candidate.stored_bits) for candidate in choices.candidates])
+    weights = float(sum(group.weight_count for group in choices.groups))
     rows = [
         CostRow("average_bits", stored, divisor=max(weights, 1.0), unit="bits per weight"),
-        CostRow("bytes", stored, offset=8.0 * taylor.float_bytes, divisor=8.0, unit="bytes"),
+        CostRow("bytes", stored, offset=8.0 * choices.float_bytes, divisor=8.0, unit="bytes"),
         CostRow("largest_group_bytes", stored, divisor=8.0, unit="bytes", per_group=True),
     ]
     if budget is not None:
         if budget.macs is not None:
-            rows += _operation_rows(taylor, budget)
+            rows += _operation_rows(choices, budget)
         if budget.latency_table is not None:
-            milliseconds = np.array([budget.latency_table.milliseconds(c) for c in taylor.candidates])
+            milliseconds = np.array([budget.latency_table.milliseconds(c) for c in choices.candidates])
             rows.append(CostRow("latency", milliseconds, unit="ms"))
         for custom in budget.custom:
-            by_name = {group.name: group for group in taylor.groups}
-            values = np.array([float(custom.function(by_name[c.group], c.scheme)) for c in taylor.candidates])
+            by_name = {group.name: group for group in choices.groups}
+            values = np.array([float(custom.function(by_name[c.group], c.scheme)) for c in choices.candidates])
             if not np.isfinite(values).all():
-                worst = taylor.describe(int(np.flatnonzero(~np.isfinite(values))[0]))
+                worst = choices.describe(int(np.flatnonzero(~np.isfinite(values))[0]))
                 raise ValueError(
                     f"The cost {custom.name!r} is not finite at {worst}; its function must return a number for each "
                     "choice."
@@ -93,17 +94,24 @@ def cost_rows(taylor: TaylorModel, budget: Budget | None = None) -> list[CostRow
     return rows
 
 
-def _operation_rows(taylor: TaylorModel, budget: Budget) -> list[CostRow]:
+def _operation_rows(choices: Choices, budget: Budget) -> list[CostRow]:
     """Return BOPs and MAC-weighted bits from the multiply-accumulates of each group."""
     macs: Mapping[str, float] = budget.macs or {}
-    for group in taylor.groups:
+    for group in choices.groups:
         count = macs.get(group.name)
         if count is None or not isfinite(count) or count < 0:
             raise ValueError(f"macs must give group {group.name!r} a count of at least 0, got {count!r}.")
-    bits = np.array([float(c.scheme.bits) for c in taylor.candidates])
-    per_candidate = np.array([float(macs[c.group]) for c in taylor.candidates])
-    total = sum(float(macs[group.name]) for group in taylor.groups)
+    bits = np.array([float(c.scheme.bits) for c in choices.candidates])
+    per_candidate = np.array([float(macs[c.group]) for c in choices.candidates])
+    total = sum(float(macs[group.name]) for group in choices.groups)
+    inputs = np.array([_input_bits(c.scheme, budget) for c in choices.candidates])
     return [
-        CostRow("bit_operations", per_candidate * bits * budget.activation_bits, unit="BOPs"),
+        CostRow("bit_operations", per_candidate * bits * inputs, unit="BOPs"),
         CostRow("mac_average_bits", per_candidate * bits, divisor=max(total, 1e-300), unit="bits per MAC"),
     ]
+
+
+def _input_bits(scheme: LayerScheme, budget: Budget) -> float:
+    """Return the bits of a layer's inputs: what the budget says of inputs in float, as all are for now."""
+    assert scheme.input == FLOAT
+    return float(budget.activation_bits)

@@ -46,12 +46,12 @@ class GroupReason:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Reasons of a plan.
+    """Reasons of a policy.
 
     Attributes:
         groups: One entry a decision (tied groups share one): its width, the loss it adds ``alone`` and
             ``together`` with all others, and what the next ``narrower`` and ``wider`` candidate would change.
-        pairs: Strongest interactions of the plan: (group, group, loss added; negative if errors cancel).
+        pairs: Strongest interactions of the policy: (group, group, loss added; negative if errors cancel).
         prices: Loss that one more unit of each bounded cost would save.
     """
 
@@ -103,8 +103,8 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
             "There is no problem to explain this allocation by; use one that `allocate`, `frontier` or `alternatives` "
             "made."
         )
-    reduced, problem = prepared.reduced, prepared.reduced.problem
-    selection = reduced.selection(prepared.taylor.indices(allocation.policy))
+    reduction, problem = prepared.reduction, prepared.problem
+    selection = reduction.selection(prepared.taylor.indices(allocation.policy))
     if selection is None:
         raise ValueError("The allocation's policy breaks the rules of its problem; use one as it was made.")
     potential = problem.gradient + problem.curvature[:, selection].sum(axis=1)
@@ -112,17 +112,14 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     own = problem.curvature[np.arange(len(current)), current]
     change = potential - potential[current] + (problem.diagonal + problem.diagonal[current]) / 2 - own
     additive_rows = [row for row in prepared.rows if not row.per_group]
-    sums = {
-        row.name: np.array([row.values[list(choice)].sum() for choice in reduced.members]) / row.divisor
-        for row in additive_rows
-    }
+    sums = {row.name: reduction.summed(row.values) / row.divisor for row in additive_rows}
     room = problem.limits - problem.usage(selection)
 
     def step(candidate: int, chosen: int) -> Step:
         costs = {name: float(values[candidate] - values[chosen]) for name, values in sums.items()}
         priced = float(change[candidate]) + sum(allocation.prices.get(name, 0.0) * d for name, d in costs.items())
         fits = bool(np.all(problem.rows[:, candidate] - problem.rows[:, chosen] <= room))
-        return Step(int(reduced.bits[candidate]), float(change[candidate]), costs, priced, fits)
+        return Step(int(reduction.bits[candidate]), float(change[candidate]), costs, priced, fits)
 
     reasons = []
     names = [_names(prepared, int(chosen)) for chosen in selection]
@@ -135,7 +132,7 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
         reasons.append(
             GroupReason(
                 names[group],
-                int(reduced.bits[chosen]),
+                int(reduction.bits[chosen]),
                 alone,
                 alone + between,
                 step(int(members[place - 1]), chosen) if place > 0 else None,
@@ -153,4 +150,4 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
 
 def _names(prepared: Preparation, candidate: int) -> tuple[str, ...]:
     """Return the groups that a candidate of the reduced problem decides."""
-    return tuple(prepared.taylor.candidates[index].group for index in prepared.reduced.members[candidate])
+    return tuple(prepared.taylor.candidates[index].group for index in prepared.reduction.members[candidate])

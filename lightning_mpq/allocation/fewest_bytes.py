@@ -1,4 +1,4 @@
-"""The plan of fewest bytes whose predicted loss is at most so much."""
+"""The policy of fewest bytes whose predicted loss is at most so much."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loss_limit(prepared: Preparation) -> float:
     """Return the largest predicted loss that the budget allows.
 
     Raises:
-        ValueError: If it is to be within a factor of a uniform plan that the candidates do not offer.
+        ValueError: If it is to be within a factor of a uniform policy that the candidates do not offer.
     """
     budget = prepared.budget
     if budget.max_loss is not None:
@@ -35,27 +35,27 @@ def loss_limit(prepared: Preparation) -> float:
             f"within_uniform compares with uniform {bits} bits, but not every group offers {bits} bits. Offer them to "
             "all groups, or compare with a width that all offer."
         )
-    return factor * prepared.reduced.problem.value(uniform)
+    return factor * prepared.problem.value(uniform)
 
 
 def fewest_bytes(prepared: Preparation, *, time_limit: float, gap: float, **options: Any) -> Allocation:
     """Find the least number of bytes at which the loss limit can be kept, by bisection on a byte budget.
 
-    The least loss within b bytes falls with b. At each b the search for it stops as soon as a plan keeps
-    the loss limit (then b can be lowered to what that plan takes) or the bound exceeds it (then no plan of
+    The least loss within b bytes falls with b. At each b the search for it stops as soon as a policy keeps
+    the loss limit (then b can be lowered to what that policy takes) or the bound exceeds it (then no policy of
     b bytes or fewer keeps it, which is the proof).
 
     Raises:
-        InfeasibleBudgetError: If no plan is known to keep the loss limit; the least known loss is named.
+        InfeasibleBudgetError: If no policy is known to keep the loss limit; the least known loss is named.
     """
     target = loss_limit(prepared)
     clock = Clock(time_limit)
     by_bytes = next(row for row in prepared.rows if row.name == "bytes")
-    size = prepared.reduced.problem.size
+    size = prepared.problem.size
     widest = prepared.solve(time_limit=time_limit / 2, gap=gap, target=target, **options)
     if widest.value > target:
         raise InfeasibleBudgetError(_unreachable(prepared, target, widest))
-    low, best = float(prepared.reduced.problem.least(size).sum()) - 1, widest
+    low, best = float(prepared.problem.least(size).sum()) - 1, widest
     high = float(size[best.selection].sum())
     decided = True
     while high - low > max(1.0, gap * (high + by_bytes.offset)) and decided:
@@ -94,26 +94,24 @@ def fewest_bytes(prepared: Preparation, *, time_limit: float, gap: float, **opti
 
 def _within(prepared: Preparation, size: Array, limit: float) -> Preparation:
     """Return the preparation with one more row: stored bits at most ``limit``."""
-    reduced = prepared.reduced
-    problem = replace(
-        reduced.problem,
-        rows=np.vstack([reduced.problem.rows, size]),
-        limits=np.append(reduced.problem.limits, limit),
-    )
+    problem = prepared.problem
+    problem = replace(problem, rows=np.vstack([problem.rows, size]), limits=np.append(problem.limits, limit))
     row = CostRow("stored_bits", next(r.values for r in prepared.rows if r.name == "bytes"), limit=limit)
-    return replace(
-        prepared,
-        rows=[*prepared.rows, row],
-        reduced=replace(reduced, problem=problem, bounded=(*reduced.bounded, "stored_bits")),
+    reduction = replace(
+        prepared.reduction,
+        rows=problem.rows,
+        limits=problem.limits,
+        bounded=(*prepared.reduction.bounded, "stored_bits"),
     )
+    return replace(prepared, rows=[*prepared.rows, row], reduction=reduction, problem=problem)
 
 
 def _unreachable(prepared: Preparation, target: float, widest: Solution) -> str:
     """Say what loss can be reached at all."""
-    problem = prepared.reduced.problem
+    problem = prepared.problem
     smallest = cheapest(problem, problem.size, np.ones(len(problem.group), dtype=bool))
     proof = "is below the least possible value" if widest.bound > target else "was not reached in the time"
     return (
-        f"The predicted loss {target:.6g} {proof}: the best plan found has {widest.value:.6g} (bound "
-        f"{widest.bound:.6g}); the smallest plan has {problem.value(smallest):.6g}. Allow more loss or offer more bits."
+        f"The predicted loss {target:.6g} {proof}: the best one found has {widest.value:.6g} (bound "
+        f"{widest.bound:.6g}); the smallest one has {problem.value(smallest):.6g}. Allow more loss or offer more bits."
     )

@@ -1,4 +1,4 @@
-"""The Pareto frontier: the best plan at each of many budgets, each with its certificate."""
+"""The Pareto frontier: the best policy at each of many budgets, each with its certificate."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .solver.milp import Solver
 
 @dataclass(frozen=True)
 class Frontier:
-    """The best plans of a sweep of budgets, none dominated by another.
+    """The best policies of a sweep of budgets, none dominated by another.
 
     Attributes:
         cost: Name of the cost that was swept.
-        points: The plans, by ascending cost.
+        points: The policies, by ascending cost.
         dominated: Plans that cost no less and lose no less than some point; they are left out.
         seconds: Wall time of the whole sweep.
     """
@@ -39,19 +39,19 @@ class Frontier:
     seconds: float = 0.0
 
     def table(self) -> Table:
-        """Return a rich table with one row a plan."""
+        """Return a rich table with one row a point."""
         table = Table(title="Pareto frontier")
-        for column in (self.cost, "bytes", "predicted loss", "additive plan", "proved gap", "status"):
+        for column in (self.cost, "bytes", "predicted loss", "additive policy", "proved gap", "status"):
             table.add_column(column, justify="right")
-        for plan in self.points:
-            excess = plan.additive_excess
+        for point in self.points:
+            excess = point.additive_excess
             table.add_row(
-                f"{plan.costs[self.cost]:.4g}",
-                f"{plan.costs['bytes']:,.0f}",
-                f"{plan.predicted_loss:.4g}",
+                f"{point.costs[self.cost]:.4g}",
+                f"{point.costs['bytes']:,.0f}",
+                f"{point.predicted_loss:.4g}",
                 "" if excess is None else f"{excess:+.1%}",
-                f"{plan.gap:.3%}",
-                plan.status.name.lower(),
+                f"{point.gap:.3%}",
+                point.status.name.lower(),
             )
         return table
 
@@ -60,8 +60,8 @@ class Frontier:
         return {
             "cost": self.cost,
             "seconds": self.seconds,
-            "points": [plan.to_dict() for plan in self.points],
-            "dominated": [plan.to_dict() for plan in self.dominated],
+            "points": [point.to_dict() for point in self.points],
+            "dominated": [point.to_dict() for point in self.dominated],
         }
 
     def to_json(self) -> str:
@@ -73,7 +73,7 @@ class Frontier:
         return write_text_atomically(Path(path), self.to_json() + "\n")
 
     def plot(self, ax: Any = None) -> tuple[Any, Any]:
-        """Draw predicted loss over cost, the proved lower bound, and what additive plans would lose.
+        """Draw predicted loss over cost, the proved lower bound, and what additive policies would lose.
 
         Args:
             ax: Axes to draw on; a new figure by default.
@@ -91,13 +91,13 @@ class Frontier:
                 "plot needs matplotlib. Install it with: pip install 'lightning_mpq[plots]'."
             ) from error
         fig, ax = plt.subplots() if ax is None else (ax.get_figure(), ax)
-        cost = [plan.costs[self.cost] for plan in self.points]
-        ax.plot(cost, [plan.predicted_loss for plan in self.points], "o-", label="best plan")
-        ax.plot(cost, [plan.lower_bound for plan in self.points], "_", color="gray", label="proved lower bound")
+        cost = [point.costs[self.cost] for point in self.points]
+        ax.plot(cost, [point.predicted_loss for point in self.points], "o-", label="best policy")
+        ax.plot(cost, [point.lower_bound for point in self.points], "_", color="gray", label="proved lower bound")
         additive = [(c, p.additive_loss) for c, p in zip(cost, self.points, strict=True) if p.additive_loss is not None]
         if additive:
-            ax.plot(*zip(*additive, strict=True), "x:", label="additive plan")
-        if all(plan.lower_bound > 0 for plan in self.points):
+            ax.plot(*zip(*additive, strict=True), "x:", label="additive policy")
+        if all(point.lower_bound > 0 for point in self.points):
             ax.set_yscale("log")
         ax.set_xlabel(self.cost.replace("_", " "))
         ax.set_ylabel("predicted loss change")
@@ -119,17 +119,17 @@ def frontier(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Frontier:
-    """Allocate at many budgets, each proved, sharing bounds and plans between them.
+    """Allocate at many budgets, each proved, sharing bounds and policies between them.
 
     Budgets are solved from the largest to the smallest. What a larger budget proves holds for every smaller
-    one: its bound, and its plan while that still fits, which is then as good as proved without any work.
+    one: its bound, and its policy while that still fits, which is then as good as proved without any work.
 
     Args:
-        taylor: Predicts the loss of every plan.
+        taylor: Predicts the loss of every policy.
         average_bits: Budgets to sweep; give these or ``bytes``.
         bytes: Budgets to sweep.
         budget: Further bounds, the same at every point.
-        rules: What every plan must look like.
+        rules: What every policy must look like.
         solver: python-mip backend.
         time_limit: Seconds for each point.
         gap: Relative gap that ends each search.
@@ -150,7 +150,7 @@ def frontier(
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> taylor = profile(net, torch.randn(256, 8).split(32), bits=[2, 4, 8], likelihood=Categorical())
         >>> swept = frontier(taylor, average_bits=[5, 6, 7])
-        >>> all(plan.costs["average_bits"] <= 7 for plan in swept.points)
+        >>> all(point.costs["average_bits"] <= 7 for point in swept.points)
         True
         >>> swept.save("frontier.json")  # doctest: +SKIP
     """
@@ -167,7 +167,7 @@ def frontier(
     report = progress or silent
     prepared = [Preparation.make(taylor, _with(budget, cost, value), rules) for value in swept]
     options = {"gap": gap, "solver": solver, "seed": seed}
-    plans: list[Allocation] = []
+    found: list[Allocation] = []
     earlier: list[tuple[Preparation, Solution]] = []
     elapsed = 0.0
     for number, point in enumerate(prepared):
@@ -182,10 +182,10 @@ def frontier(
             **options,
         )
         earlier.append((point, solution))
-        plans.append(point.allocation(solution, simple.selection, "quadratic"))
+        found.append(point.allocation(solution, simple.selection, "quadratic"))
         elapsed += sum(simple.seconds.values()) + sum(solution.seconds.values())
     report(1.0, "done")
-    points, dominated = _undominated(plans, cost)
+    points, dominated = _undominated(found, cost)
     return Frontier(cost, points, dominated, elapsed)
 
 
@@ -196,9 +196,9 @@ def _with(budget: Budget | None, cost: str, value: float) -> Budget:
 
 
 def _inherited(point: Preparation, earlier: Sequence[tuple[Preparation, Solution]]) -> tuple[float, Any]:
-    """Return the best bound that larger budgets prove for this one, and their cheapest plan that fits it."""
+    """Return the best bound that larger budgets prove for this one, and their cheapest policy that fits it."""
     bound, start, best = -np.inf, None, np.inf
-    problem = point.reduced.problem
+    problem = point.problem
     for _, solution in earlier:
         bound = max(bound, solution.bound)
         if solution.value < best and problem.is_feasible(solution.selection):
@@ -206,11 +206,11 @@ def _inherited(point: Preparation, earlier: Sequence[tuple[Preparation, Solution
     return bound, start
 
 
-def _undominated(plans: Sequence[Allocation], cost: str) -> tuple[tuple[Allocation, ...], tuple[Allocation, ...]]:
-    """Split plans into those that no other one beats or equals in both cost and loss, and the rest."""
-    ordered = sorted(plans, key=lambda plan: (plan.costs[cost], plan.predicted_loss))
+def _undominated(found: Sequence[Allocation], cost: str) -> tuple[tuple[Allocation, ...], tuple[Allocation, ...]]:
+    """Split policies into those that no other one beats or equals in both cost and loss, and the rest."""
+    ordered = sorted(found, key=lambda point: (point.costs[cost], point.predicted_loss))
     points: list[Allocation] = []
     dominated: list[Allocation] = []
-    for plan in ordered:
-        (dominated if points and plan.predicted_loss >= points[-1].predicted_loss else points).append(plan)
+    for point in ordered:
+        (dominated if points and point.predicted_loss >= points[-1].predicted_loss else points).append(point)
     return tuple(points), tuple(dominated)

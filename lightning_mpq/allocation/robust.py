@@ -7,7 +7,7 @@ any :math:`\sigma > 0`
 .. math:: \sqrt{v(x)} \le \frac{v(x)}{2 \sigma} + \frac{\sigma}{2}, \quad\text{with equality at } v(x) = \sigma^2.
 
 So :math:`f(x) + \kappa \sqrt{v(x)}` is minimised by solving quadratic programs with
-:math:`a + \kappa e^2 / 2 \sigma` and :math:`G + \kappa E^2 / 2 \sigma`, each at the standard error of the plan
+:math:`a + \kappa e^2 / 2 \sigma` and :math:`G + \kappa E^2 / 2 \sigma`, each at the standard error of the policy
 before; every round lowers the robust objective or ends (majorisation-minimisation: Hunter, Lange, The American
 Statistician 58, 2004).
 """
@@ -22,21 +22,21 @@ from .solver.engine import Solution
 from .solver.problem import Indices
 
 _ROUNDS = 5
-"""At most; each is one more quadratic program, and they end once the plan stays the same."""
+"""At most; each is one more quadratic program, and they end once the policy stays the same."""
 
 
 def robust_allocation(
     prepared: Preparation, nominal: Solution, additive: Indices | None, multiple: float, **options: Any
 ) -> Allocation:
-    """Minimise prediction plus ``multiple`` standard errors, and say how much the plan changed.
+    """Minimise prediction plus ``multiple`` standard errors, and say how much the policy changed.
 
     The bound certifies the last quadratic program, which is nowhere below the robust objective and equal to
-    it at the plan before; ``details["robust"]`` compares with the plan that ignores the errors.
+    it at the policy before; ``details["robust"]`` compares with the policy that ignores the errors.
 
     Args:
         prepared: The problem, with its nominal objective.
         nominal: Its solution.
-        additive: The additive plan.
+        additive: The additive policy.
         multiple: How many standard errors are added.
         options: Passed to the solver.
 
@@ -53,7 +53,7 @@ def robust_allocation(
     curvature_variance = taylor.curvature_error.double().cpu().numpy() ** 2
 
     def error_of(selection: Indices) -> float:
-        error = taylor.entrywise_error(taylor.policy(prepared.reduced.indices(selection)))
+        error = taylor.entrywise_error(taylor.policy(prepared.reduction.indices(selection)))
         assert error is not None
         return error
 
@@ -72,9 +72,9 @@ def robust_allocation(
         best, error = found, error_of(found.selection)
         if settled:
             break
-    nominal_policy = taylor.policy(prepared.reduced.indices(nominal.selection))
-    plan = taylor.policy(prepared.reduced.indices(best.selection))
-    changed = [name for name in plan if plan[name] != nominal_policy[name]]
+    nominal_policy = taylor.policy(prepared.reduction.indices(nominal.selection))
+    policy = taylor.policy(prepared.reduction.indices(best.selection))
+    changed = [name for name in policy if policy[name] != nominal_policy[name]]
     return prepared.allocation(
         best,
         additive,
@@ -87,13 +87,13 @@ def robust_allocation(
                 "multiple": multiple,
                 "rounds": rounds,
                 "standard_error": error,
-                "objective": taylor.predict(plan).value + multiple * error,
+                "objective": taylor.predict(policy).value + multiple * error,
                 "nominal_loss": nominal.value,
                 "nominal_standard_error": nominal_error,
                 "nominal_objective": nominal.value + multiple * nominal_error,
                 "nominal_bits": nominal_policy.bits(),
                 "changed_groups": changed,
-                "weights_changed": _weights_in(prepared, changed) / max(_weights_in(prepared, list(plan)), 1),
+                "weights_changed": _weights_in(prepared, changed) / max(_weights_in(prepared, list(policy)), 1),
             }
         },
     )

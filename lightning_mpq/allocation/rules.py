@@ -1,4 +1,4 @@
-"""Rules on a plan beside its budget: what must be equal, within bounds, fixed, or of few widths."""
+"""Rules on a policy beside its budget: what must be equal, within bounds, fixed, or of few widths."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..curvature.taylor_model import TaylorModel
-from ..policy import WeightScheme
+from ..groups.choices import Choices
+from ..schemes import LayerScheme, WeightScheme
 from ..tools.patterns import matching
 from .solver.problem import Mask
 
 
 @dataclass(frozen=True)
 class Rules:
-    r"""What a plan must look like.
+    r"""What a policy must look like.
 
-    A pattern is a group's name, a shell glob on names, or a regular expression behind ``re:``.
+    A pattern is a group's name, a shell glob on names, or a regular expression after ``re:``.
 
     Attributes:
         equal: Sets of patterns; all groups that a set matches get the same width (residual ties, fused QKV).
         min_bits: Pattern to the least width.
         max_bits: Pattern to the largest width.
         fixed: Pattern to the one width, or the one scheme, that is used.
-        max_distinct_bits: A plan may use at most this many distinct widths.
+        max_distinct_bits: A policy may use at most this many distinct widths.
         block_depth: Groups whose names share their first so many dotted parts form a block, and a block has
             one width: widths step only from block to block.
 
@@ -37,7 +37,7 @@ class Rules:
     equal: Sequence[Sequence[str]] = ()
     min_bits: Mapping[str, int] = field(default_factory=dict)
     max_bits: Mapping[str, int] = field(default_factory=dict)
-    fixed: Mapping[str, int | WeightScheme] = field(default_factory=dict)
+    fixed: Mapping[str, int | WeightScheme | LayerScheme] = field(default_factory=dict)
     max_distinct_bits: int | None = None
     block_depth: int | None = None
 
@@ -53,24 +53,24 @@ class Rules:
             )
 
 
-def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
+def allowed_candidates(choices: Choices, rules: Rules) -> Mask:
     """Return which candidates the rules on single groups allow, shape [K].
 
     Raises:
         ValueError: If two rules leave a group nothing; both are named.
     """
-    names = [group.name for group in taylor.groups]
-    allowed = np.ones(len(taylor.candidates), dtype=bool)
+    names = [group.name for group in choices.groups]
+    allowed = np.ones(len(choices.candidates), dtype=bool)
     last_rule: dict[str, str] = {}
-    owner = np.array([c.group for c in taylor.candidates])
+    owner = np.array([c.group for c in choices.candidates])
     for rule, patterns in (("fixed", rules.fixed), ("min_bits", rules.min_bits), ("max_bits", rules.max_bits)):
         for pattern, value in patterns.items():
             for name in matching(pattern, names, rule, "group"):
-                keeps = np.array([_keeps(rule, value, c.scheme) for c in taylor.candidates])
+                keeps = np.array([_keeps(rule, value, c.scheme) for c in choices.candidates])
                 mine = owner == name
                 text = f"{rule}[{pattern!r}] = {value}"
                 if not (allowed & keeps & mine).any():
-                    offered = sorted({c.scheme.bits for c in taylor.candidates if c.group == name})
+                    offered = sorted({c.scheme.bits for c in choices.candidates if c.group == name})
                     before = f" after {last_rule[name]}" if name in last_rule else ""
                     raise ValueError(
                         f"{text} leaves group {name!r} no candidate{before}; it is offered {offered} bits. Relax one "
@@ -81,17 +81,17 @@ def allowed_candidates(taylor: TaylorModel, rules: Rules) -> Mask:
     return allowed
 
 
-def _keeps(rule: str, value: int | WeightScheme, scheme: WeightScheme) -> bool:
+def _keeps(rule: str, value: int | WeightScheme | LayerScheme, scheme: LayerScheme) -> bool:
     """Return whether a rule allows a scheme."""
     if rule == "fixed":
-        return scheme == value if isinstance(value, WeightScheme) else scheme.bits == value
+        return scheme.bits == value if isinstance(value, int) else scheme == LayerScheme.of(value)
     assert isinstance(value, int)
     return scheme.bits >= value if rule == "min_bits" else scheme.bits <= value
 
 
-def tied_groups(taylor: TaylorModel, rules: Rules) -> list[list[int]]:
+def tied_groups(choices: Choices, rules: Rules) -> list[list[int]]:
     """Return the sets of groups that take one width together, each group in one set, in order of first members."""
-    names = [group.name for group in taylor.groups]
+    names = [group.name for group in choices.groups]
     parent = list(range(len(names)))
 
     def root(group: int) -> int:

@@ -60,7 +60,7 @@ def run(config: DictConfig) -> float | None:
         config: What `conf/config.yaml` composes to, ``output_dir`` being resolvable.
 
     Returns:
-        The validation metric of the packed model that ``config.metric`` names; None if there is no verdict.
+        The validation metric of the packed model that ``config.metric`` names; None if there is no comparison.
 
     Raises:
         ValueError: If the callbacks do not hold exactly one MixedPrecisionQuantization, or there is no such metric.
@@ -114,7 +114,7 @@ def _finetune(
     module.load_state_dict(state)
     callbacks = _callbacks(config)
     mixed = _the_quantization(callbacks)
-    mixed.finetuning.quantize_at = 0
+    mixed.finetuning.fit.quantize_at = 0
     config = config.copy()
     if OmegaConf.select(config, "trainer.logger.name") is not None:
         config.trainer.logger.name = "finetuning"

@@ -12,8 +12,8 @@ from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..tools.distributed import gather
 from .cache.fingerprint import combine
+from .estimators.base import Loss
 from .estimators.measurement import Measurement
-from .estimators.registry import Curvature, Loss
 from .moments import BlockSums, Sums, WeightedMoments, sums_of_products
 from .taylor_model import TaylorModel
 
@@ -33,7 +33,7 @@ class Accumulator:
         self,
         groups: tuple[LayerGroup, ...],
         candidates: tuple[Candidate, ...],
-        curvature: Curvature,
+        estimator: str,
         loss: Loss,
         settings_hash: str,
         float_bytes: int,
@@ -44,7 +44,7 @@ class Accumulator:
         self._facts: dict[str, Any] = {
             "groups": groups,
             "candidates": candidates,
-            "estimator": curvature,
+            "estimator": estimator,
             "loss": loss,
             "float_bytes": float_bytes,
             "settings_hash": settings_hash,
@@ -52,8 +52,8 @@ class Accumulator:
         count = len(candidates)
         self._gradient = WeightedMoments((count,))
         self._curvature = WeightedMoments((count, count))
-        self._plans = _uniform_plans(candidates)
-        self._predictions = WeightedMoments((len(self._plans),))
+        self._policies = _uniform_policies(candidates)
+        self._predictions = WeightedMoments((len(self._policies),))
         self._blocks = BlockSums(count)
 
     def add(self, measured: Measurement) -> None:
@@ -78,12 +78,12 @@ class Accumulator:
         self._predictions.update((self._plan_sums() - before) / measured.samples, weight=measured.samples)
 
     def relative_error(self) -> float:
-        """Return the largest standard error, relative to its value, among the predictions for uniform plans.
+        """Return the largest standard error, relative to its value, among the predictions for uniform policies.
 
         It comes from the differences between batches (chunks), so that correlated errors of entries are seen;
         infinite before there are `LEAST_BATCHES` of them. All processes must ask, and get the same answer.
         """
-        predictions = WeightedMoments((len(self._plans),))
+        predictions = WeightedMoments((len(self._policies),))
         predictions.load_sums(self._predictions.sums_over_ranks())
         if int(predictions.units) < LEAST_BATCHES:
             return torch.inf
@@ -107,11 +107,11 @@ class Accumulator:
         }
 
     def _plan_sums(self) -> Tensor:
-        """Return ``a.x + x.G.x / 2`` of each uniform plan x, summed over all samples so far."""
+        """Return ``a.x + x.G.x / 2`` of each uniform policy x, summed over all samples so far."""
         slope, matrix = self._gradient.first, self._curvature.first
         if self._facts["loss"] != "task":
             slope = torch.zeros_like(slope)
-        return torch.stack([slope[x].sum() + matrix[x][:, x].sum() / 2 for x in self._plans])
+        return torch.stack([slope[x].sum() + matrix[x][:, x].sum() / 2 for x in self._policies])
 
     def result(self) -> TaylorModel:
         """Return the Taylor model of the batches of all processes so far; all must ask."""
@@ -125,7 +125,7 @@ class Accumulator:
         return model_of_sums(sums, samples=sum(samples for samples, _ in parts), batch_hashes=hashes, **self._facts)
 
 
-def model_of_sums(sums: Mapping[str, Tensor], *, loss: str, **facts: Any) -> TaylorModel:
+def model_of_sums(sums: Mapping[str, Tensor], *, loss: Loss, **facts: Any) -> TaylorModel:
     """Return the Taylor model that sums over batches amount to.
 
     Args:
@@ -159,8 +159,8 @@ def _sums_of(name: str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in sums.items() if key.startswith(f"{name}.")}
 
 
-def _uniform_plans(candidates: Sequence[Candidate]) -> list[list[int]]:
-    """Return plans that give every group its fewest bits, its second fewest, ... as lists of candidates."""
+def _uniform_policies(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Return policies that give every group its fewest bits, its second fewest, ... as lists of candidates."""
     by_group: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         by_group.setdefault(candidate.group, []).append(index)

@@ -19,7 +19,11 @@ from torch import Tensor
 
 
 def block_error(
-    sums: Mapping[str, Tensor], gradient: Tensor | None, curvature: Tensor, chosen: Sequence[int]
+    sums: Mapping[str, Tensor],
+    gradient: Tensor | None,
+    curvature: Tensor,
+    chosen: Sequence[int],
+    between: bool = False,
 ) -> float | None:
     """Return the standard error of the predicted loss of a policy; None without two blocks of data.
 
@@ -31,6 +35,7 @@ def block_error(
         gradient: Its gradient, [K]; None where the loss that is modelled has none.
         curvature: Its curvature, [K, K].
         chosen: One candidate for each group.
+        between: Whether the error is that of the terms between groups alone.
     """
     if "blocks.curvature" not in sums:
         return None
@@ -42,8 +47,11 @@ def block_error(
     weight = weight[used]
     matrices = sums["blocks.curvature"][used][:, chosen][:, :, chosen].double()
     mean = matrices.sum(0) / weight.sum()
-    totals = (matrices * _factor(curvature[chosen][:, chosen], mean)).sum((1, 2)) / 2
-    if gradient is not None:
+    terms = matrices * _factor(curvature[chosen][:, chosen], mean)
+    totals = terms.sum((1, 2)) / 2
+    if between:
+        totals -= terms.diagonal(dim1=1, dim2=2).sum(1) / 2
+    elif gradient is not None:
         slopes = sums["blocks.gradient"][used][:, chosen].double()
         totals += (slopes * _factor(gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
     value = totals.sum() / weight.sum()

@@ -11,14 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Generator, nn
 
+from ..grids.base import ALL_BITS
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, LayerGroups, find_groups
 from ..network.batches import split_batch, to_device
 from ..network.batchnorm import batch_statistics, batchnorm_layers
-from ..network.evaluator import Evaluator, LossFn, check_finite_parameters
-from ..network.forward import ForwardFn
+from ..network.calibration import Calibration
+from ..network.evaluator import Evaluator, check_finite_parameters
+from ..network.forward import ForwardFn, LossFn
 from ..network.isolation import isolated
 from ..network.likelihood import Likelihood, guess_likelihood
+from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import Rounds, errors_shared, gather
 from ..tools.progress import Progress
@@ -27,27 +30,37 @@ from .cache.earlier_work import EarlierWork
 from .cache.fingerprint import hash_settings
 from .cache.kept_measurements import KeptMeasurements, candidate_hashes
 from .cache.ranks import check_parts, common_key
+from .estimators.base import Estimator, Loss, Setting
+from .estimators.fisher import Fisher
 from .estimators.perturbation import Perturbations
-from .estimators.registry import Curvature, Estimators, Loss, check_settings, modelled_loss
-from .profile_progress import ProfileClock
+from .estimators.registry import check_settings, estimator_named, modelled_loss
+from .measuring import BatchMeasurement
+from .profile_progress import ProfileProgress
 from .sanity import warn_far_from_minimum
+from .shrinkage import shrink as shrunk
 from .taylor_model import TaylorModel
+
+# With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
+# about ten forward passes over the same samples.
+_CHUNK_SIZE = 32
+_DRAWS_A_CHUNK = 4
 
 
 def profile(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Calibration,
     *,
     groups: LayerGroups | Sequence[LayerGroup] | None = None,
-    bits: Iterable[int] = range(2, 9),
+    bits: Iterable[int] = ALL_BITS,
     candidates: Sequence[Candidate] | None = None,
     rounded: RoundedWeights | None = None,
-    curvature: Curvature = "fisher",
+    estimator: str | Estimator = "fisher",
     likelihood: Likelihood | Literal["auto"] = "auto",
-    statistics: Literal["frozen", "reestimated"] = "frozen",
-    draws: int = 1,
+    statistics: Literal["auto", "frozen", "reestimated"] = "auto",
+    draws: int | None = None,
     chunk_size: int | None = None,
     tolerance: float | None = None,
+    shrink: bool = True,
     loss: Loss | None = None,
     forward_fn: ForwardFn | None = None,
     loss_fn: LossFn | None = None,
@@ -61,31 +74,33 @@ def profile(
 
     Where torch.distributed is in use, every process calls this with the same model and its own batches, and gets the
     Taylor model of all of them: what a single process would find on these batches, to rounding error. (What only some
-    processes do belongs into ``with lightning_mpq.distributed.alone():``.)
+    processes do belongs into ``with lightning_mpq.tools.distributed.alone():``.)
 
     Args:
         model: The trained float model.
         batches: Calibration batches; their tensors are moved to the model's device. The samples lie along
             dimension 0 of the outputs.
         groups: What shares a decision; default `find_groups` (model).
-        bits: Widths to offer where ``candidates`` is None.
+        bits: Widths to offer where neither candidates nor rounded weights are given.
         candidates: What may be chosen, in the order of groups; default those of ``rounded``, or else
-            `make_candidates` (groups, bits).
-        rounded: The weights as `round_candidates` rounded them; None to round each weight by itself.
-        curvature: Estimator. ``"fisher"``: sampled, one backward pass for each draw, whatever the number of
-            layers. ``"gauss_newton"``: its exact expectation, one backward pass for each output of a sample or one
-            forward-mode pass for each candidate, whichever costs less. ``"secant"``: as that with finite steps, one
-            forward pass for each candidate. ``"hessian"``: exact second derivatives of the loss, one double backward
-            pass for each candidate.
+            `make_candidates` (groups, bits), of which `round_candidates` keeps the best grids.
+        rounded: The weights as `round_candidates` rounded them; by default they are rounded here.
+        estimator: One of `Estimator`, or its short name. ``"fisher"``: sampled, one backward pass for each draw,
+            whatever the number of layers. ``"gauss_newton"``: its exact expectation, one backward pass for each output
+            of a sample or one forward-mode pass for each candidate, whichever costs less. ``"secant"``: as that with
+            finite steps, one forward pass for each candidate. ``"hessian"``: exact second derivatives of the loss, one
+            double backward pass for each candidate.
         likelihood: What the outputs mean, for the divergence; ``"auto"`` guesses and warns what it took.
         statistics: What BatchNorm normalises by. ``"frozen"``: its running statistics. ``"reestimated"``: the
             statistics of each batch (chunk), which follow the perturbed weights, so that the model predicts the
-            damage left after re-estimation. ``"fisher"`` then has one score for each batch and draw instead
-            of each sample: use many batches, of a few dozen samples, and several draws.
-        draws: Random output gradients for each sample (fisher).
-        chunk_size: Most samples to pass through the model at once; None for whole batches. Batches whose
-            tensors do not share dimension 0 stay whole.
-        tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform plan (all
+            damage left after re-estimation. ``"fisher"`` then has one score for each chunk and draw instead
+            of each sample. ``"auto"``: the latter, as `quantize` will measure statistics again.
+        draws: Random output gradients of ``"fisher"``: for each sample (None: 1), or for each chunk where statistics
+            are re-estimated (None: 4).
+        chunk_size: Most samples to pass through the model at once. None: whole batches, and 32 for ``"fisher"`` with
+            re-estimated statistics. Batches whose tensors do not share dimension 0 stay whole.
+        shrink: Whether entries are drawn towards zero by their standard errors, see `shrink`.
+        tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform policy (all
             groups at their fewest bits, at their second fewest, ...) is below this fraction of it; looked at from
             the eighth batch on. A warning says so if the data ends first. None for all batches.
         loss: ``"divergence"`` from the float model, in nats per sample and without gradient (default), or
@@ -117,54 +132,96 @@ def profile(
         >>> taylor
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
-    check_settings(curvature, loss, statistics, draws, chunk_size, tolerance)
-    modelled = modelled_loss(curvature, loss)
+    check_settings(estimator, loss, statistics, draws, chunk_size, tolerance)
+    known = None if likelihood == "auto" else likelihood
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn, loss_fn=loss_fn, likelihood=known)
     found = find_groups(model) if groups is None else groups
-    if candidates is None:
-        candidates = make_candidates(found, bits) if rounded is None else rounded.candidates
-    offered = tuple(candidates)
+    if rounded is None and (candidates is None or any(c.scheme.weight.needs_inputs for c in candidates)):
+        calibration = calibration.listed("a profile")
+        offered = make_candidates(found, bits) if candidates is None else candidates
+        rounded = round_candidates(model, calibration, found, offered)
+        candidates = rounded.candidates
+    reestimated = statistics != "frozen" and bool(batchnorm_layers(model))
+    kind = estimator_named(estimator)
+    many = reestimated and kind.scores_batches
+    if isinstance(kind, Fisher) and isinstance(estimator, str):
+        kind = Fisher(draws or (_DRAWS_A_CHUNK if many else 1))
+    measured = _measured(
+        calibration,
+        tuple(found),
+        tuple(candidates if candidates is not None else rounded.candidates if rounded is not None else ()),
+        rounded,
+        float_bytes=getattr(found, "float_bytes", 0),
+        estimator=kind,
+        loss=modelled_loss(kind, loss),
+        reestimated=reestimated,
+        chunk_size=chunk_size or (_CHUNK_SIZE if many else None),
+        tolerance=tolerance,
+        seed=seed,
+        progress=progress,
+        cache_dir=cache_dir,
+    )
+    return shrunk(measured) if shrink else measured
+
+
+def _measured(
+    calibration: Calibration,
+    groups: tuple[LayerGroup, ...],
+    candidates: tuple[Candidate, ...],
+    rounded: RoundedWeights | None,
+    *,
+    float_bytes: int,
+    estimator: Estimator,
+    loss: Loss,
+    reestimated: bool,
+    chunk_size: int | None,
+    tolerance: float | None,
+    seed: int,
+    progress: Progress | None,
+    cache_dir: str | Path | None,
+) -> TaylorModel:
+    """Return the Taylor model as it is measured; see `profile`."""
+    model = calibration.model
     settings: dict[str, object] = {
-        "curvature": curvature,
-        "likelihood": likelihood,
-        "statistics": statistics,
-        "draws": draws,
+        "estimator": estimator,
+        "likelihood": calibration.likelihood,
+        "reestimated": reestimated,
         "chunk_size": chunk_size,
-        "loss": modelled,
-        "forward_fn": forward_fn,
-        "loss_fn": loss_fn,
+        "loss": loss,
+        "forward_fn": calibration.forward_fn,
+        "loss_fn": calibration.loss_fn,
         "seed": seed,
     }
     if rounded is not None:
         settings["rounded"] = rounded.fingerprint
-    reestimated = statistics == "reestimated" and bool(batchnorm_layers(model))
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
         with errors_shared():
             check_finite_parameters(model)
-            perturbations = Perturbations(model, tuple(found), offered, rounded=rounded)
-            key = hash_settings(model, tuple(found), offered, settings)
-        key = common_key(key, model, offered, rounded)
-        sums = Accumulator(tuple(found), offered, curvature, modelled, key, getattr(found, "float_bytes", 0))
+            perturbations = Perturbations(model, groups, candidates, rounded=rounded)
+            key = hash_settings(model, groups, candidates, settings)
+        key = common_key(key, model, candidates, rounded)
+        sums = Accumulator(groups, candidates, estimator.name, loss, key, float_bytes)
 
         def kept(folder: Path) -> KeptMeasurements:
-            own = hash_settings(model, tuple(found), (), {**settings, "rounded": rounded is not None})
-            return KeptMeasurements(folder, own, candidate_hashes(found, offered, rounded), perturbations.dtype)
+            own = hash_settings(model, groups, (), {**settings, "rounded": rounded is not None})
+            return KeptMeasurements(folder, own, candidate_hashes(groups, candidates, rounded), perturbations.dtype)
 
-        earlier = EarlierWork(cache_dir, key, batches, kept)
+        earlier = EarlierWork(cache_dir, key, calibration.filled(), kept)
         if earlier.result is not None:
             if progress is not None:
-                progress(1.0, f"{curvature}: {earlier.result.samples} samples, found in {cache_dir}")
+                progress(1.0, f"{estimator.name}: {earlier.result.samples} samples, found in {cache_dir}")
             return earlier.result
         earlier.continue_in(sums)
 
         def restricted(wanted: Sequence[int]) -> Perturbations:
-            chosen = [offered[index] for index in wanted]
+            chosen = [candidates[index] for index in wanted]
             owners = {candidate.group for candidate in chosen}
-            return Perturbations(model, [group for group in found if group.name in owners], chosen, rounded=rounded)
+            return Perturbations(model, [group for group in groups if group.name in owners], chosen, rounded=rounded)
 
-        estimators: Estimators | None = None
-        meaning: Likelihood | None = None
-        evaluator = Evaluator(model, forward_fn, loss_fn)
-        clock = ProfileClock(earlier.batches, curvature, progress)
+        measurement: BatchMeasurement | None = None
+        meaning = calibration.likelihood
+        evaluator = Evaluator(calibration)
+        clock = ProfileProgress(calibration.batches, estimator.name, progress)
         rounds = Rounds(earlier.batches)
         for number, own in enumerate(rounds, start=1):
             if tolerance is not None and sums.relative_error() <= tolerance:
@@ -174,25 +231,27 @@ def profile(
                     evaluator.batch_number = number
                     digest = earlier.digest(number - 1, batch)
                     batch = to_device(batch, perturbations.device)
-                    if estimators is None:
-                        chunk = next(split_batch(batch, chunk_size))
-                        meaning = _meaning(likelihood, curvature, modelled, evaluator, chunk)
-                        estimators = Estimators(
-                            curvature, modelled, evaluator, meaning, draws, reestimated, perturbations, restricted
-                        )
+                    if measurement is None:
+                        if meaning is None and estimator.asks_for_likelihood(loss):
+                            first = next(split_batch(batch, chunk_size))
+                            with torch.no_grad():
+                                meaning = guess_likelihood(evaluator.outputs(first), first)
+                        everything = tuple(range(len(candidates)))
+                        setting = Setting(evaluator, meaning, loss, reestimated, perturbations, everything, restricted)
+                        measurement = BatchMeasurement(estimator, setting)
                     if earlier.is_done(digest):
                         clock.skip()
                         continue
                     generator = _generator(perturbations.device, seed, digest)
                     parts = []
                     for place, chunk in enumerate(split_batch(batch, chunk_size)):
-                        parts.append(estimators.measure(chunk, generator, *earlier.known(digest, place)))
+                        parts.append(measurement.measure(chunk, generator, *earlier.known(digest, place)))
                         sums.add(parts[-1])
                     earlier.keep(digest, parts)
                     sums.hashes.append(digest)
                     clock.tick(sums.samples)
             earlier.store_sometimes(sums)
-        guess = repr(meaning) if likelihood == "auto" else ""
+        guess = repr(meaning) if calibration.likelihood is None else ""
         check_parts(gather((guess, sums.hashes)))
         result = sums.result()
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
@@ -204,21 +263,9 @@ def profile(
                 stacklevel=2,
             )
         earlier.store(result)
-    if modelled == "task":
+    if loss == "task":
         warn_far_from_minimum(result)
     return result
-
-
-def _meaning(
-    likelihood: Likelihood | Literal["auto"], curvature: str, loss: str, evaluator: Evaluator, batch: Any
-) -> Likelihood | None:
-    """Return what the outputs mean, guessed from a batch where nobody says; None if the estimator does not ask."""
-    if curvature == "hessian" and loss == "task":
-        return None
-    if likelihood != "auto":
-        return likelihood
-    with torch.no_grad():
-        return guess_likelihood(evaluator.outputs(batch), batch)
 
 
 def _generator(device: torch.device, seed: int, content: str) -> Generator:

@@ -8,19 +8,19 @@ from collections.abc import Sized
 from ..tools.progress import Progress
 
 
-class ProfileClock:
+class ProfileProgress:
     """Reports progress with samples done and the time left."""
 
-    def __init__(self, batches: object, curvature: str, progress: Progress | None) -> None:
+    def __init__(self, batches: object, estimator: str, progress: Progress | None) -> None:
         """Start now.
 
         Args:
             batches: What will be measured; the time left is known if it has a length.
-            curvature: Name of the estimator, for messages.
+            estimator: Name of the estimator, for messages.
             progress: Told how far it is.
         """
         self._total = len(batches) if isinstance(batches, Sized) else None
-        self._curvature = curvature
+        self._estimator = estimator
         self._progress = progress
         self._start = time.monotonic()
         self._done = self._skipped = 0
@@ -35,7 +35,7 @@ class ProfileClock:
         self._done += 1
         if self._progress is None:
             return
-        message = f"{self._curvature}: {samples} samples"
+        message = f"{self._estimator}: {samples} samples"
         if not self._total:
             self._progress(0.0, message)
             return

@@ -58,10 +58,11 @@ def warn_of_wrong_order(taylor: TaylorModel) -> None:
     if violations:
         worst = max(violations, key=lambda found: found.excess)
         names = sorted({taylor.candidates[found.more].group for found in violations})
+        describe = taylor.choices.describe
         warnings.warn(
             f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
-            f"{taylor.describe(worst.more)} by {worst.excess:.3g} above {taylor.describe(worst.fewer)} (standard error "
-            f"{worst.error:.3g}). Calibrate on more samples if that matters to the plan.",
+            f"{describe(worst.more)} by {worst.excess:.3g} above {describe(worst.fewer)} (standard error "
+            f"{worst.error:.3g}). Calibrate on more samples if that matters to the policy.",
             UserWarning,
             stacklevel=3,
         )
@@ -89,9 +90,9 @@ def warn_far_from_minimum(model: TaylorModel) -> None:
         warnings.warn(
             f"The network is plainly not near a minimum of the task loss: in {int(far.sum())} of {len(chosen)} groups "
             "the gradient term exceeds three standard errors and the second-order term as well (for instance "
-            f"{model.describe(worst)}: {float(model.gradient[worst]):.3g} +- {float(model.gradient_error[worst]):.2g} "
-            f"against {float(model.curvature[worst, worst]) / 2:.3g}). Train longer, check that the batches are "
-            "training data, or use loss='divergence', which has no gradient.",
+            f"{model.choices.describe(worst)}: {float(model.gradient[worst]):.3g} +- "
+            f"{float(model.gradient_error[worst]):.2g} against {float(model.curvature[worst, worst]) / 2:.3g}). Train "
+            "longer, check that the batches are training data, or use loss='divergence', which has no gradient.",
             UserWarning,
             stacklevel=3,
         )

@@ -14,13 +14,14 @@ from safetensors.torch import save as to_bytes
 from ..errors import CorruptModelError
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
-from ..policy import WeightScheme
+from ..schemes import LayerScheme, WeightScheme
 from ..tools.files import write_bytes_atomically
 
 FORMAT = "lightning_mpq.taylor"
-VERSION = 2
-"""2: with sums over blocks of the data. Version 1 has none, so that its prediction errors are entry by entry."""
-_READABLE = (1, 2)
+VERSION = 3
+"""3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the data, so that prediction
+errors are entry by entry."""
+_READABLE = (1, 2, 3)
 _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
 _PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
 
@@ -88,4 +89,6 @@ def _group(values: dict[str, Any]) -> LayerGroup:
 
 
 def _candidate(values: dict[str, Any]) -> Candidate:
-    return Candidate(values["group"], WeightScheme.from_dict(values["scheme"]), values["stored_bits"])
+    given = values["scheme"]
+    scheme = LayerScheme.from_dict(given) if "weight" in given else LayerScheme(WeightScheme.from_dict(given))
+    return Candidate(values["group"], scheme, values["stored_bits"])

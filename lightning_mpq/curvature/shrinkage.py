@@ -30,8 +30,8 @@ def shrink(model: TaylorModel, *, gradient: bool = True, between: bool = True) -
 
     Example::
 
-        taylor = mpq.profile(model, batches)
-        allocation = mpq.allocate(mpq.shrink(taylor), budget)    # noise cannot flatter the plan
+        raw = mpq.profile(model, batches, shrink=False)          # `profile` does it by default
+        allocation = mpq.allocate(shrink(raw), budget)           # noise cannot flatter the policy
     """
     slope, matrix = model.gradient, model.curvature
     if gradient and model.gradient_error is not None:

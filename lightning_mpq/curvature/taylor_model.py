@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from ..groups.candidates import Candidate
+from ..groups.choices import Choices
 from ..groups.groups import LayerGroup
-from ..policy import BitPolicy, WeightScheme
+from ..policy import BitPolicy
+from ..schemes import LayerScheme, WeightScheme
+from .estimators.base import Loss
 from .prediction_error import block_error
 from .serialization import load_fields, malformed, save_fields
 
@@ -27,6 +30,7 @@ class Prediction(NamedTuple):
         within: Its second-order part from each group alone.
         between: Its second-order part from pairs of groups.
         standard_error: Standard error of ``value`` over samples (and draws); None if unknown.
+        between_error: That of ``between``; None if unknown.
     """
 
     value: float
@@ -34,6 +38,7 @@ class Prediction(NamedTuple):
     within: float
     between: float
     standard_error: float | None = None
+    between_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class TaylorModel:
     Example::
 
         taylor = mpq.profile(model, batches)
-        prediction = taylor.predict(policy)      # of any plan that chooses among its candidates, profiled or not
+        prediction = taylor.predict(policy)      # of any policy that chooses among its candidates, profiled or not
         prediction.value, prediction.between, prediction.standard_error
         taylor.save("network.taylor"), mpq.TaylorModel.load("network.taylor")
     """
@@ -70,7 +75,7 @@ class TaylorModel:
     gradient: Tensor
     curvature: Tensor
     estimator: str
-    loss: str
+    loss: Loss
     samples: int
     gradient_error: Tensor | None = None
     curvature_error: Tensor | None = None
@@ -79,10 +84,11 @@ class TaylorModel:
     settings_hash: str = ""
     batch_hashes: tuple[str, ...] = ()
     sums: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
-    _index: dict[tuple[str, WeightScheme], int] = field(init=False, repr=False, compare=False)
+    choices: Choices = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check shapes and values once, so that everything behind can rely on them."""
+        """Check shapes and values once, so that all later code can rely on them."""
+        object.__setattr__(self, "choices", Choices(self.groups, self.candidates, self.float_bytes))
         count = len(self.candidates)
         if tuple(self.gradient.shape) != (count,) or tuple(self.curvature.shape) != (count, count):
             raise ValueError(
@@ -93,16 +99,10 @@ class TaylorModel:
             values = getattr(self, name)
             if not torch.isfinite(values).all():
                 bad = int((~torch.isfinite(values)).nonzero()[0][0])
-                raise ValueError(f"The {name} is not finite at candidate {self.describe(bad)}.")
+                raise ValueError(f"The {name} is not finite at candidate {self.choices.describe(bad)}.")
         scale = float(self.curvature.abs().max()) if count else 0.0
         if float((self.curvature - self.curvature.T).abs().max() if count else 0.0) > 1e-5 * scale:
             raise ValueError("The curvature is not symmetric beyond rounding; pass (G + G.T) / 2 if that is meant.")
-        order = {group.name: position for position, group in enumerate(self.groups)}
-        positions = [order.get(candidate.group, -1) for candidate in self.candidates]
-        if -1 in positions or positions != sorted(positions) or set(positions) != set(order.values()):
-            raise ValueError("Candidates must stand in the order of groups, at least one for each group.")
-        index = {(c.group, c.scheme): i for i, c in enumerate(self.candidates)}
-        object.__setattr__(self, "_index", index)
         object.__setattr__(self, "gradient", self.gradient.detach().double().cpu())
         curvature = self.curvature.detach().double().cpu()
         object.__setattr__(self, "curvature", (curvature + curvature.T) / 2)
@@ -114,47 +114,30 @@ class TaylorModel:
             f"{len(self.candidates)} candidates, {self.samples} samples)"
         )
 
-    def describe(self, index: int) -> str:
-        """Return ``group @ scheme`` of a candidate, for messages."""
-        return f"{self.candidates[index].group} @ {self.candidates[index].scheme}"
-
-    def indices(self, policy: Mapping[str, WeightScheme]) -> list[int]:
+    def indices(self, policy: Mapping[str, LayerScheme | WeightScheme]) -> list[int]:
         """Return the candidate of each group, in order, that a policy chooses.
 
         Raises:
             ValueError: If the policy misses a group or chooses what is not a candidate.
         """
-        chosen = []
-        for group in self.groups:
-            if group.name not in policy:
-                raise ValueError(
-                    f"The policy has no scheme for the group {group.name!r}; it must have one for every group."
-                )
-            key = (group.name, policy[group.name])
-            if key not in self._index:
-                offered = ", ".join(str(c.scheme) for c in self.candidates if c.group == group.name)
-                raise ValueError(
-                    f"{key[1]} is not a candidate of the group {group.name!r}. Choose one of {offered} (clip and "
-                    "rounding as there), or profile it."
-                )
-            chosen.append(self._index[key])
-        return chosen
+        return self.choices.indices(policy)
 
     def policy(self, indices: Sequence[int]) -> BitPolicy:
         """Return the policy that chooses the given candidates, one per group, in order."""
-        schemes = {self.candidates[i].group: self.candidates[i].scheme for i in indices}
-        return BitPolicy(schemes, {group.name: group.layers for group in self.groups})
+        return self.choices.policy(indices)
 
-    def predict(self, policy: Mapping[str, WeightScheme]) -> Prediction:
+    def predict(self, policy: Mapping[str, LayerScheme | WeightScheme]) -> Prediction:
         """Predict the change of the loss under a policy, split into its three parts, with its standard error."""
         chosen = self.indices(policy)
         gradient = float(self.gradient[chosen].sum())
         block = self.curvature[chosen][:, chosen]
         within = float(block.diagonal().sum()) / 2
         total = float(block.sum()) / 2
-        return Prediction(gradient + total, gradient, within, total - within, self.prediction_error(policy))
+        between_error = block_error(self.sums or {}, None, self.curvature, chosen, between=True)
+        error = self.prediction_error(policy)
+        return Prediction(gradient + total, gradient, within, total - within, error, between_error)
 
-    def prediction_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
+    def prediction_error(self, policy: Mapping[str, LayerScheme | WeightScheme]) -> float | None:
         """Return the standard error of `predict`, None if unknown.
 
         Entries from one set of samples err together, so that it comes from what blocks of the data predict one by one
@@ -165,7 +148,7 @@ class TaylorModel:
         found = block_error(self.sums or {}, slope, self.curvature, self.indices(policy))
         return self.entrywise_error(policy) if found is None else found
 
-    def entrywise_error(self, policy: Mapping[str, WeightScheme]) -> float | None:
+    def entrywise_error(self, policy: Mapping[str, LayerScheme | WeightScheme]) -> float | None:
         """Return the standard error of `predict` as if the entries of a and G erred independently, None if unknown.
 
         They do not, so this is a scale and no standard error; but it is a sum over pairs, which a solver can use.

@@ -2,14 +2,13 @@
 
 from .compressed_tensors import export_compressed_tensors
 from .onnx import OnnxExport, export_onnx
-from .safetensors import load, save
+from .safetensors import save
 from .torchao import torchao_config
 
 __all__ = [
     "OnnxExport",
     "export_compressed_tensors",
     "export_onnx",
-    "load",
     "save",
     "torchao_config",
 ]

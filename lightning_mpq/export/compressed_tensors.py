@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..grids.registry import grid_named
 from ..modules import PackedLayer, packed_layers
 from .extras import require
 from .float_twins import float_twins, weight_names
@@ -77,29 +78,33 @@ def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:
     rows, columns = layer.row_shape
     block = scheme.granularity
     grouped = isinstance(block, int) and block < columns
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
     reason = None
     if layer.float_type not in (nn.Linear, nn.Embedding):
         reason = f"it packs Linear and Embedding layers, and this is a {layer.float_type.__name__}"
-    elif scheme.grid == "half" and scheme.bits == 8:
+    elif form is None:
+        reason = f"it stores integers, and the levels of the grid {scheme.grid!r} are not equally spaced"
+    elif not form.fits_signed(scheme.bits, 8) and form.offset is not None:
         reason = "levels of the half grid take one bit more there, and it packs at most 8"
-    elif scheme.grid == "asymmetric" and scheme.granularity == "tensor":
+    elif form.offset is None and scheme.granularity == "tensor":
         reason = "it keeps zero points for channels and blocks only"
     elif layer.zero_point is not None and int(layer.zero_point.max()) >= 2**scheme.bits:
         reason = f"its zero point {int(layer.zero_point.max())} does not fit {scheme.bits} bits"
     elif isinstance(block, int) and grouped and columns % block:
         reason = f"its blocks must divide the columns, and {block} does not divide {columns}"
-    elif grouped and scheme.grid == "asymmetric" and scheme.bits == 4 and rows <= 8:
+    elif grouped and layer.zero_point is not None and scheme.bits == 4 and rows <= 8:
         reason = "it packs 4-bit zero points in blocks for 8 rows or fewer, but fails to read them (0.20)"
     if reason is not None:
         raise ValueError(
             f"compressed-tensors cannot carry the layer {name!r} ({scheme}): {reason}. Leave it in float, give it "
             "another scheme, or use another export."
         )
+    assert form is not None
     strategy = "group" if grouped else "channel" if isinstance(block, int) else block
     return {
-        "num_bits": scheme.bits + (scheme.grid == "half"),
+        "num_bits": scheme.bits + form.steps - 1,
         "type": "int",
-        "symmetric": scheme.grid != "asymmetric",
+        "symmetric": form.offset is not None,
         "strategy": strategy,
         "group_size": block if grouped else None,
     }
@@ -127,7 +132,9 @@ def _compressed(layer: PackedLayer, arguments: Mapping[str, Any]) -> dict[str, T
     middle = 2 ** (layer.scheme.bits - 1)
     levels = layer.codes().to(torch.int16) - middle
     scale = layer.scale.float()  # weights come back in the type of the scales
-    if layer.scheme.grid == "half":
+    form = grid_named(layer.scheme.grid).integer_form(layer.scheme.bits)
+    assert form is not None
+    if form.steps == 2:
         levels, scale = 2 * levels + 1, scale / 2
     bits = int(arguments["num_bits"])
     stored = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
 from ..modules.packed import OWN_NAMES
 from ..network.layer_kinds import LAYER_KINDS, LayerKind, ParameterView
+from ..tools.changed_class import ChangedClass, original_class
 
 
 def float_twin(layer: PackedLayer, weight: nn.Parameter | None = None) -> nn.Module:
@@ -21,7 +22,8 @@ def float_twin(layer: PackedLayer, weight: nn.Parameter | None = None) -> nn.Mod
         layer: A packed layer.
         weight: Its dequantized weight if it is at hand, as for layers that share one.
     """
-    twin = layer.float_type.__new__(layer.float_type)
+    own_type = original_class(layer) if isinstance(layer, ChangedClass) else layer.float_type
+    twin = own_type.__new__(own_type)
     if weight is None:
         weight = nn.Parameter(layer.dequantize(), requires_grad=False)
     twin.__dict__.update({key: value for key, value in layer.__dict__.items() if key not in OWN_NAMES})

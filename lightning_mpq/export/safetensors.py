@@ -85,7 +85,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load(folder: str | os.PathLike[str], model: Model) -> Model:
+def load_folder(folder: str | os.PathLike[str], model: Model) -> Model:
     """Turn a float model into the packed one that was saved, in place and without rounding anything.
 
     Names, shapes, types and hashes of all tensors are checked before the model is touched. It may be on the
@@ -100,10 +100,7 @@ def load(folder: str | os.PathLike[str], model: Model) -> Model:
 
     Raises:
         CorruptModelError: If a file is missing, damaged or foreign, or the model is of another architecture.
-        TypeError: If the model has packed layers already.
     """
-    if packed := packed_layers(model):
-        raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
     folder = Path(folder)
     try:
         layers, slots, source, tensors = _read(folder, model)

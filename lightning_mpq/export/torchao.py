@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from ..policy import BitPolicy, WeightScheme
+from ..grids.base import IntegerForm
+from ..grids.registry import grid_named
+from ..policy import BitPolicy
+from ..schemes import WeightScheme
 from .extras import require
 
 PURPOSE = "Writing a torchao configuration"
@@ -34,7 +37,7 @@ def torchao_config(policy: BitPolicy) -> Any:
     """
     quantization = require("torchao", "torchao.quantization", PURPOSE)
     configs: OrderedDict[str, Any] = OrderedDict()
-    for layer, scheme in policy.by_layer().items():
+    for layer, scheme in policy.weights().items():
         if reason := _why_not(scheme):
             raise ValueError(
                 f"torchao cannot carry the layer {layer!r} ({scheme}): {reason}. Give it another scheme, or use "
@@ -45,16 +48,23 @@ def torchao_config(policy: BitPolicy) -> Any:
         configs[layer] = quantization.IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, f"int{scheme.bits}"),
             granularity=quantization.PerGroup(block) if isinstance(block, int) else quantization.PerAxis(0),
-            mapping_type=mapping.ASYMMETRIC if scheme.grid == "asymmetric" else mapping.SYMMETRIC_NO_CLIPPING_ERR,
+            mapping_type=mapping.ASYMMETRIC if _form(scheme).offset is None else mapping.SYMMETRIC_NO_CLIPPING_ERR,
             scale_dtype=getattr(torch, scheme.scale_dtype),
         )
     return quantization.FqnToConfig(configs)
 
 
+def _form(scheme: WeightScheme) -> IntegerForm:
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    assert form is not None
+    return form
+
+
 def _why_not(scheme: WeightScheme) -> str | None:
     """Return why ``IntxWeightOnlyConfig`` cannot express a scheme; None if it can."""
-    if scheme.grid == "half":
-        return "it has no half-level grid"
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    if form is None or form.steps > 1:
+        return f"it has no {scheme.grid!r} grid"
     if scheme.granularity == "tensor":
         return "it has scales for channels and blocks, not for a whole tensor"
     if scheme.clip != "absmax" or scheme.rounding != "nearest":

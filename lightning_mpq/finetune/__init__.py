@@ -1,19 +1,16 @@
-"""Fine-tuning behind quantization: fake quantization in place, learned scales, distillation from the float model."""
+"""Fine-tuning after quantization: fake quantization in place, learned scales, distillation from the float model."""
 
 from .batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from .distillation import DistillationLoss, with_extra_loss
 from .fake_quantization import FakeQuantization, fake_quantize
 from .layer import FakeQuantizedLayer, fake_quantized_layers
-from .oscillation import OscillationFreezer, damping_loss
 from .teacher import Teacher
 
 __all__ = [
     "DistillationLoss",
     "FakeQuantization",
     "FakeQuantizedLayer",
-    "OscillationFreezer",
     "Teacher",
-    "damping_loss",
     "fake_quantize",
     "fake_quantized_layers",
     "freeze_batchnorm",

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from torch import nn
 
 from ..network.batchnorm import batchnorm_layers
-from .class_change import change_back, change_class
+from ..tools.changed_class import change_back, change_class
 
 
 class FrozenStatistics(nn.Module):
@@ -23,7 +23,7 @@ class FrozenStatistics(nn.Module):
 def freeze_batchnorm(model: nn.Module) -> list[str]:
     """Let BatchNorm layers normalise by their running statistics from now on, also in training mode.
 
-    Re-estimate the statistics behind quantized weights before: a frozen layer takes no more of them.
+    Re-estimate the statistics after quantized weights before: a frozen layer takes no more of them.
 
     Returns:
         The names of the layers.

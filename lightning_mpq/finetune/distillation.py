@@ -14,7 +14,7 @@ from .teacher import Teacher
 
 
 class DistillationLoss:
-    """Weight times the mean divergence KL(p_float || p_quantized) of what a module puts out.
+    """Weight times the mean divergence KL(p_float || p_quantized) of a module's outputs.
 
     With a temperature T logits are divided by T and the divergence is multiplied by T^2, which keeps the size of its
     gradient (Hinton et al. 2015, arXiv:1503.02531, section 2). The mean is over everything that is predicted:

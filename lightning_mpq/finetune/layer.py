@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 from ..tools.attributes import FreshRecurrentWeights
-from .class_change import change_back, change_class
+from ..tools.changed_class import change_back, change_class
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient
 

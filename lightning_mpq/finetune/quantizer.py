@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..grids.registry import grid_named
 from ..network.layer_kinds import kind_of
 from ..quantizers import QuantizedRows
-from ..quantizers.grid import dequantize, encode, grid_offset, spread
 from ..quantizers.nearest import finite_rows, sum_per_scale
+from ..quantizers.quantized_rows import encode, placed
 from .straight_through import FakeQuantizedRows
 
 _SCALE_RANGE = 4.0
 """Factor by which a scale may leave its first value: one that a large step takes to zero would turn its row to zeros,
-which the BatchNorm behind it divides by."""
+which the BatchNorm after it divides by."""
 
 
 class WeightQuantizer:
@@ -24,7 +25,7 @@ class WeightQuantizer:
 
     A scale is ``first_scale * relative_scale``, rounded to the type that scales are stored in. What an optimizer
     holds is ``relative_scale``, 1 at the start, with the gradient ``g dL/ds / first_scale``, where
-    ``g = 1 / sqrt(N Q)`` is the gradient scale of LSQ for N weights and Q positive levels (arXiv:1902.08153,
+    ``g = 1 / sqrt(N Q)`` is the gradient scale of LSQ for N weights and a largest level Q (arXiv:1902.08153,
     section 2.2). A step of gradient descent so moves s itself by LSQ's own ``-lr g dL/ds``, and one of Adam by about
     ``lr * s``, whatever the size of the weights. Zero points stay as they were.
 
@@ -62,7 +63,7 @@ class WeightQuantizer:
         self.zero_point = None if start.zero_point is None else start.zero_point.detach().clone()
         self.margin = margin
         counts = sum_per_scale(torch.ones(start.codes.shape, dtype=wide, device=start.scale.device), self.scheme)
-        self._gradient_scale = (counts * positive_levels(start)).rsqrt()
+        self._gradient_scale = (counts * grid_named(self.scheme.grid).largest_level(self.scheme.bits)).rsqrt()
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Return the fake-quantized weight in the layout and type of ``weight``."""
@@ -119,35 +120,13 @@ class WeightQuantizer:
                 lies on the level.
         """
         wide = self.first_scale.dtype
-        scale = self.scale()
-        step, offset = self._step_and_offset(rows.shape[1])
-        level = codes.to(wide) - offset
-        reach = 0.5 - inset
-        low = level - torch.where(codes == 0, min(reach, self.margin), reach)
-        high = level + torch.where(codes == 2**self.scheme.bits - 1, min(reach, self.margin), reach)
+        levels = placed(self.scale(), self.zero_point, self.scheme, rows.shape[1], wide)
+        low, high = levels.cell(codes, 0.5 - inset, self.margin)
+        step = levels.step
         moved = torch.minimum(torch.maximum(rows.to(wide), step * low), step * high).to(rows.dtype)
         moved = torch.where(step == 0, rows, moved)
-        wrong = encode(moved.to(wide), scale, self.zero_point, self.scheme) != codes
-        return torch.where(wrong, self.levels(codes, rows.dtype), moved)
-
-    def levels(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the weights, [R, C], that codes stand for at the present scales."""
-        return dequantize(codes, self.scale(), self.zero_point, self.scheme, dtype)
-
-    def squared_rounding_error(self, weight: Tensor) -> Tensor:
-        """Return the sum of squared distances to the levels that weights are rounded to; see `damping_loss`."""
-        rows = self.rows(weight).to(self.first_scale.dtype)
-        with torch.no_grad():
-            step, offset = self._step_and_offset(rows.shape[1])
-            levels = dequantize(
-                encode(rows, self.scale(), self.zero_point, self.scheme),
-                self.scale(),
-                self.zero_point,
-                self.scheme,
-                rows.dtype,
-            )
-            low, high = step * -offset, step * (2**self.scheme.bits - 1 - offset)
-        return (levels - torch.minimum(torch.maximum(rows, low), high)).square().sum()
+        wrong = levels.nearest(moved.to(wide)) != codes
+        return torch.where(wrong, levels.values(codes.to(wide)).to(rows.dtype), moved)
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         """Follow a module to another device; types never change. The learned scales stay the same Parameter."""
@@ -183,29 +162,7 @@ class WeightQuantizer:
             if self.zero_point is not None:
                 self.zero_point.copy_(state["zero_point"])
 
-    def _step_and_offset(self, columns: int) -> tuple[Tensor, Tensor | float]:
-        """Return the scale of each weight, and the code that stands for zero, to broadcast with [R, C]."""
-        wide = self.first_scale.dtype
-        step = spread(self.scale().to(wide), self.scheme, columns)
-        if self.zero_point is None:
-            return step, grid_offset(self.scheme)
-        return step, spread(self.zero_point.to(wide), self.scheme, columns)
-
     def _slope(self) -> Tensor:
         """Return what turns the gradient of a scale into that of the relative scale."""
         ones = torch.ones_like(self.first_scale)
         return torch.where(self.first_scale == 0, ones, self._gradient_scale / self.first_scale)
-
-
-def positive_levels(quantized: QuantizedRows) -> float:
-    """Return the Q of LSQ's gradient scale: the largest level of the grid; half the range if it is asymmetric.
-
-    Example:
-        >>> from lightning_mpq import WeightScheme
-        >>> rows = torch.randn(2, 4)
-        >>> from lightning_mpq.quantizers import quantize_rows
-        >>> [positive_levels(quantize_rows(rows, WeightScheme(2, grid=g))) for g in ("symmetric", "half", "asymmetric")]
-        [1.0, 1.5, 1.5]
-    """
-    scheme = quantized.scheme
-    return float(2 ** (scheme.bits - 1) - (1 if scheme.grid == "symmetric" else 0.5))

@@ -40,14 +40,14 @@ def resume_fake_quantization(
         True
     """
     policy = BitPolicy.from_json(state["policy"])
-    schemes = policy.by_layer()
+    schemes = policy.weights()
     layers = named_layers(model, remove_duplicate=False)
     known = {}
     for name, saved in state["quantizers"].items():
         if name not in layers or name not in schemes:
             raise ValueError(
                 f"The saved scales are those of another model: it has no quantized layer {name!r}. Resume with the "
-                "model and the plan that they were saved with."
+                "model and the policy that they were saved with."
             )
         scheme = schemes[name]
         scale = (saved["first_scale"] * saved["relative_scale"]).to(getattr(torch, scheme.scale_dtype))

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import WeightScheme
-from ..quantizers.grid import grid_offset, nearest_codes, spread
+from ..grids.levels import Levels
+from ..grids.registry import grid_named
 from ..quantizers.nearest import sum_per_scale
+from ..quantizers.quantized_rows import placed
+from ..schemes import WeightScheme
 
 
 class FakeQuantizedRows(torch.autograd.Function):
@@ -48,11 +50,11 @@ class FakeQuantizedRows(torch.autograd.Function):
             scheme: The grid.
             margin: See above, in steps.
         """
-        values, step, offset = _side_by_side(rows, scale, zero_point, scheme)
-        codes = nearest_codes(values, step, offset, scheme)
+        values, levels = _side_by_side(rows, scale, zero_point, scheme)
+        codes = levels.nearest(values)
         ctx.save_for_backward(rows, codes.to(torch.uint8), scale, slope, zero_point)
         ctx.scheme, ctx.margin = scheme, margin
-        rounded = codes.sub_(offset).mul_(step)
+        rounded = levels.values(codes)
         rounded.add_(values, alpha=0)  # a weight that is NaN or infinite must not pass for a level
         return rounded.view(rows.shape).to(rows.dtype)
 
@@ -61,18 +63,17 @@ class FakeQuantizedRows(torch.autograd.Function):
         """Return the gradients of rows and relative scale."""
         rows, codes, scale, slope, zero_point = ctx.saved_tensors
         scheme: WeightScheme = ctx.scheme
-        values, step, offset = _side_by_side(rows, scale, zero_point, scheme)
+        values, levels = _side_by_side(rows, scale, zero_point, scheme)
         gradient = gradients[0].to(values.dtype).reshape(values.shape)
-        dead = step == 0
-        steps = values / torch.where(dead, torch.ones_like(step), step)
-        lowest = torch.where(dead, torch.inf, -offset - ctx.margin)
-        inside = (steps >= lowest).logical_and_(steps <= 2**scheme.bits - 1 - offset + ctx.margin)
+        steps = levels.in_steps(values)
+        lowest, highest = levels.bounds(ctx.margin)
+        inside = (steps >= lowest).logical_and_(steps <= highest).logical_and_(levels.step != 0)
         of_rows = of_scale = None
         if ctx.needs_input_grad[0]:
             of_rows = torch.where(inside, gradient, 0.0).view(rows.shape).to(rows.dtype)
         if ctx.needs_input_grad[1]:
-            levels = codes.view(values.shape).to(values.dtype).sub_(offset)
-            products = levels.sub_(torch.where(inside, steps, 0.0)).mul_(gradient)
+            level = levels.level(codes.view(values.shape))
+            products = level.sub_(torch.where(inside, steps, 0.0)).mul_(gradient)
             summed = products.sum(2) if products.dim() == 3 else sum_per_scale(products, scheme)
             of_scale = summed * slope
         return of_rows, of_scale, None, None, None, None, None
@@ -80,21 +81,19 @@ class FakeQuantizedRows(torch.autograd.Function):
 
 def _side_by_side(
     rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme
-) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Return weights, scales and offsets, float32 or wider, that broadcast: [R, C], or [R, blocks, block] if whole."""
+) -> tuple[Tensor, Levels]:
+    """Return weights and levels, float32 or wider, that broadcast: [R, C], or [R, blocks, block] of whole blocks."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     values, columns, block = rows.to(wide), rows.shape[1], scheme.granularity
-    small = [scale.to(wide)] if zero_point is None else [scale.to(wide), zero_point.to(wide)]
-    if isinstance(block, int) and columns % block == 0:
-        values = values.unflatten(1, (-1, block))
-        small = [each.unsqueeze(2) for each in small]
-    else:
-        small = [spread(each, scheme, columns) for each in small]
-    return values, small[0], small[1] if len(small) == 2 else grid_offset(scheme)
+    if not isinstance(block, int) or columns % block:
+        return values, placed(scale, zero_point, scheme, columns, wide)
+    zero = None if zero_point is None else zero_point.to(wide).unsqueeze(2)
+    levels = grid_named(scheme.grid).place(scale.to(wide).unsqueeze(2), zero, scheme.bits)
+    return values.unflatten(1, (-1, block)), levels
 
 
 class DenseGradient(torch.autograd.Function):
-    """The identity, behind which a sparse gradient is a dense one."""
+    """The identity, whose backward pass turns a sparse gradient into a dense one."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

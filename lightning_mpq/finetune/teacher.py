@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..network.batches import map_tensors
 from ..network.forward import device_of
+from ..tools.checks import check_one_of
 
 TeacherDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -31,8 +32,7 @@ class Teacher:
     """
 
     def __init__(self, module: nn.Module, dtype: TeacherDtype | None = None) -> None:
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"teacher_dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}.")
+        check_one_of("teacher_dtype", dtype, (None, "float32", "bfloat16", "float16"))
         self.dtype = None if dtype in (None, "float32") else getattr(torch, str(dtype))
         self.module = _copied(module).eval().requires_grad_(False)
         if self.dtype is not None:

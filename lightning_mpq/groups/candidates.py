@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..policy import WeightScheme
+from ..grids.base import ALL_BITS
+from ..grids.registry import DEFAULT_GRIDS, grid_named
+from ..schemes import LayerScheme, Rounding, WeightScheme
 from .groups import LayerGroup, LayerGroups
 
 
@@ -15,41 +18,67 @@ class Candidate:
 
     Attributes:
         group: Name of the group.
-        scheme: How its weights would be quantized.
+        scheme: How its layers would be quantized; where only the scheme of their weights is given, inputs stay in
+            float.
         stored_bits: Bits it would occupy, scales and zero points included.
     """
 
     group: str
-    scheme: WeightScheme
+    scheme: LayerScheme
     stored_bits: int
 
+    def __post_init__(self) -> None:
+        """Take the scheme of weights for that of layers."""
+        object.__setattr__(self, "scheme", LayerScheme.of(self.scheme))
 
-def default_scheme(bits: int) -> WeightScheme:
-    """Return the scheme that a width gets when the user names none.
 
-    With few levels a grid without zero wastes none of them; from 4 bits on a zero level is worth having.
+def offered_schemes(
+    bits: Iterable[int] = ALL_BITS,
+    rounding: Rounding = "second_order",
+    granularities: Iterable[str | int] = ("channel",),
+    grids: Iterable[str] = DEFAULT_GRIDS,
+) -> tuple[WeightScheme, ...]:
+    """Return the schemes of all combinations that there are.
 
     Args:
-        bits: Width, 2 to 8.
+        bits: Widths; a grid without levels for one of them is left out there.
+        rounding: ``"second_order"``: codes, clip range and grid are found on calibration data. ``"nearest"``: codes are
+            the nearest ones, and the range is that of the weights.
+        granularities: What may share a scale; see `WeightScheme`.
+        grids: Grids to offer; `round_candidates` keeps the best of them for each group and width.
 
     Example:
-        >>> default_scheme(3).grid, default_scheme(4).grid
-        ('half', 'symmetric')
+        >>> [str(scheme) for scheme in offered_schemes([2, 4], grids=["half", "nf4"])]
+        ['2-bit half/channel', '4-bit half/channel', '4-bit nf4/channel']
     """
-    return WeightScheme(bits=bits, grid="half" if bits <= 3 else "symmetric")
+    clip: Any = "moment" if rounding == "second_order" else "absmax"
+    return tuple(
+        WeightScheme(width, shared, grid, clip=clip, rounding=rounding)  # type: ignore[arg-type]
+        for width in sorted(set(bits))
+        for shared in granularities
+        for grid in grids
+        if width in grid_named(grid).bits or width not in ALL_BITS  # which WeightScheme refuses
+    )
 
 
 def make_candidates(
     groups: LayerGroups | Sequence[LayerGroup],
-    bits: Iterable[int] = range(2, 9),
+    bits: Iterable[int] = ALL_BITS,
+    *,
+    rounding: Rounding = "second_order",
+    granularities: Iterable[str | int] = ("channel",),
+    grids: Iterable[str] = DEFAULT_GRIDS,
     schemes: Iterable[WeightScheme] | Mapping[str, Iterable[WeightScheme]] | None = None,
 ) -> tuple[Candidate, ...]:
     """List every candidate of every group, in the order of groups, then of schemes.
 
     Args:
         groups: What `find_groups` returned.
-        bits: Widths to offer with `default_scheme`; ignored if ``schemes`` is given.
-        schemes: Schemes offered to all groups, or group name to the schemes offered to it.
+        bits: Widths to offer.
+        rounding: ``"second_order"`` or ``"nearest"``, see `WeightScheme`.
+        granularities: What may share a scale: ``"channel"``, ``"tensor"``, or lengths of blocks of columns.
+        grids: Grids to offer; `round_candidates` keeps the best of them.
+        schemes: Schemes offered to all groups, or group name to the schemes offered to it, instead of all the above.
 
     Returns:
         The candidates, with what each stores.
@@ -61,10 +90,10 @@ def make_candidates(
         >>> from torch import nn
         >>> from lightning_mpq import find_groups
         >>> groups = find_groups(nn.Sequential(nn.Linear(4, 2)))
-        >>> [candidate.scheme.bits for candidate in make_candidates(groups, bits=[2, 4])]
-        [2, 4]
+        >>> [str(candidate.scheme) for candidate in make_candidates(groups, bits=[2, 4], grids=["half"])]
+        ['2-bit half/channel', '4-bit half/channel']
     """
-    offered = [default_scheme(width) for width in sorted(set(bits))] if schemes is None else schemes
+    offered = offered_schemes(bits, rounding, granularities, grids) if schemes is None else schemes
     if isinstance(offered, Mapping):
         per_group = {name: list(choice) for name, choice in offered.items()}
         if unknown := sorted(set(per_group) - {group.name for group in groups}):
@@ -87,5 +116,5 @@ def make_candidates(
                 f"offered are {sorted({scheme.bits for scheme in choice})}. Offer one of the former, or relax the "
                 "rules."
             )
-        found += [Candidate(group.name, scheme, group.stored_bits(scheme)) for scheme in allowed]
+        found += [Candidate(group.name, LayerScheme(scheme), group.stored_bits(scheme)) for scheme in allowed]
     return tuple(found)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..grids.base import ALL_BITS
 from ..network.layer_kinds import kind_of, rows_and_columns
 from ..network.named_weights import held_by, held_weights, named_layers
-from ..policy import WeightScheme
+from ..schemes import LayerScheme, WeightScheme
 from ..tools.patterns import matching
-
-ALL_BITS = tuple(range(2, 9))
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class LayerGroup:
         """Number of weights, a tied one counted once."""
         return sum(rows * columns for rows, columns in self.shapes)
 
-    def stored_bits(self, scheme: WeightScheme) -> int:
+    def stored_bits(self, scheme: LayerScheme | WeightScheme) -> int:
         """Bits that the group occupies under a scheme, scales and zero points included."""
         return sum(scheme.stored_bits(rows, columns) for rows, columns in self.shapes)
 
@@ -80,7 +79,7 @@ def find_groups(
 ) -> LayerGroups:
     r"""Find the layers to quantize and which of them are decided together.
 
-    A pattern is a shell glob on qualified layer names (``"layer1.*"``), or a regular expression behind
+    A pattern is a shell glob on qualified layer names (``"layer1.*"``), or a regular expression after
     ``re:`` (``"re:layer[12]\..*conv.*"``) that must match the whole name.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import NonFiniteError
+from ..grids.registry import grid_named
 from ..network.layer_kinds import (
     ParameterView,
     float_class,
@@ -17,9 +18,10 @@ from ..network.layer_kinds import (
     weight_rows,
 )
 from ..network.named_weights import named_layers
-from ..policy import BitPolicy, WeightScheme
+from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
+from ..schemes import WeightScheme
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
 from .packed import OWN_NAMES, PACKED_TYPES, PackedLayer, packed_type
@@ -79,7 +81,7 @@ def pack_model(
         NonFiniteError: If a weight is NaN or infinite; the message names the layer.
     """
     rounded = rounded or {}
-    schemes = policy.by_layer()
+    schemes = policy.weights()
     if unknown := sorted(set(rounded) - set(schemes)):
         raise ValueError(f"Rounded weights were given for {unknown[0]!r}, which the policy does not name.")
     modules = named_layers(model, remove_duplicate=False)
@@ -133,7 +135,7 @@ def build_layers(
     built: dict[str, PackedLayer] = {}
     by_weight: dict[tuple[object, ...], tuple[str, PackedLayer]] = {}
     for group, names in policy.layers.items():
-        scheme = policy[group]
+        scheme = policy[group].weight
         for name in names:
             if name not in modules:
                 raise ValueError(_unknown_layer(name, model, modules))
@@ -164,7 +166,8 @@ def empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLay
     assert isinstance(device, torch.device)
     scale_rows = 1 if scheme.granularity == "tensor" else rows
     scale_shape = (scale_rows, scheme.scale_count(rows, columns) // scale_rows)
-    zero_point = torch.zeros(scale_shape, dtype=torch.uint8, device=device) if scheme.grid == "asymmetric" else None
+    stored = grid_named(scheme.grid).zero_point_bits > 0
+    zero_point = torch.zeros(scale_shape, dtype=torch.uint8, device=device) if stored else None
     return packed_type(module).from_float(
         module,
         scheme,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from ..quantizers.grid import dequantize
 from ..quantizers.packing import packed_size, unpack_codes
+from ..quantizers.quantized_rows import dequantize
 from .packed import PackedLayer, register_packed
 
 
-@register_packed(nn.Embedding)
+@register_packed
 class PackedEmbedding(PackedLayer, nn.Embedding):
     """An Embedding layer that stores 2..8-bit codes.
 

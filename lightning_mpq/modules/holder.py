@@ -11,18 +11,18 @@ for a submodule: export models with such modules by ``strict=True``.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from ..network.layer_kinds import ParameterView
-from ..policy import WeightScheme
+from ..schemes import WeightScheme
 from ..tools.attributes import FreshRecurrentWeights
+from ..tools.changed_class import ChangedClass, change_back, change_class
 from .packed import PackedLayer, register_packed
 
 
-@register_packed(ParameterView)
+@register_packed
 class PackedWeight(PackedLayer, ParameterView):
     """One packed weight of a module; calling it multiplies inputs with the dequantized weight."""
 
@@ -42,19 +42,15 @@ class PackedWeight(PackedLayer, ParameterView):
 
 
 class WeightHolder(nn.Module):
-    """Mixin of a module that holds packed weights; made by `attach`, together with the module's own type.
+    """Mixin of a module that holds packed weights; put in front of the module's own class by `attach`."""
 
-    Attributes:
-        float_type: The module's own type.
-        held_names: Names of the packed weights.
-    """
+    prefix: ClassVar[str] = "Packed"
 
-    float_type: ClassVar[type[nn.Module]]
-    held_names: ClassVar[tuple[str, ...]]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle by what the type was made from, since it has no name that could be imported."""
-        return _new_holder, (self.float_type, self.held_names), self.__getstate__()
+    def compute(self, name: str) -> Tensor:
+        """Return a dequantized weight; the submodule and the property that reads it go by the same name."""
+        weight = self._modules[name]
+        assert isinstance(weight, PackedWeight)
+        return weight.weight
 
 
 class RecurrentHolder(FreshRecurrentWeights, WeightHolder):
@@ -76,34 +72,10 @@ def attach(owner: nn.Module, attribute: str, weight: PackedWeight | ParameterVie
     else:
         owner._modules.pop(attribute, None)
         owner._parameters[attribute] = weight.weight  # type: ignore[assignment]
-    own_type = type(owner).float_type if isinstance(owner, WeightHolder) else type(owner)
     names = tuple(name for name in owner._parameters if isinstance(owner._modules.get(name), PackedWeight))
-    owner.__class__ = _holder_type(own_type, names) if names else own_type
+    if names:
+        change_class(owner, RecurrentHolder if isinstance(owner, nn.RNNBase) else WeightHolder, names)
+    elif isinstance(owner, ChangedClass):
+        change_back(owner)
     if isinstance(owner, nn.RNNBase):
         owner._init_flat_weights()
-
-
-_HOLDER_TYPES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
-
-
-def _holder_type(float_type: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return the subclass of a module type in which some weights are computed from packed ones."""
-    if (float_type, names) not in _HOLDER_TYPES:
-        mixin = RecurrentHolder if issubclass(float_type, nn.RNNBase) else WeightHolder
-        body: dict[str, Any] = {name: property(partial(_packed_weight, name=name)) for name in names}
-        body |= {"float_type": float_type, "held_names": names, "__module__": __name__, "__doc__": float_type.__doc__}
-        _HOLDER_TYPES[float_type, names] = type(f"Packed{float_type.__name__}", (mixin, float_type), body)
-    return _HOLDER_TYPES[float_type, names]
-
-
-def _packed_weight(holder: nn.Module, name: str) -> Tensor:
-    """Return a dequantized weight; the submodule and the property that reads it go by the same name."""
-    weight = holder._modules[name]
-    assert isinstance(weight, PackedWeight)
-    return weight.weight
-
-
-def _new_holder(float_type: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    """Return an empty instance of a holder type, for unpickling and copying."""
-    kind = _holder_type(float_type, names)
-    return kind.__new__(kind)

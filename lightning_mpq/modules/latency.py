@@ -18,8 +18,8 @@ from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
 from ..network.layer_kinds import ParameterView, kind_of, weight_rows
 from ..network.named_weights import named_layers
-from ..policy import WeightScheme
 from ..quantizers import quantize_rows
+from ..schemes import WeightScheme
 from . import pack_layer
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

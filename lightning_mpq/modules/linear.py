@@ -9,7 +9,7 @@ from .kernels import PLAIN, PackedMatrix, linear_by_kernel, prepared_bytes
 from .packed import PackedLayer, register_packed
 
 
-@register_packed(nn.Linear)
+@register_packed
 class PackedLinear(PackedLayer, nn.Linear):
     """A Linear layer that stores 2..8-bit codes.
 

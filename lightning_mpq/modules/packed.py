@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns
-from ..policy import WeightScheme
 from ..quantizers import QuantizedRows
-from ..quantizers.grid import dequantize
 from ..quantizers.packing import unpack_codes
+from ..quantizers.quantized_rows import dequantize
+from ..schemes import WeightScheme
+from ..tools.changed_class import changed_class, original_class
+from ..tools.checks import check_one_of
 
 Memory = Literal["packed", "fast"]
 STORED = ("packed_codes", "scale", "zero_point")
@@ -31,13 +33,13 @@ PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
 class PackedLayer(nn.Module):
     """Mixin that turns a float layer type into one that stores 2..8-bit codes instead of its weight.
 
-    A packed type inherits from this class and from the float type, in this order, and says no more than its
+    A packed type inherits from this class and from the layer's own type, in this order, and says no more than its
     name: ``weight`` becomes a read-only property, and the inherited forward reads it. So the layer computes
     what the float layer with the dequantized weight computes, to the last bit, and everything else that reads
     ``weight`` or asks ``isinstance(layer, nn.Linear)`` goes on working.
 
     ``half()``, ``bfloat16()`` and ``to(dtype)`` change ``weight_dtype``, the type that ``weight`` is computed to.
-    The buffers keep their types: ``scale * (code - offset)`` is computed in float32 or wider from the scales
+    The buffers keep their types: weights are computed in float32 or wider from the scales
     as stored (exactly, with 16-bit scales), so that no number of casts ever changes the model.
 
     Attributes:
@@ -52,6 +54,7 @@ class PackedLayer(nn.Module):
         group: Group of the policy that decided the scheme; None if the layer was packed alone.
     """
 
+    prefix: ClassVar[str] = "Packed"
     float_type: ClassVar[type[nn.Module]]
     packed_codes: Tensor
     scale: Tensor
@@ -62,6 +65,11 @@ class PackedLayer(nn.Module):
     weight_dtype: torch.dtype
     row_shape: tuple[int, int]
     group: str | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note the registered float layer type among the bases."""
+        super().__init_subclass__(**options)
+        cls.float_type = next((base for base in cls.__mro__ if base in LAYER_KINDS), nn.Module)
 
     @classmethod
     def from_float(
@@ -132,8 +140,7 @@ class PackedLayer(nn.Module):
 
     @memory.setter
     def memory(self, choice: Memory) -> None:
-        if choice not in ("packed", "fast"):
-            raise ValueError(f"memory must be 'packed' or 'fast', got {choice!r}.")
+        check_one_of("memory", choice, ("packed", "fast"))
         self.dense_weight = self.dequantize() if choice == "fast" else None
 
     @property
@@ -202,51 +209,34 @@ class PackedLayer(nn.Module):
         )
 
 
-def register_packed(float_type: type[nn.Module]) -> Callable[[type[PackedLayer]], type[PackedLayer]]:
-    """Declare the type that replaces a float layer type; ``LAYER_KINDS`` must know the float type's layout.
+def register_packed(packed_type: type[PackedLayer]) -> type[PackedLayer]:
+    """Declare the type that replaces the float layer type among its bases, whose layout ``LAYER_KINDS`` knows.
 
     Example::
 
-        @register_packed(nn.Linear)
+        @register_packed
         class PackedLinear(PackedLayer, nn.Linear): ...
     """
-
-    def register(packed_type: type[PackedLayer]) -> type[PackedLayer]:
-        packed_type.float_type = float_type
-        PACKED_TYPES[float_type] = packed_type
-        return packed_type
-
-    return register
-
-
-class GeneratedPackedLayer(PackedLayer):
-    """Mixin of packed types that were made on demand, for layer types that the user registered."""
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle by the float type, since the type has no name that could be imported."""
-        return _new_packed, (self.float_type,), self.__getstate__()
+    PACKED_TYPES[packed_type.float_type] = packed_type
+    return packed_type
 
 
 def packed_type(module: nn.Module) -> type[PackedLayer]:
-    """Return the type that replaces a float layer, making one for a layer type that has none of its own.
+    """Return the type that replaces a layer's own; of a subclass it inherits, so that its methods stay.
 
     Raises:
-        TypeError: If the layer is of no registered type.
+        TypeError: If the layer is of no registered type, or defines a name that packed layers need.
     """
-    float_type = float_class(module)
-    if float_type is None:
+    known, own = float_class(module), original_class(module)
+    if known is None:
         raise TypeError(f"A layer of type {type(module).__name__} cannot be packed.")
-    return _packed_type_of(float_type)
-
-
-def _packed_type_of(float_type: type[nn.Module]) -> type[PackedLayer]:
-    if float_type not in PACKED_TYPES:
-        generated = type(f"Packed{float_type.__name__}", (GeneratedPackedLayer, float_type), {"__module__": __name__})
-        register_packed(float_type)(generated)
-    return PACKED_TYPES[float_type]
-
-
-def _new_packed(float_type: type[nn.Module]) -> PackedLayer:
-    """Return an empty instance, for unpickling and copying."""
-    kind = _packed_type_of(float_type)
-    return kind.__new__(kind)
+    if own in PACKED_TYPES:
+        return PACKED_TYPES[own]
+    needed = {name for name in vars(PackedLayer) if not name.startswith("__")} - {"extra_repr", "reset_parameters"}
+    added = own.__mro__[: own.__mro__.index(known)] if own is not known else ()
+    if clash := sorted(needed & {name for base in added for name in vars(base)}):
+        raise TypeError(
+            f"{own.__name__} defines {clash[0]!r}, a name that packed layers need; rename it, or keep it in float."
+        )
+    found: type[PackedLayer] = changed_class(cast(Any, PACKED_TYPES.get(known, PackedLayer)), own)
+    return found

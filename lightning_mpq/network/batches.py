@@ -43,7 +43,14 @@ def sample_count(batch: Any) -> int | None:
 
 
 def batch_weight(batch: Any) -> int:
-    """Return the number of samples in a batch as its first tensor shows it, 1 if there is none to see."""
+    """Return the number of samples in a batch as its first tensor shows it, 1 if there is none to see.
+
+    Example:
+        >>> batch_weight((torch.ones(8, 3), torch.ones(8))), batch_weight("text"), batch_weight([])
+        (8, 1, 0)
+    """
+    if isinstance(batch, (tuple, list, Mapping)) and not batch:
+        return 0
     return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.dim()), 1)
 
 

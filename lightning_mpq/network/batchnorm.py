@@ -44,6 +44,7 @@ def batch_statistics(model: nn.Module, *, averaged: bool = False) -> Iterator[No
             layer.train()
             stack.enter_context(shadowed(layer, momentum=None))  # torch's name for a cumulative average
             if isinstance(layer, nn.SyncBatchNorm):
-                # Else every pass exchanges statistics, which hangs where processes have unequal numbers of batches.
+                # Else statistics are exchanged in every pass, which hangs where processes have other numbers of
+                # batches.
                 stack.enter_context(shadowed(layer, forward=MethodType(_BatchNorm.forward, layer)))
         yield

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..tools.attributes import shadowed
 from .batches import describe_batch, tensors_of
-from .forward import ForwardFn, forward_batch
-
-LossFn = Callable[[nn.Module, Any], Tensor]
+from .calibration import Calibration
+from .hooks import hooked
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -61,12 +60,12 @@ class Evaluator:
         batch_number: Which batch is being measured, for messages; from 1.
     """
 
-    def __init__(self, model: nn.Module, forward_fn: ForwardFn | None, loss_fn: LossFn | None) -> None:
-        """Keep the two functions, or the defaults for None."""
-        self.model = model
+    def __init__(self, calibration: Calibration) -> None:
+        """Keep how the model is called, and take the loss of its ``training_step`` where no other is given."""
+        self.model = calibration.model
         self.batch_number = 1
-        self._forward_fn = forward_fn
-        self._loss = loss_fn or default_loss
+        self._calibration = calibration
+        self._loss = calibration.loss_fn or default_loss
 
     def outputs(self, batch: Any) -> Tensor:
         """Return the model's outputs, [N, ...], finite.
@@ -75,7 +74,7 @@ class Evaluator:
             TypeError: If the outputs are not one floating-point tensor with a sample in each row.
             NonFiniteError: If they are not finite; names the first module whose output is not.
         """
-        outputs = forward_batch(self.model, batch, self._forward_fn, self.batch_number)
+        outputs = self._calibration.forward(batch, self.batch_number)
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
             raise TypeError(
                 "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
@@ -83,8 +82,7 @@ class Evaluator:
                 "model(batch)['logits']."
             )
         if not torch.isfinite(outputs).all():
-            again = partial(forward_batch, self.model, batch, self._forward_fn)
-            raise self._non_finite("outputs of the model are", batch, again)
+            raise self._non_finite("outputs of the model are", batch, partial(self._calibration.forward, batch))
         return outputs
 
     def loss(self, batch: Any) -> Tensor:
@@ -107,21 +105,15 @@ class Evaluator:
     def _non_finite(self, what: str, batch: Any, run: Callable[[], object]) -> NonFiniteError:
         """Find the first module whose output is not finite by one more forward pass, and name it."""
         culprits: list[str] = []
-        handles = []
-        for name, module in self.model.named_modules():
 
-            def check(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
-                bad = [t for t in tensors_of(output) if t.is_floating_point() and not torch.isfinite(t).all()]
-                if bad and not culprits:
-                    culprits.append(name or type(module).__name__)
+        def check(name: str, module: nn.Module, inputs: object, output: object) -> None:
+            bad = [t for t in tensors_of(output) if t.is_floating_point() and not torch.isfinite(t).all()]
+            if bad and not culprits:
+                culprits.append(name or type(module).__name__)
 
-            handles.append(module.register_forward_hook(check))
-        try:
-            with torch.no_grad():
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        named = [(module, partial(check, name)) for name, module in self.model.named_modules()]
+        with torch.no_grad(), hooked(after=named):
+            run()
         bad_input = any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors_of(batch))
         where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
         cause = " The batch itself holds NaN or infinite values." if bad_input else ""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .batches import describe_batch, to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
+"""(model, batch) to outputs."""
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) to the mean loss over the batch, a scalar."""
 
 
 def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = None, number: int = 1) -> Any:

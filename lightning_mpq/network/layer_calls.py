@@ -134,7 +134,7 @@ _ONE_AT_A_TIME = RLock()
 
 @contextmanager
 def _linear_replaced(on_linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Let ``F.linear`` report (inputs, weight, output) and return what it is told, for one forward of attention.
+    """Let ``F.linear`` report (inputs, weight, output) and return what it is given, for one forward of attention.
 
     Nothing else sees the products in `F.multi_head_attention_forward`: torch-function modes cannot look into a
     function that they intercept, and to compute them outside would be to copy its treatment of masks.

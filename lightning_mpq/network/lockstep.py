@@ -1,7 +1,7 @@
 """Forward passes over all batches that cross the layers of a model together, each layer after the one before it.
 
 What is decided at a layer from all batches (rounded weights, a shifted bias, BatchNorm statistics) can so act on
-everything behind it within one pass, where a pass cut short at every layer costs half as many passes as there are
+everything after it within one pass, where a pass cut short at every layer costs half as many passes as there are
 layers. A paused pass is a thread that waits inside of a hook; only one thread ever runs.
 """
 
@@ -9,83 +9,58 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .forward import ForwardFn, device_of, forward_batch
-
-
-class Stop(NamedTuple):
-    """Where a pass waits.
-
-    Attributes:
-        layer: Name of the layer.
-        inputs: Its first argument.
-        output: What it returned; None if it has not run yet.
-    """
-
-    layer: str
-    inputs: Tensor
-    output: Any
+from .calibration import Calibration
+from .forward import device_of
+from .hooks import hooked
+from .layerwise import Stop, When, call_input
 
 
-class PausedPasses:
+class LockstepForward:
     """One forward pass for each batch, all of which wait at the same layer; use it in a ``with`` block.
 
     It holds what each pass needs to go on: about the largest activations of the model for all batches at once.
-    Nothing carries gradients. Modes of the model are as the caller set them.
+    Nothing carries gradients. Modes of the model are as the caller set them. `LayerwiseForward` does the same with one
+    pass for each layer, and holds nothing.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Any],
-        layers: Mapping[str, nn.Module],
-        when: Literal["before", "after"],
-        forward_fn: ForwardFn | None = None,
-    ) -> None:
+    def __init__(self, calibration: Calibration, layers: Mapping[str, nn.Module], when: When) -> None:
         """Prepare the passes; none starts before it is asked for its first stop.
 
         Args:
-            model: The model.
-            batches: The batches.
+            calibration: The model and its batches.
             layers: Name to the modules at which passes stop, each called at most once in a pass.
             when: Whether to stop before a layer runs or after it.
-            forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         """
-        self._layers = layers
-        self._when = when
+        self._layers, self._when = layers, when
         self._running: _Pass | None = None
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._passes = [
-            _Pass(partial(forward_batch, model, batch, forward_fn, number), model)
-            for number, batch in enumerate(batches, start=1)
+            _Pass(partial(calibration.forward, batch, number), calibration.model)
+            for number, batch in enumerate(calibration.filled(), start=1)
         ]
 
-    def __enter__(self) -> PausedPasses:
+    def __enter__(self) -> LockstepForward:
         """Register the hooks at which passes stop."""
-        for name, layer in self._layers.items():
-            if self._when == "before":
-                self._handles.append(layer.register_forward_pre_hook(self._pre_hook(name), with_kwargs=True))
-            else:
-                self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
+        hooks = [(layer, partial(self._wait, name)) for name, layer in self._layers.items()]
+        self._hooks.enter_context(hooked(**{self._when: hooks}, with_kwargs=True))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all passes where they are, and remove the hooks."""
-        for each in self._passes:
-            each.cancel()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        with self._hooks:
+            for each in self._passes:
+                each.cancel()
 
     def at(self, layer: str) -> Iterator[Stop]:
         """Let one pass after the other go on to a layer, and yield where it stops; the next in the order of calls.
@@ -111,42 +86,9 @@ class PausedPasses:
             )
         return stop
 
-    def _pre_hook(self, name: str) -> Callable[..., None]:
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._running is not None:
-                self._running.wait(Stop(name, _first(args, kwargs), None))
-
-        return wait
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._running is not None:
-                self._running.wait(Stop(name, _first(args, kwargs), output))
-
-        return wait
-
-
-def order_of_calls(
-    model: nn.Module, batch: Any, layers: Mapping[str, nn.Module], forward_fn: ForwardFn | None = None
-) -> list[str]:
-    """Return the layers in the order in which one forward pass calls them, repeatedly where it does so."""
-    calls: list[str] = []
-    handles = []
-    try:
-        for name, module in layers.items():
-            handles.append(module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name)))
-        with torch.no_grad():
-            forward_batch(model, batch, forward_fn)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    found = args[0] if args else next(iter(kwargs.values()))
-    assert isinstance(found, Tensor)
-    return found.detach()
+    def _wait(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if self._running is not None:
+            self._running.wait(Stop(name, call_input(args, kwargs), output))
 
 
 class _Cancelled(BaseException):

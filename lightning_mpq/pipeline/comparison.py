@@ -1,4 +1,4 @@
-"""The verdict: float, uniform, additive and chosen model measured side by side, and each group alone."""
+"""Float, uniform, additive and chosen model measured side by side, and each group alone."""
 
 from __future__ import annotations
 
@@ -13,84 +13,83 @@ from ..groups.groups import LayerGroups
 from ..modules import stored_bytes
 from ..policy import BitPolicy
 from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
-from ..report import GroupRow, ModelRow, RepairRow
+from ..report.records import GroupRow, ModelRow, RepairRow
 from ..tools.progress import Progress
-from .policy_evaluator import Workbench
-from .quantize import temporarily_packed
+from .policy_evaluator import PolicyEvaluator
 
 _PASSES_FOR_GROUPS_ALONE = 8
 
 
 class Rows(NamedTuple):
-    """What a verdict has measured, for the report."""
+    """What a comparison has measured, for the report."""
 
     models: tuple[ModelRow, ...]
     repair: tuple[RepairRow, ...]
     groups: tuple[GroupRow, ...]
 
 
-@dataclass
-class Verdict:
+@dataclass(frozen=True)
+class Comparison:
     """Measures what becomes of a model under several policies.
 
     Attributes:
-        bench: Where it is measured.
+        evaluator: Where it is measured.
         groups: The groups of the model.
         taylor: Predicts what is measured.
-        evaluate: Measures the model as it is with the user's own metrics.
+        metrics: Measures the model as it is with the user's own metrics.
         reestimated: Whether the Taylor model predicts the loss after BatchNorm statistics are measured again.
     """
 
-    bench: Workbench
+    evaluator: PolicyEvaluator
     groups: LayerGroups
     taylor: TaylorModel
-    evaluate: Callable[[], Mapping[str, float]]
+    metrics: Callable[[], Mapping[str, float]]
     reestimated: bool = False
 
-    def measure(self, allocation: Allocation, tell: Progress, *, keep: bool) -> Rows:
-        """Measure the float model, the plans to compare with, and of the chosen plan each repair and group alone.
+    def measure(self, allocation: Allocation, progress: Progress, *, keep: bool) -> Rows:
+        """Measure the float model, the policies to compare with, and of the chosen one each repair and group alone.
 
         Args:
-            allocation: The chosen plan.
-            tell: Told how far that is.
-            keep: Whether the model stays packed under the chosen plan; an error leaves the float model.
+            allocation: The chosen policy.
+            progress: Called with how far that is.
+            keep: Whether the model stays packed under the chosen policy; an error leaves the float model.
         """
-        bench, chosen = self.bench, allocation.policy
-        float_row, rows = self.float_row(), dict[str, ModelRow]()
+        evaluator, chosen = self.evaluator, allocation.policy
+        float_row, rows = self.float_row(), dict[BitPolicy, ModelRow]()
         others = compared_policies(self.taylor, allocation)
         for number, (name, other) in enumerate(others.items()):
-            if other != chosen and other.to_json() not in rows:
-                tell(0.25 * number, f"measure the {name}")
-                rows[other.to_json()] = self.trial(name, other)
-        tell(0.5, "measure what repair gains")
-        rounding, repair = bench.rounding(chosen), []
-        if rounding == "in sequence":
-            profiled = zip(bench.stages, bench.losses(chosen, "by float inputs", bench.stages), strict=True)
-            repair = [RepairRow("by float inputs", repaired, losses.mean()) for repaired, losses in profiled]
-        tell(0.7, "measure each group alone")
+            if other != chosen and other not in rows:
+                progress(0.25 * number, f"measure the {name} policy")
+                rows[other] = self.policy_row(name, other)
+        progress(0.5, "measure what repair gains")
+        order, repair = evaluator.quantizer.order(chosen), []
+        if order == "sequential":
+            profiled = zip(evaluator.stages, evaluator.losses(chosen, "independent", evaluator.stages), strict=True)
+            repair = [RepairRow("independent", repaired, losses.mean()) for repaired, losses in profiled]
+        progress(0.7, "measure each group alone")
         groups = self.groups_alone(chosen)
-        tell(0.9, "quantize")
-        with bench.packed(chosen, keep=keep):
-            for repaired in bench.repair_in_stages():
-                losses = bench.losses_now(chosen, rounding, repaired)
-                repair.append(RepairRow(rounding, repaired, losses.mean()))
-            row = self.row("chosen plan", chosen, repair[0].measured_loss)
-        rows[chosen.to_json()] = row
-        compared = (replace(rows[other.to_json()], name=name) for name, other in others.items())
+        progress(0.9, "quantize")
+        with evaluator.quantizer.packed(chosen, keep=keep):
+            for repaired in evaluator.repair_in_stages():
+                losses = evaluator.losses_now(chosen, order, repaired)
+                repair.append(RepairRow(order, repaired, losses.mean()))
+            row = self.row("chosen", chosen, repair[0].measured_loss)
+        rows[chosen] = row
+        compared = (replace(rows[other], name=name) for name, other in others.items())
         return Rows((float_row, *compared, row), tuple(repair), groups)
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""
-        total = stored_bytes(self.bench.model).total
+        total = stored_bytes(self.evaluator.quantizer.model).total
         weights = sum(group.weight_count for group in self.groups)
         bits = 8 * (total - self.groups.float_bytes) / weights
-        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.evaluate()))
+        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.metrics()))
 
-    def trial(self, name: str, policy: BitPolicy) -> ModelRow:
+    def policy_row(self, name: str, policy: BitPolicy) -> ModelRow:
         """Measure the model under a policy, before and after repair, and take the policy back."""
-        frozen = self.bench.losses(policy, "by float inputs", [()])[0].mean()
-        with self.bench.packed(policy):
-            self.bench.repair.apply()
+        frozen = self.evaluator.losses(policy, "independent", [()])[0].mean()
+        with self.evaluator.quantizer.packed(policy):
+            self.evaluator.quantizer.repair.apply()
             return self.row(name, policy, frozen)
 
     def row(self, name: str, policy: BitPolicy, frozen: float) -> ModelRow:
@@ -98,11 +97,12 @@ class Verdict:
 
         Args:
             name: Name of the row.
-            policy: The policy behind.
+            policy: The policy of the model.
             frozen: Loss before repair, with the codes that were profiled.
         """
-        stored = stored_bytes(self.bench.model)
-        losses = self.bench.losses_now(policy, self.bench.rounding(policy), self.bench.stages[-1])
+        evaluator = self.evaluator
+        stored = stored_bytes(evaluator.quantizer.model)
+        losses = evaluator.losses_now(policy, evaluator.quantizer.order(policy), evaluator.stages[-1])
         return ModelRow(
             name=name,
             average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
@@ -110,7 +110,7 @@ class Verdict:
             predicted_loss=self.taylor.predict(policy).value,
             measured_loss=losses.mean(),
             measured_frozen=frozen,
-            metrics=dict(self.evaluate()),
+            metrics=dict(self.metrics()),
         )
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
@@ -122,21 +122,21 @@ class Verdict:
         block = self.taylor.curvature[chosen][:, chosen]
         gradient = self.taylor.gradient[chosen]
         share, alone = gradient + block.sum(1) / 2, gradient + block.diagonal() / 2
-        bench, first, statistics = self.bench, None, self.bench.repair.statistics
-        change = bench.change
+        quantizer, first = self.evaluator.quantizer, None
+        calibration, statistics = quantizer.calibration, quantizer.repair.statistics
         if len(self.groups) > _PASSES_FOR_GROUPS_ALONE:
-            first = max(1, _PASSES_FOR_GROUPS_ALONE * len(bench.batches) // len(self.groups))
-            statistics = None
+            count = sum(1 for _ in calibration.filled())
+            first = max(1, _PASSES_FOR_GROUPS_ALONE * count // len(self.groups))
+            calibration, statistics = calibration.first(first), None
         if self.reestimated and statistics is None:
-            statistics = measure_batchnorm(bench.model, bench.batches[:first], bench.forward_fn)
+            statistics = measure_batchnorm(quantizer.model, calibration)
         rows = []
         for position, (group, index) in enumerate(zip(self.taylor.groups, chosen, strict=True)):
             candidate = self.taylor.candidates[index]
-            single = BitPolicy({group.name: candidate.scheme}, {group.name: group.layers})
-            with temporarily_packed(bench.model, single, bench.codes(single, "by float inputs")):
+            with quantizer.packed(BitPolicy({group.name: candidate.scheme}, {group.name: group.layers}), "independent"):
                 if self.reestimated:
-                    reestimate_batchnorm(bench.model, bench.batches[:first], bench.forward_fn, statistics)
-                measured = change.measure(first)
+                    reestimate_batchnorm(quantizer.model, calibration, statistics)
+                measured = self.evaluator.change.measure(first)
             rows.append(
                 GroupRow(
                     group=group.name,
@@ -154,16 +154,16 @@ class Verdict:
 
 
 def compared_policies(taylor: TaylorModel, allocation: Allocation) -> dict[str, BitPolicy]:
-    """Return the plans that the chosen one is compared with, by name."""
+    """Return the policies that the chosen one is compared with, by name."""
     uniform = uniform_policy(taylor, allocation.limits.get("average_bits", allocation.costs["average_bits"]))
-    plans = {f"uniform {max(uniform.bits().values())} bits": uniform}
+    policies = {f"uniform {max(uniform.bits().values())} bits": uniform}
     if allocation.additive_policy is not None:
-        plans["additive plan"] = allocation.additive_policy
-    return plans
+        policies["additive"] = allocation.additive_policy
+    return policies
 
 
 def uniform_policy(taylor: TaylorModel, average_bits: float) -> BitPolicy:
-    """Return the plan with one width everywhere: the whole number nearest to ``average_bits``, halves upwards.
+    """Return the policy with one width everywhere: the whole number nearest to ``average_bits``, halves upwards.
 
     A group that does not offer that width gets the nearest one that it offers; of several schemes of one
     width, the first.

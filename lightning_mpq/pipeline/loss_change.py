@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..network.batches import batch_weight, to_device
-from ..network.evaluator import Evaluator, LossFn
-from ..network.forward import ForwardFn, device_of
+from ..network.batches import batch_weight
+from ..network.calibration import Calibration
+from ..network.evaluator import Evaluator
 from ..network.isolation import isolated
-from ..network.likelihood import Likelihood, guess_likelihood
-from ..tools.distributed import errors_shared, gather
+from ..network.likelihood import guess_likelihood
+from ..tools.distributed import gather
 
 
 class Losses(NamedTuple):
@@ -23,7 +23,7 @@ class Losses(NamedTuple):
 
     Attributes:
         values: [units], float64; a unit is a sample, or a batch for the task loss.
-        weights: [units], samples behind each value.
+        weights: [units], samples that each value is of.
     """
 
     values: Tensor
@@ -59,29 +59,17 @@ class LossChange:
         likelihood: What the outputs mean; None for the task loss where nobody said it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Any],
-        loss: str,
-        *,
-        likelihood: Likelihood | None = None,
-        forward_fn: ForwardFn | None = None,
-        loss_fn: LossFn | None = None,
-    ) -> None:
+    def __init__(self, calibration: Calibration, loss: str) -> None:
         """Run the float model once and keep what later measurements compare with.
 
         Args:
-            model: The float model; later calls measure it as it is then.
-            batches: Calibration batches, at least one.
+            calibration: The float model and its batches, at least one; later calls measure it as it is then. Where
+                nobody says what the outputs mean, it is guessed from the first batch.
             loss: "divergence" or "task".
-            likelihood: What the outputs mean; guessed from the first batch for None.
-            forward_fn: ``(model, batch) -> outputs``.
-            loss_fn: ``(model, batch) -> scalar``.
         """
-        self._model, self._batches = model, batches
-        self.likelihood = likelihood
-        self._evaluator = Evaluator(model, forward_fn, loss_fn)
+        self._calibration = calibration
+        self.likelihood = calibration.likelihood
+        self._evaluator = Evaluator(calibration)
         self._outputs: list[Tensor] = []
         self._task_losses = self._each(self._task_loss) if loss == "task" else None
         self.reference = 0.0
@@ -106,16 +94,18 @@ class LossChange:
         return losses._replace(values=losses.values - self._task_losses.first(first).mean())
 
     def _each(self, measure: Callable[[int, Any], tuple[Tensor, int]], first: int | None = None) -> Losses:
-        """Run the model over this process's batches; ``measure`` gives values and the samples behind each."""
+        """Run the model over this process's batches; ``measure`` gives values and the samples that each is of."""
         values, samples = [], []
-        with errors_shared(), isolated(self._model), torch.no_grad():
-            for number, batch in enumerate(self._batches[:first]):
-                self._evaluator.batch_number = number + 1
-                found, count = measure(number, to_device(batch, device_of(self._model)))
-                values.append(found.double().cpu().flatten())
-                samples.append(torch.full_like(values[-1], count))
-        empty = torch.zeros(0, dtype=torch.float64)
-        return Losses(torch.cat([empty, *values]), torch.cat([empty, *samples]))
+
+        def add(number: int, batch: Any) -> None:
+            self._evaluator.batch_number = number
+            found, count = measure(number - 1, batch)
+            values.append(found.double().cpu().flatten())
+            samples.append(torch.full_like(values[-1], count))
+
+        with isolated(self._calibration.model), torch.no_grad():
+            self._calibration.first(first).each(add, "measuring the loss")
+        return Losses(torch.cat(values), torch.cat(samples))
 
     def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:
         return self._evaluator.loss(batch), batch_weight(batch)

@@ -1,9 +1,10 @@
-"""The whole job on a trained model: profile, allocate, quantize, repair, and the verdict on it."""
+"""The whole job on a trained model: decide the bits, quantize, repair, and compare."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,11 +12,20 @@ from torch import nn
 from ..allocation import Allocation
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
-from ..network.batches import batch_weight
-from ..report import Report
-from ..tools.distributed import gather, mean_over_ranks
-from .comparison import Verdict
-from .planning import Plan, Planner
+from ..modules import packed_layers
+from ..network.calibration import Calibration
+from ..policy import BitPolicy
+from ..report.records import PairsRow, Report
+from ..tools.distributed import mean_over_ranks, share_buffers
+from ..tools.progress import StageTimer
+from .comparison import Comparison
+from .planning import Decision, decide
+from .policy_evaluator import PolicyEvaluator
+from .quantize import Quantizer
+from .settings import JobSettings
+
+Metrics = Callable[[], Mapping[str, float]]
+"""Measures the model as it is with the user's own metrics."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +35,8 @@ class Outcome:
     Attributes:
         groups: The groups, and what stayed in float.
         taylor: The Taylor model; other budgets need no new profile.
-        allocation: The plan with its certificate.
-        report: The verdict, or None if it was not asked for.
+        allocation: The policy with its certificate.
+        report: The comparison, or None if it was not asked for.
     """
 
     groups: LayerGroups
@@ -35,67 +45,112 @@ class Outcome:
     report: Report | None
 
 
-@dataclass
-class Pipeline(Planner):
-    """Decides the bits of a trained model, and puts them into effect; see `Planner` for what it needs to know."""
+@dataclass(frozen=True)
+class Pipeline:
+    """Decides the bits of a trained model, and puts them into effect.
 
-    def run(
-        self, model: nn.Module, batches: Sequence[Any], evaluate: Callable[[], Mapping[str, float]] | None = None
-    ) -> Outcome:
+    Where torch.distributed is in use, every process calls the methods with its own batches; all get the same policy and
+    end with the same model. Buffers are those of rank 0, and metrics the mean over ranks.
+
+    Attributes:
+        settings: What is wanted.
+        timer: Times the stages, and reports progress.
+    """
+
+    settings: JobSettings
+    timer: StageTimer = field(default_factory=StageTimer, compare=False)
+
+    def run(self, model: nn.Module, batches: Iterable[Any], metrics: Metrics | None = None) -> Outcome:
         """Quantize a trained model in place by its loss.
-
-        Where torch.distributed is in use, every process calls this with its own batches; all end with the same
-        quantized model. Buffers are those of rank 0, and metrics the mean over ranks.
 
         Args:
             model: The float model; on an error it is left as it was.
             batches: Calibration batches from the training data, at least one.
-            evaluate: Measures the model as it is with the user's own metrics; None for no verdict.
+            metrics: Measures the model as it is with the user's own metrics; None for no comparison.
 
         Returns:
-            The plan, its certificate and the verdict.
+            The policy, its certificate and the comparison.
 
         Raises:
             ValueError: If there are no batches, nothing can be quantized, or the budget cannot be met.
             TypeError: If the model does not take the batches.
         """
-        plan = self.plan(model, batches)
+        decision = self.decide(model, batches)
         report = None
-        if evaluate is None:
-            with self._stage("quantize"):
-                plan.bench.pack(plan.allocation.policy)
+        if metrics is None:
+            with self.timer.stage("quantize"):
+                decision.quantizer.pack(decision.allocation.policy)
         else:
-            report = self._report(plan, evaluate, keep=True)
-        self._tell(1.0, "done")
-        return Outcome(plan.groups, plan.taylor, plan.allocation, report)
+            report = self.compare(decision, metrics, keep=True)
+        self.timer.report(1.0, "done")
+        return Outcome(decision.groups, decision.taylor, decision.allocation, report)
 
-    def judge(self, plan: Plan, evaluate: Callable[[], Mapping[str, float]]) -> Report:
-        """Measure what the plan, and those that it is compared with, would do to the model; pack nothing for good.
+    def decide(self, model: nn.Module, batches: Iterable[Any]) -> Decision:
+        """Decide the bits of a trained model, and change nothing in it; see `run`."""
+        self.timer.seconds.clear()
+        calibration = self.calibration(model, batches).listed("calibration")
+        if packed := packed_layers(model):
+            raise ValueError(
+                f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
+            )
+        share_buffers(model)
+        return decide(calibration, self.settings, self.timer)
+
+    def follow(self, model: nn.Module, policy: BitPolicy, batches: Iterable[Any]) -> Quantizer:
+        """Make ready to quantize a model by a given policy; nothing is profiled.
 
         Args:
-            plan: What `plan` returned; its model is left as it was.
-            evaluate: Measures the model as it is with the user's own metrics.
+            model: The float model, left as it was; its buffers become those of rank 0.
+            policy: The policy.
+            batches: Calibration batches.
         """
-        return self._report(plan, evaluate, keep=False)
+        share_buffers(model)
+        calibration = self.calibration(model, batches).first(None)
+        return Quantizer(calibration, list(policy.by_layer()), self.settings.repair)
 
-    def _report(self, plan: Plan, evaluate: Callable[[], Mapping[str, float]], keep: bool) -> Report:
-        """Measure the plan and those that it is compared with; ``keep`` says whether the model stays packed."""
-        with self._stage("quantize"):
-            plan.bench.codes(plan.allocation.policy)
-        with self._stage("verdict"):
-            reestimated = self.predicts_repaired(plan.bench.model)
-            verdict = Verdict(
-                plan.bench, plan.groups, plan.taylor, lambda: mean_over_ranks(dict(evaluate())), reestimated
-            )
-            rows = verdict.measure(plan.allocation, self._within(0.5, 0.9), keep=keep)
+    def compare(self, decision: Decision, metrics: Metrics, *, keep: bool = False) -> Report:
+        """Measure what the chosen policy, and those that it is compared with, do to the model.
+
+        Args:
+            decision: What `decide` returned.
+            metrics: Measures the model as it is with the user's own metrics.
+            keep: Whether the model stays packed under the chosen policy; otherwise it is left as it was.
+        """
+        timer, quantizer = self.timer, decision.quantizer
+        with timer.stage("quantize"):
+            quantizer.codes(decision.allocation.policy)
+        with timer.stage("compare"):
+            evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
+            reestimated = self.settings.predicts_repaired(quantizer.model)
+            over_ranks = partial(_over_ranks, metrics)
+            comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, reestimated)
+            rows = comparison.measure(decision.allocation, timer.within(0.5, 0.9), keep=keep)
         return Report(
-            loss=plan.taylor.loss,
+            loss=decision.taylor.loss,
             models=rows.models,
             groups=rows.groups,
             repair=rows.repair,
-            left_in_float=plan.groups.left_in_float,
-            trials=plan.trials,
-            solver=plan.allocation.to_dict(),
-            seconds=dict(self.seconds),
-            samples=sum(gather(sum(map(batch_weight, plan.bench.batches)))),
+            left_in_float=decision.groups.left_in_float,
+            trials=decision.trials,
+            pairs=pairs_row(decision),
+            solver=decision.allocation.to_dict(),
+            seconds=dict(timer.seconds),
+            samples=quantizer.calibration.samples,
         )
+
+    def calibration(self, model: nn.Module, batches: Iterable[Any]) -> Calibration:
+        """Return the record of a model and its batches."""
+        settings = self.settings
+        likelihood = settings.curvature.known_likelihood
+        return Calibration(model, batches, settings.forward_fn, settings.loss_fn, likelihood)
+
+
+def pairs_row(decision: Decision) -> PairsRow:
+    """Return what the terms between groups contribute to the predicted loss of the chosen policy."""
+    policy = decision.allocation.policy
+    measured, solved = decision.unshrunk.predict(policy), decision.taylor.predict(policy)
+    return PairsRow(measured.between, measured.between_error, solved.between, measured.value)
+
+
+def _over_ranks(metrics: Metrics) -> dict[str, float]:
+    return mean_over_ranks(dict(metrics()))

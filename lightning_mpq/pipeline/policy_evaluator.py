@@ -1,143 +1,74 @@
-"""Where plans are tried on a model: packed, repaired, measured and taken back; the float model is measured once."""
+"""Where policies are tried on a model: packed, repaired, measured and taken back; the float model is measured once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from torch import nn
-
-from ..network.evaluator import LossFn
-from ..network.forward import ForwardFn
-from ..network.likelihood import Likelihood
-from ..options import RepairOptions
+from ..curvature.estimators.base import Loss
+from ..network.calibration import Calibration
 from ..policy import BitPolicy
-from ..quantizers import QuantizedRows
-from ..repair.repair import Repair, final_codes, rounds_in_sequence
-from ..rounding.rounded_weights import RoundedWeights
+from ..repair.repair import Step
 from .loss_change import LossChange, Losses
-from .quantize import packed_unless_it_fails, temporarily_packed
+from .quantize import Quantizer, RoundingOrder
 
-Rounding = Literal["by float inputs", "in sequence"]
-Repaired = tuple[str, ...]
+Repaired = tuple[Step, ...]
 
 
-@dataclass
-class Workbench:
-    """A model on its calibration batches, for as long as its float weights stay what they are.
+class PolicyEvaluator:
+    """Measures what policies do to the loss of a model, for as long as its float weights stay what they are.
 
-    What the float model puts out, what repair has to meet, codes rounded in sequence and the losses of plans are found
-    out when they are first asked for, and kept.
+    The float model is measured when this object is made; losses of policies are measured when they are first asked
+    for, and kept.
 
     Attributes:
-        model: The float model; back as it was after every call, unless it is packed for good.
-        batches: Calibration batches.
-        layers: Layers that may be quantized: their biases are corrected.
-        rounded: The rounded weights that were profiled; None if all are rounded to nearest.
-        loss: What is measured: "divergence" or "task".
-        options: What is repaired behind quantized weights.
-        likelihood: What the outputs mean; None to guess.
-        forward_fn: ``(model, batch) -> outputs``.
-        loss_fn: ``(model, batch) -> scalar``.
+        quantizer: Packs and repairs the model.
+        change: Measures by how much the loss differs from that of the float model.
     """
 
-    model: nn.Module
-    batches: Sequence[Any]
-    layers: Sequence[str]
-    rounded: RoundedWeights | None = None
-    loss: str = "divergence"
-    options: RepairOptions = field(default_factory=RepairOptions)
-    likelihood: Likelihood | None = None
-    forward_fn: ForwardFn | None = None
-    loss_fn: LossFn | None = None
-    _codes: dict[tuple[str, Rounding], dict[str, QuantizedRows]] = field(default_factory=dict, init=False, repr=False)
-    _losses: dict[tuple[str, Rounding, Repaired], Losses] = field(default_factory=dict, init=False, repr=False)
-
-    @cached_property
-    def change(self) -> LossChange:
-        """Measures by how much the loss differs from that of the float model; first asked for while it is one."""
-        return LossChange(
-            self.model,
-            self.batches,
-            self.loss,
-            likelihood=self.likelihood,
-            forward_fn=self.forward_fn,
-            loss_fn=self.loss_fn,
-        )
-
-    @cached_property
-    def repair(self) -> Repair:
-        """Brings a quantized model in line with the float one; first asked for while it is one."""
-        return Repair(self.model, self.batches, self.layers, self.options, self.forward_fn)
-
-    def rounding(self, policy: BitPolicy) -> Rounding:
-        """Return how the codes to pack are rounded."""
-        return "in sequence" if rounds_in_sequence(policy, self.options) else "by float inputs"
-
-    def codes(self, policy: BitPolicy, rounding: Rounding | None = None) -> Mapping[str, QuantizedRows]:
-        """Return codes by layer, by default those to pack; none where a weight is rounded by itself.
+    def __init__(self, quantizer: Quantizer, loss: Loss) -> None:
+        """Measure the float model.
 
         Args:
-            policy: The plan.
-            rounding: "by float inputs", as codes are profiled, or "in sequence".
+            quantizer: Packs and repairs the model, which is a float one now.
+            loss: What is measured.
         """
-        rounding = rounding or self.rounding(policy)
-        key = (policy.to_json(), rounding)
-        if key not in self._codes:
-            options = replace(self.options, sequential=rounding == "in sequence")
-            self._codes[key] = final_codes(self.model, self.batches, policy, options, self.rounded, self.forward_fn)
-        return self._codes[key]
+        self.quantizer = quantizer
+        self.change = LossChange(quantizer.calibration, loss)
+        self._losses: dict[tuple[BitPolicy, RoundingOrder, Repaired], Losses] = {}
 
-    @contextmanager
-    def packed(self, policy: BitPolicy, rounding: Rounding | None = None, *, keep: bool = False) -> Iterator[None]:
-        """Pack the layers of a plan for the time of a ``with`` block, not yet repaired, to be measured.
-
-        Args:
-            policy: The plan.
-            rounding: As in `codes`.
-            keep: Whether they stay packed if the block ends without an error.
-        """
-        codes, _, _ = self.codes(policy, rounding), self.repair, self.change  # all three need the float model
-        with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, codes):
-            yield
-
-    def pack(self, policy: BitPolicy) -> None:
-        """Pack the layers of a plan for good and repair the model; on an error it is left as it was."""
-        codes, repair = self.codes(policy), self.repair
-        with packed_unless_it_fails(self.model, policy, codes):
-            repair.apply()
+    @property
+    def calibration(self) -> Calibration:
+        """The model and its batches, with what its outputs mean."""
+        return replace(self.quantizer.calibration, likelihood=self.change.likelihood)
 
     @property
     def stages(self) -> list[Repaired]:
         """What is repaired by and by: nothing, the first step, the first two, ..., everything."""
-        names = self.repair.names
+        names = self.quantizer.repair.names
         return [names[:count] for count in range(len(names) + 1)]
 
     def repair_in_stages(self) -> Iterator[Repaired]:
         """Repair the packed model step by step; yield what is repaired by then, before the first step too."""
         yield ()
-        for stage, _ in zip(self.stages[1:], self.repair.steps(), strict=True):
+        for stage, _ in zip(self.stages[1:], self.quantizer.repair.steps(), strict=True):
             yield stage
 
-    def losses_now(self, policy: BitPolicy, rounding: Rounding, repaired: Repaired) -> Losses:
+    def losses_now(self, policy: BitPolicy, order: RoundingOrder, repaired: Repaired) -> Losses:
         """Return the losses of the model as it is now, which is packed and repaired as the arguments say."""
-        key = (policy.to_json(), rounding, repaired)
+        key = (policy, order, repaired)
         if key not in self._losses:
             self._losses[key] = self.change.measure_each()
         return self._losses[key]
 
-    def losses(self, policy: BitPolicy, rounding: Rounding, stages: Sequence[Repaired]) -> list[Losses]:
-        """Return the losses that the float model has under a plan, at some stages of repair in their order."""
-        plan = policy.to_json()
-        missing = [stage for stage in stages if (plan, rounding, stage) not in self._losses]
+    def losses(self, policy: BitPolicy, order: RoundingOrder, stages: Sequence[Repaired]) -> list[Losses]:
+        """Return the losses that the float model has under a policy, at some stages of repair in their order."""
+        missing = [stage for stage in stages if (policy, order, stage) not in self._losses]
         if missing:
-            with self.packed(policy, rounding):
+            with self.quantizer.packed(policy, order):
                 for stage in self.repair_in_stages():
                     if stage in missing:
-                        self.losses_now(policy, rounding, stage)
+                        self.losses_now(policy, order, stage)
                     if stage == missing[-1]:
                         break
-        return [self._losses[plan, rounding, stage] for stage in stages]
+        return [self._losses[policy, order, stage] for stage in stages]

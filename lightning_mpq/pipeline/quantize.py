@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
+from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
 from ..options import RepairOptions
 from ..policy import BitPolicy
@@ -19,11 +20,14 @@ from ..repair.batchnorm import restore_statistics, save_statistics
 from ..repair.repair import Repair, final_codes, reestimates, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
 
+RoundingOrder = Literal["independent", "sequential"]
+"""Whether each layer is rounded by the float model's inputs, as candidates are, or after the layers before it."""
+
 
 def quantize(
     model: nn.Module,
     policy: BitPolicy,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Calibration | None = None,
     *,
     rounded: RoundedWeights | None = None,
     repair: RepairOptions | None = None,
@@ -55,7 +59,7 @@ def quantize(
     options = repair or RepairOptions()
     if batches is None and reestimates(model, options):
         raise ValueError(
-            "The model has BatchNorm layers, whose statistics must be measured again behind quantized weights. "
+            "The model has BatchNorm layers, whose statistics must be measured again with quantized weights. "
             "Pass batches=, or repair=RepairOptions(batchnorm=False) to keep those of the float model."
         )
     if batches is None and rounded is not None and rounds_in_sequence(policy, options):
@@ -63,16 +67,80 @@ def quantize(
             "Rounding layer by layer needs calibration batches. Pass batches=, or "
             "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
         )
-    known: Sequence[Any] = batches if isinstance(batches, Sequence) else list(batches or ())
-    codes = final_codes(model, known, policy, options, rounded, forward_fn)
-    mending = Repair(model, known, policy.by_layer(), options, forward_fn)
-    with packed_unless_it_fails(model, policy, codes):
-        mending.apply()
+    given = Calibration.of(model, () if batches is None else batches, forward_fn=forward_fn)
+    Quantizer(given.first(None), list(policy.by_layer()), options, rounded).pack(policy)
     return model
 
 
+class Quantizer:
+    """Packs a float model's layers by one policy or another, for a while or for good, and repairs it.
+
+    What repair has to meet is measured on the float model when this object is made; codes are rounded when they are
+    first asked for, and kept.
+
+    Attributes:
+        calibration: The float model, and its batches.
+        rounded: The rounded weights that were profiled; None if all are rounded to nearest.
+        options: What is repaired once weights are quantized.
+        repair: Brings the packed model in line with the float one.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        layers: Iterable[str],
+        options: RepairOptions,
+        rounded: RoundedWeights | None = None,
+    ) -> None:
+        """Measure the float model as far as repair asks for it.
+
+        Args:
+            calibration: The float model, left as it was, and its batches.
+            layers: Layers that may be quantized: their biases are corrected.
+            options: What is repaired.
+            rounded: The candidates' codes, if they are known.
+        """
+        self.calibration, self.options, self.rounded = calibration, options, rounded
+        self.repair = Repair(calibration, layers, options)
+        self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.calibration.model
+
+    def order(self, policy: BitPolicy) -> RoundingOrder:
+        """Return how the codes to pack are rounded."""
+        return "sequential" if rounds_in_sequence(policy, self.options) else "independent"
+
+    def codes(self, policy: BitPolicy, order: RoundingOrder | None = None) -> Mapping[str, QuantizedRows]:
+        """Return codes by layer, by default those to pack; none where a weight is rounded by itself."""
+        order = order or self.order(policy)
+        if (policy, order) not in self._codes:
+            options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
+            self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded)
+        return self._codes[policy, order]
+
+    @contextmanager
+    def packed(self, policy: BitPolicy, order: RoundingOrder | None = None, *, keep: bool = False) -> Iterator[None]:
+        """Pack the layers of a policy for the time of a ``with`` block, not yet repaired.
+
+        Args:
+            policy: The policy.
+            order: As in `codes`.
+            keep: Whether they stay packed if the block ends without an error.
+        """
+        with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, self.codes(policy, order)):
+            yield
+
+    def pack(self, policy: BitPolicy) -> None:
+        """Pack the layers of a policy for good and repair the model; on an error it is left as it was."""
+        with self.packed(policy, keep=True):
+            self.repair.apply()
+
+
 def apply_policy(
-    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
+    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
 ) -> Callable[[], None]:
     """Pack the layers of a policy; return the function that brings them, biases and BatchNorm statistics back."""
     layers = batchnorm_layers(model)
@@ -80,7 +148,7 @@ def apply_policy(
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = [modules[name] for name in policy.by_layer() if name in modules]
     biases = {bias: bias.detach().clone() for owner in owners if (bias := owner._parameters.get("bias")) is not None}
-    floats = pack_model(model, policy, rounded)
+    floats = pack_model(model, policy, codes)
 
     def undo() -> None:
         restore_layers(model, floats)
@@ -94,24 +162,24 @@ def apply_policy(
 
 @contextmanager
 def temporarily_packed(
-    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
-) -> Iterator[nn.Module]:
-    """Pack the layers of a policy for the time of a ``with`` block; afterwards the float model is back."""
-    undo = apply_policy(model, policy, rounded)
+    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+) -> Iterator[None]:
+    """Pack the layers of a policy for the time of a ``with`` block; afterwards the float model is there again."""
+    undo = apply_policy(model, policy, codes)
     try:
-        yield model
+        yield
     finally:
         undo()
 
 
 @contextmanager
 def packed_unless_it_fails(
-    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
-) -> Iterator[nn.Module]:
+    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+) -> Iterator[None]:
     """Pack the layers of a policy for good; an error in the ``with`` block brings the float model back."""
-    undo = apply_policy(model, policy, rounded)
+    undo = apply_policy(model, policy, codes)
     try:
-        yield model
+        yield
     except BaseException:
         undo()
         raise

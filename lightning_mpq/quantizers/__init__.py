@@ -1,8 +1,8 @@
 """How one weight tensor is rounded to codes, scales and zero points."""
 
-from .grid import QuantizedRows
 from .input_moments import InputMoment
 from .nearest import quantize_rows
+from .quantized_rows import QuantizedRows
 from .second_order import RoundedRows, round_rows
 
 __all__ = ["InputMoment", "QuantizedRows", "RoundedRows", "quantize_rows", "round_rows"]

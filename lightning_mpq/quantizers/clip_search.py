@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..policy import WeightScheme
-from .grid import encode, grid_offset, spread
+from ..schemes import WeightScheme
 from .nearest import MSE_RATIOS, fit_scale, sum_per_scale, weight_ranges
+from .quantized_rows import placed
 
 LEAST_RATIO = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.65, 6: 0.75, 7: 0.85, 8: 0.9}
 """Bits to the smallest part of the absmax worth trying: the more levels, the less a finer step gains."""
@@ -40,12 +40,6 @@ class Scales(NamedTuple):
         """Return these trials, then the others."""
         both = None if self.zero_point is None or other.zero_point is None else (self.zero_point, other.zero_point)
         return Scales(torch.cat([self.scale, other.scale]), None if both is None else torch.cat(both))
-
-    def offset(self, scheme: WeightScheme, dtype: torch.dtype) -> Tensor:
-        """Return the codes that stand for zero, shaped like the scales."""
-        if self.zero_point is None:
-            return torch.full_like(self.scale, grid_offset(scheme), dtype=dtype)
-        return self.zero_point.to(dtype)
 
 
 def trial_ratios(scheme: WeightScheme) -> tuple[float, ...]:
@@ -100,9 +94,8 @@ def rank_scales(rows: Tensor, weights: Tensor, scheme: WeightScheme, keep: int) 
     for number in range(count):
         scale = trials.scale[number]
         zero_point = None if trials.zero_point is None else trials.zero_point[number]
-        offset = grid_offset(scheme) if zero_point is None else spread(zero_point.to(rows.dtype), scheme, columns)
-        codes = encode(rows, scale, zero_point, scheme).to(rows.dtype)
-        errors = spread(scale.to(rows.dtype), scheme, columns) * (codes - offset) - rows
+        levels = placed(scale, zero_point, scheme, columns, rows.dtype)
+        errors = levels.values(levels.nearest(rows)) - rows
         sums.append(sum_per_scale(costs * errors.square(), scheme))
     order = torch.stack(sums).argsort(dim=0, stable=True)
     return trials.take(order[:keep])

@@ -8,11 +8,13 @@ change of a layer's output, greedily; M is the moment of its inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
+from ..grids.levels import Levels
 
 _BLOCK = 32
 """Columns after which the pending updates of all later columns are made as one matrix product."""
@@ -81,16 +83,14 @@ class ErrorFeedback:
         costs = torch.empty_like(self.upper[:, 0])
         return costs.scatter_(1, self.order, self.upper.diagonal(dim1=1, dim2=2).square().reciprocal())
 
-    def round(self, rows: Tensor, scale: Tensor, offset: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    def round(self, rows: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
         """Round rows to codes, all rows and convolution groups side by side.
 
         Rows do not see each other, so that those of several schemes can be rounded in one call.
 
         Args:
             rows: [G, N, C], the weights.
-            scale: [G, N, 1], or [G, N, C] where a row has several. They are fixed beforehand.
-            offset: Shaped like ``scale``: the code that stands for zero.
-            top: [G, N], the largest code.
+            levels: At scales [G, N, 1], or [G, N, C] where a row has several. They are fixed beforehand.
 
         Returns:
             The codes, uint8 [G, N, C], and e (M / unit + d I) e^T of each row's error e, [G, N], where the unit is
@@ -98,22 +98,23 @@ class ErrorFeedback:
         """
         columns = self.order[:, None, :].expand_as(rows)
         pending = rows.gather(2, columns).transpose(1, 2).contiguous()  # [G, C, N]: a column lies together
-        scales, offsets = (
-            values.transpose(1, 2) if values.shape[2] == 1 else values.gather(2, columns).transpose(1, 2).contiguous()
-            for values in (scale, offset)
-        )
+
+        def in_order(values: Tensor) -> Tensor:
+            return (values if values.shape[2] == 1 else values.gather(2, columns)).transpose(1, 2).contiguous()
+
+        ordered = levels.map(in_order)
         codes = torch.empty_like(pending, dtype=torch.uint8)
-        loss = torch.zeros_like(top)
+        loss = torch.zeros_like(pending[:, 0])
         count = rows.shape[2]
         for start in range(0, count, _BLOCK):
             stop = min(start + _BLOCK, count)
             errors = torch.empty_like(pending[:, start:stop])
             for j in range(start, stop):
-                step, zero = (values[:, j if values.shape[1] > 1 else 0] for values in (scales, offsets))
+                at_column = ordered.map(partial(_row, number=j))
                 column, weights = pending[:, j], self.upper[:, j]
-                code = nearest_codes(column, step, zero, top)
+                code = at_column.nearest(column)
                 codes[:, j] = code
-                error = (column - step * (code - zero)) / weights[:, j, None]
+                error = (column - at_column.values(code)) / weights[:, j, None]
                 loss += error.square()
                 errors[:, j - start] = error
                 if j + 1 < stop:
@@ -124,10 +125,9 @@ class ErrorFeedback:
         return codes.gather(1, inverse).transpose(1, 2), loss
 
 
-def nearest_codes(weights: Tensor, scale: Tensor, offset: Tensor, top: Tensor) -> Tensor:
-    """Return the nearest codes, in the weights' type; where the scale is zero, any code stands for zero."""
-    steps = weights / torch.where(scale == 0, torch.ones_like(scale), scale)
-    return (steps + offset).round_().clamp_(min=0).minimum(top)
+def _row(values: Tensor, number: int) -> Tensor:
+    """Return row ``number`` of [G, C, N], or the only one of [G, 1, N]."""
+    return values[:, number if values.shape[1] > 1 else 0]
 
 
 def output_error(errors: Tensor, moment: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import NonFiniteError
-from ..policy import WeightScheme
-from .grid import QuantizedRows, dequantize, encode
+from ..grids.registry import grid_named
+from ..schemes import WeightScheme
+from .quantized_rows import QuantizedRows, encode
 
 MSE_RATIOS = tuple(1 - 0.04 * step for step in range(18))  # 1.0 down to 0.32 of the absmax
 
@@ -82,23 +83,7 @@ def fit_scale(low: Tensor, high: Tensor, scheme: WeightScheme) -> tuple[Tensor, 
     Raises:
         ValueError: If a scale does not fit the scale type.
     """
-    absmax = torch.maximum(-low, high)
-    levels = 2**scheme.bits
-    if scheme.grid == "asymmetric":
-        exact = (high - low) / (levels - 1)
-    else:
-        exact = absmax / (levels / 2 - (0.5 if scheme.grid == "half" else 1))
-    scale = exact.to(getattr(torch, scheme.scale_dtype))
-    if not torch.isfinite(scale).all() or ((scale == 0) & (exact != 0)).any():
-        raise ValueError(
-            f"A scale of {float(exact.max()):.3g} (or the smallest, {float(exact.min()):.3g}) does not fit "
-            f"{scheme.scale_dtype}. Choose scale_dtype='bfloat16' or 'float32', or rescale the layer."
-        )
-    if scheme.grid != "asymmetric":
-        return scale, None
-    stored = scale.to(low.dtype)
-    steps = -low / torch.where(stored == 0, torch.ones_like(stored), stored)
-    return scale, steps.round().clamp(0, levels - 1).to(torch.uint8)
+    return grid_named(scheme.grid).fit(low, high, scheme.bits, scheme.scale_dtype)
 
 
 def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, scheme: WeightScheme) -> QuantizedRows:
@@ -107,7 +92,7 @@ def _least_squared_error(rows: Tensor, low: Tensor, high: Tensor, scheme: Weight
     best_error = torch.full_like(low, torch.inf)
     for ratio in MSE_RATIOS:
         trial = _round(rows, low, high, ratio, scheme)
-        squared = (dequantize(trial.codes, trial.scale, trial.zero_point, scheme, rows.dtype) - rows).square()
+        squared = (trial.dequantize(rows.dtype) - rows).square()
         error = sum_per_scale(squared, scheme)
         better = error < best_error
         best_error = torch.where(better, error, best_error)

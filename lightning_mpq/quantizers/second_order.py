@@ -8,16 +8,19 @@ error feedback can make up for what is clipped does not show in the errors of si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..policy import WeightScheme
+from ..grids.levels import Levels
+from ..grids.registry import grid_named
+from ..schemes import WeightScheme
 from .clip_search import Scales, rank_scales, trial_scales
-from .error_feedback import ErrorFeedback, nearest_codes, output_error
-from .grid import QuantizedRows, spread
+from .error_feedback import ErrorFeedback, output_error
 from .nearest import finite_rows
+from .quantized_rows import QuantizedRows, spread
 
 _CHUNK_ELEMENTS = 2**22
 """Weights that are rounded side by side (16 MiB of float32)."""
@@ -85,17 +88,18 @@ def round_rows(
         factor = ErrorFeedback.factorise(moment, damping, wide.dtype)
     moment = moment.to(wide.dtype)
     found: dict[int, RoundedRows] = {}
-    for feedback in (False, True):
-        for blocks in (False, True):
-            numbers = [
-                number
-                for number, scheme in enumerate(schemes)
-                if (scheme.rounding == "second_order") == feedback and isinstance(scheme.granularity, int) == blocks
-            ]
-            chosen = [schemes[number] for number in numbers]
-            best = _search(wide, moment, factor if feedback else None, chosen, row_weights) if numbers else []
-            found |= dict(zip(numbers, best, strict=True))
+    for kind in dict.fromkeys(map(_side_by_side_with, schemes)):
+        numbers = [number for number, scheme in enumerate(schemes) if _side_by_side_with(scheme) == kind]
+        chosen = [schemes[number] for number in numbers]
+        own_factor = factor if chosen[0].rounding == "second_order" else None
+        best = _search(wide, moment, own_factor, chosen, row_weights)
+        found |= dict(zip(numbers, best, strict=True))
     return [found[number] for number in range(len(schemes))]
+
+
+def _side_by_side_with(scheme: WeightScheme) -> tuple[bool, bool, str]:
+    """Return what schemes have in common if and only if their trials can be rounded side by side."""
+    return scheme.rounding == "second_order", isinstance(scheme.granularity, int), grid_named(scheme.grid).family
 
 
 def _with_inputs_everywhere(moment: Tensor) -> Tensor:
@@ -202,21 +206,20 @@ def _round_side_by_side(
             values = spread(values.flatten(0, 1), scheme, columns).unflatten(0, (-1, parts * height))
         return values.unflatten(1, (parts, height)).transpose(0, 1).flatten(1, 2)
 
-    pairs = list(zip(schemes, scales, strict=True))
-    counts = [len(trial.scale) * height for _, trial in pairs]
-    scale = torch.cat([side_by_side(trial.scale, scheme) for scheme, trial in pairs], dim=1)
-    offset = torch.cat([side_by_side(trial.offset(scheme, dtype), scheme) for scheme, trial in pairs], dim=1)
-    top = torch.cat([scale.new_full((parts, n), 2**s.bits - 1) for s, n in zip(schemes, counts, strict=True)], dim=1)
+    counts = [len(trial.scale) * height for trial in scales]
+    every = []
+    for scheme, trial in zip(schemes, scales, strict=True):
+        zero_point = None if trial.zero_point is None else side_by_side(trial.zero_point, scheme)
+        every.append(grid_named(scheme.grid).place(side_by_side(trial.scale, scheme), zero_point, scheme.bits))
+    levels = type(every[0]).join(every, dim=1)
     source = torch.arange(sum(counts), device=weights.device) % height  # each trial repeats all rows
     codes = torch.empty(parts, sum(counts), columns, dtype=torch.uint8, device=weights.device)
     error = torch.empty(parts, sum(counts), dtype=dtype, device=weights.device)
     step = max(1, _CHUNK_ELEMENTS // (parts * columns))
     for start in range(0, sum(counts), step):
         part = slice(start, start + step)
-        chunk = weights[:, source[part]]
-        codes[:, part], error[:, part] = _round_chunk(
-            chunk, moment, factor, scale[:, part], offset[:, part], top[:, part]
-        )
+        chunk, of_part = weights[:, source[part]], levels.map(itemgetter((slice(None), part)))
+        codes[:, part], error[:, part] = _round_chunk(chunk, moment, factor, of_part)
     results = []
     for one_codes, one_error in zip(codes.split(counts, dim=1), error.split(counts, dim=1), strict=True):
         by_trial = one_codes.unflatten(1, (-1, height)).transpose(0, 1).flatten(1, 2)
@@ -225,15 +228,15 @@ def _round_side_by_side(
 
 
 def _round_chunk(
-    weights: Tensor, moment: Tensor, factor: ErrorFeedback | None, scale: Tensor, offset: Tensor, top: Tensor
+    weights: Tensor, moment: Tensor, factor: ErrorFeedback | None, levels: Levels
 ) -> tuple[Tensor, Tensor]:
     """Round [G, N, C] weights; return codes and output errors, row by row those of the better way of rounding."""
-    nearest = nearest_codes(weights, scale, offset, top[..., None])
-    error = output_error(scale * (nearest - offset) - weights, moment)
+    nearest = levels.nearest(weights)
+    error = output_error(levels.values(nearest) - weights, moment)
     if factor is None:
         return nearest.to(torch.uint8), error
-    codes, _ = factor.round(weights, scale, offset, top)
-    feedback_error = output_error(scale * (codes.to(weights.dtype) - offset) - weights, moment)
+    codes, _ = factor.round(weights, levels)
+    feedback_error = output_error(levels.values(codes.to(weights.dtype)) - weights, moment)
     better = feedback_error < error
     return torch.where(better[..., None], codes, nearest.to(torch.uint8)), torch.where(better, feedback_error, error)
 

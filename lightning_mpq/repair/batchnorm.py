@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..network.batchnorm import batch_statistics, batchnorm_layers
-from ..network.forward import forward_batch
-from ..tools.distributed import (
-    active,
-    errors_shared,
-    gather,
-    refuse_empty_ranks,
-    sum_over_ranks,
-)
+from ..network.calibration import Calibration
+from ..network.forward import ForwardFn
+from ..tools.distributed import active, sum_over_ranks
 
 
 class BatchNormStatistics(NamedTuple):
@@ -35,13 +30,14 @@ class BatchNormStatistics(NamedTuple):
 
 def reestimate_batchnorm(
     model: nn.Module,
-    batches: Iterable[Any],
-    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    batches: Iterable[Any] | Calibration,
     before: Mapping[str, BatchNormStatistics] | None = None,
+    *,
+    forward_fn: ForwardFn | None = None,
 ) -> int:
     """Replace running mean and variance of every BatchNorm layer by what fits the quantized weights.
 
-    Rounding shifts and stretches what a layer puts out; the statistics of the float network then no longer
+    Rounding shifts and stretches the outputs of a layer; the statistics of the float network then no longer
     normalise it. Each batch counts the same, as in ``torch.optim.swa_utils.update_bn``; unlike there, all
     other layers stay in evaluation mode, so that dropout does not blur the statistics.
 
@@ -55,8 +51,8 @@ def reestimate_batchnorm(
     Args:
         model: Module in any mode; modes are restored.
         batches: Calibration batches.
-        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         before: What `measure_batchnorm` returned for the float model on the same batches.
+        forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
 
     Returns:
         How many layers were re-estimated; 0 if the model has none.
@@ -75,13 +71,7 @@ def reestimate_batchnorm(
     with _statistics_kept_on_error(layers), batch_statistics(model, averaged=True), torch.no_grad():
         for layer in layers.values():
             layer.reset_running_stats()
-        count = 0
-        with errors_shared():
-            for count, batch in enumerate(batches, start=1):  # noqa: B007 - counted after the loop
-                forward_batch(model, batch, forward_fn, number=count)
-        refuse_empty_ranks(gather(count))
-        if count == 0:
-            raise ValueError("BatchNorm statistics need at least one calibration batch, got none.")
+        Calibration.of(model, batches, forward_fn=forward_fn).run("re-estimation of BatchNorm statistics")
         _average_over_ranks(layers.values())
         if before is not None:
             for name, layer in layers.items():
@@ -90,7 +80,7 @@ def reestimate_batchnorm(
 
 
 def measure_batchnorm(
-    model: nn.Module, batches: Iterable[Any], forward_fn: Callable[[nn.Module, Any], Any] | None = None
+    model: nn.Module, batches: Iterable[Any] | Calibration, *, forward_fn: ForwardFn | None = None
 ) -> dict[str, BatchNormStatistics]:
     """Return the statistics that `reestimate_batchnorm` would set, by layer; the model is left as it was.
 
@@ -105,7 +95,7 @@ def measure_batchnorm(
     layers = batchnorm_layers(model)
     saved = save_statistics(layers)
     try:
-        reestimate_batchnorm(model, batches, forward_fn)
+        reestimate_batchnorm(model, batches, forward_fn=forward_fn)
         return {name: _statistics(layer) for name, layer in layers.items()}
     finally:
         restore_statistics(layers, saved)

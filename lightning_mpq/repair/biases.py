@@ -15,18 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.forward import ForwardFn, forward_batch
+from ..network.calibration import Calibration
+from ..network.forward import ForwardFn
+from ..network.hooks import hooked
 from ..network.isolation import isolated
-from ..network.lockstep import PausedPasses
-from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
-from .output_means import (
-    MeanOutput,
-    OutputMeans,
-    channels_last,
-    hooked,
-    of_layer,
-    sites_of_calls,
-)
+from ..network.layerwise import LayerwiseForward
+from ..network.lockstep import LockstepForward
+from ..tools.distributed import errors_shared
+from .output_means import MeanOutput, OutputMeans, channels_last, of_layer, sites_of_calls
 
 
 @dataclass(frozen=True)
@@ -45,20 +41,26 @@ class BiasCorrection:
 
 
 def correct_biases(
-    model: nn.Module, batches: Sequence[Any], target: OutputMeans, forward_fn: ForwardFn | None = None
+    model: nn.Module,
+    batches: Sequence[Any] | Calibration,
+    target: OutputMeans,
+    *,
+    lockstep: bool = True,
+    forward_fn: ForwardFn | None = None,
 ) -> BiasCorrection:
     """Shift biases so that each layer's mean output is the float model's, layer by layer in the order of calls.
 
-    A layer is measured behind all earlier layers as they are by then, quantized and corrected, so that what is
+    A layer is measured with all earlier layers as they are by then, quantized and corrected, so that what is
     corrected is the mean of the error as it arrives, not only the layer's own. The passes of all batches wait at each
-    layer for its bias, so that one pass does for all layers (see `PausedPasses` for the memory); each irregular layer
-    takes one more. Biases stay the same Parameters; a layer in front of BatchNorm statistics that are re-estimated
-    later neither gains nor loses.
+    layer for its bias, so that one pass does for all layers (see `LockstepForward` for the memory); each irregular
+    layer takes one more. Biases stay the same Parameters; a layer in front of BatchNorm statistics that are
+    re-estimated later neither gains nor loses.
 
     Args:
         model: The quantized model; its biases are changed in place.
         batches: The batches that ``target`` was measured on.
         target: What `output_means` returned for the float model.
+        lockstep: Whether the passes of all batches are held at each layer; otherwise each takes passes of its own.
         forward_fn: ``(model, batch) -> outputs``.
 
     Returns:
@@ -69,7 +71,7 @@ def correct_biases(
             the float one. Biases are then, and after any error, as they were.
 
     Example:
-        >>> from lightning_mpq import output_means
+        >>> from lightning_mpq.repair.output_means import output_means
         >>> net, data = nn.Sequential(nn.Linear(3, 2)), torch.randn(100, 3) + 1
         >>> means = output_means(net, [data])
         >>> with torch.no_grad():
@@ -82,9 +84,7 @@ def correct_biases(
     modules = dict(model.named_modules(remove_duplicate=False))
     if missing := [name for name in target.means if getattr(modules.get(name), "bias", None) is None]:
         raise ValueError(f"Layer {missing[0]!r} had a bias in the float model, but there is none in this model.")
-    refuse_empty_ranks(gather(len(batches)))
-    if not len(batches):
-        raise ValueError("Bias correction needs at least one calibration batch, got none.")
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn).listed("bias correction")
     biases: dict[str, Tensor] = {name: modules[name].bias for name in target.means}
     before = {name: bias.detach().clone() for name, bias in biases.items()}
 
@@ -97,8 +97,10 @@ def correct_biases(
         with isolated(model), torch.no_grad():
             for irregular, names in groupby(target.means, target.irregular.__contains__):
                 layers = {name: modules[name] for name in names}
-                correct = _correct_one_by_one if irregular else _correct_on_the_way
-                correct(model, batches, layers, target.means, forward_fn)
+                if irregular:
+                    _correct_one_by_one(calibration, layers, target.means)
+                else:
+                    _correct_on_the_way(calibration, layers, target.means, lockstep)
     except BaseException:
         undo()
         raise
@@ -107,14 +109,11 @@ def correct_biases(
 
 
 def _correct_on_the_way(
-    model: nn.Module,
-    batches: Sequence[Any],
-    layers: Mapping[str, nn.Module],
-    means: Mapping[str, Tensor],
-    forward_fn: ForwardFn | None,
+    calibration: Calibration, layers: Mapping[str, nn.Module], means: Mapping[str, Tensor], lockstep: bool
 ) -> None:
-    """Correct layers in the order of their calls, in one pass that ends behind the last of them."""
-    with PausedPasses(model, batches, sites_of_calls(model, layers), "after", forward_fn) as passes:
+    """Correct layers in the order of their calls, in one pass that ends after the last of them."""
+    kind: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
+    with kind(calibration, sites_of_calls(calibration.model, layers), "after") as passes:
         for name, layer in layers.items():
             found, outputs = MeanOutput(), []
             with errors_shared():
@@ -126,21 +125,13 @@ def _correct_on_the_way(
                 channels_last(layer, output).add_(shift)
 
 
-def _correct_one_by_one(
-    model: nn.Module,
-    batches: Sequence[Any],
-    layers: Mapping[str, nn.Module],
-    means: Mapping[str, Tensor],
-    forward_fn: ForwardFn | None,
-) -> None:
+def _correct_one_by_one(calibration: Calibration, layers: Mapping[str, nn.Module], means: Mapping[str, Tensor]) -> None:
     """Correct each layer by a pass of its own, over all its calls."""
-    sites = sites_of_calls(model, layers)
+    sites = sites_of_calls(calibration.model, layers)
     for name, layer in layers.items():
         found = MeanOutput()
-        hook = partial(_add_output, found, layer)
-        with errors_shared(), hooked({sites[name]: hook}):
-            for number, batch in enumerate(batches, start=1):
-                forward_batch(model, batch, forward_fn, number=number)
+        with hooked(after=[(sites[name], partial(_add_output, found, layer))]):
+            calibration.run("bias correction")
         _shift_bias(layer, means[name] - found.mean(layer))
 
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..network.forward import ForwardFn, forward_batch
+from ..network.calibration import Calibration
+from ..network.forward import ForwardFn
+from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layer_kinds import ParameterView, kind_of
 from ..network.named_weights import named_layers
-from ..tools.distributed import errors_shared, gather, refuse_empty_ranks, sum_over_ranks
+from ..tools.distributed import gather, sum_over_ranks
 
 
 @dataclass(frozen=True)
 class OutputMeans:
-    """What layers put out on average.
+    """The mean outputs of layers.
 
     Attributes:
         means: Layer name to its mean output over samples and positions, [channels] in float64, in the order in
@@ -35,7 +37,11 @@ class OutputMeans:
 
 
 def output_means(
-    model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None, forward_fn: ForwardFn | None = None
+    model: nn.Module,
+    batches: Iterable[Any] | Calibration,
+    layers: Iterable[str] | None = None,
+    *,
+    forward_fn: ForwardFn | None = None,
 ) -> OutputMeans:
     """Measure the mean outputs of layers with a bias in one pass; on the float model, before it is quantized.
 
@@ -63,26 +69,21 @@ def output_means(
     sums: dict[str, MeanOutput] = {name: MeanOutput() for name in names if name not in skipped}
     calls: list[str] = []
     ways: dict[tuple[str, ...], None] = {}
-    count = 0
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn)
 
-    def hook(name: str) -> Callable[..., None]:
-        def add(module: nn.Module, args: object, output: Any) -> None:
-            calls.append(name)
-            sums[name].add(modules[name], of_layer(output))
+    def add(name: str, module: nn.Module, args: object, output: Any) -> None:
+        calls.append(name)
+        sums[name].add(modules[name], of_layer(output))
 
-        return add
+    def forward(number: int, batch: Any) -> None:
+        calls.clear()
+        calibration.forward(batch, number)
+        ways.setdefault(tuple(calls))
 
     sites = sites_of_calls(model, {name: modules[name] for name in sums})
-    with errors_shared(), hooked({sites[name]: hook(name) for name in sums}), isolated(model), torch.no_grad():
-        for count, batch in enumerate(batches, start=1):
-            calls.clear()
-            forward_batch(model, batch, forward_fn, number=count)
-            ways.setdefault(tuple(calls))
-    parts = gather((count, list(ways)))
-    refuse_empty_ranks([batches_of_rank for batches_of_rank, _ in parts])
-    if not count:
-        raise ValueError("Mean outputs need at least one calibration batch, got none.")
-    every_way = [way for _, ways_of_rank in parts for way in ways_of_rank]
+    with hooked(after=[(sites[name], partial(add, name)) for name in sums]), isolated(model), torch.no_grad():
+        calibration.each(forward, "measuring mean outputs")
+    every_way = [way for ways_of_rank in gather(list(ways)) for way in ways_of_rank]
     called = dict.fromkeys(name for way in every_way for name in way)
     skipped |= {name: "it is never called" for name in sums if name not in called}
     return OutputMeans({name: sums[name].mean(modules[name]) for name in called}, _irregular(every_way), skipped)
@@ -123,7 +124,7 @@ def channels_last(layer: nn.Module, output: Tensor) -> Tensor:
 def sites_of_calls(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the modules at whose calls the outputs of layers are seen.
 
-    `nn.MultiheadAttention` never calls its output projection, but returns what that puts out.
+    `nn.MultiheadAttention` never calls its output projection, but returns its output.
     """
     attention = {id(m.out_proj): m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     return {name: attention.get(id(layer), layer) for name, layer in layers.items()}
@@ -149,19 +150,6 @@ def _irregular(ways: Sequence[tuple[str, ...]]) -> frozenset[str]:
     once = {name for name in names if all(way.count(name) == 1 for way in ways)}
     orders = {tuple(name for name in way if name in once) for way in ways}
     return frozenset(names - once if len(orders) == 1 else names)
-
-
-@contextmanager
-def hooked(hooks: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
-    """Register forward hooks for the time of a block."""
-    handles = []
-    try:
-        for module, hook in hooks.items():
-            handles.append(module.register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_affine(module: nn.Module) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 from torch import nn
 
 from ..network.batchnorm import batchnorm_layers
-from ..network.forward import ForwardFn
+from ..network.calibration import Calibration
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
@@ -17,72 +16,67 @@ from ..rounding.independent import round_policy
 from ..rounding.rounded_weights import RoundedWeights
 from ..rounding.sequential import round_sequentially
 from ..tools.progress import Progress
-from .batchnorm import measure_batchnorm, reestimate_batchnorm
+from .batchnorm import BatchNormStatistics, measure_batchnorm, reestimate_batchnorm
 from .biases import correct_biases
-from .output_means import output_means
+from .output_means import OutputMeans, output_means
+
+Step = Literal["biases", "batchnorm"]
 
 
 class Repair:
     """Brings biases and BatchNorm statistics of a quantized model in line with the float one.
 
     Made while the model is a float one: what is to be met is measured then. Biases come first, for statistics follow
-    a shifted bias, while a bias shifted behind them would put them out.
+    a shifted bias, while a bias shifted after them would make them wrong.
 
     Attributes:
         statistics: BatchNorm statistics of the float model on the batches; None if they are not measured again.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Any],
-        layers: Iterable[str],
-        options: RepairOptions,
-        forward_fn: ForwardFn | None = None,
-    ) -> None:
+    def __init__(self, calibration: Calibration, layers: Iterable[str], options: RepairOptions) -> None:
         """Measure the float model as far as the options ask for it.
 
         Args:
-            model: The float model, left as it was.
-            batches: Calibration batches; not touched if nothing is to be repaired.
+            calibration: The float model, left as it was, and its batches, not touched if nothing is to be repaired.
             layers: Layers that may be quantized: their biases are corrected.
             options: What is repaired.
-            forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
 
         Raises:
             ValueError: If something is to be repaired and there is no batch.
         """
-        self._model, self._batches, self._forward_fn = model, batches, forward_fn
-        self._means, self.statistics = None, None
-        if corrects_biases(model, options) and len(batches):
-            self._means = output_means(model, batches, layers, forward_fn)
+        self._calibration = calibration
+        self._means: OutputMeans | None = None
+        self.statistics: Mapping[str, BatchNormStatistics] | None = None
+        model = calibration.model
+        if corrects_biases(model, options) and next(calibration.filled(), None) is not None:
+            self._means = output_means(model, calibration, layers)
         if reestimates(model, options):
-            self.statistics = measure_batchnorm(model, batches, forward_fn)
+            self.statistics = measure_batchnorm(model, calibration)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[Step, ...]:
         """What is repaired, in order."""
         biases = self._means is not None and bool(self._means.means)
-        return ("biases",) * biases + ("BatchNorm statistics",) * (self.statistics is not None)
+        both: tuple[tuple[Step, bool], ...] = (("biases", biases), ("batchnorm", self.statistics is not None))
+        return tuple(step for step, done in both if done)
 
-    def of(self, twin: nn.Module) -> Repair:
-        """Return the same for a copy of the model; nothing is measured again."""
-        found = copy.copy(self)
-        found._model = twin
-        return found
+    def steps(self, twin: nn.Module | None = None) -> Iterator[Step]:
+        """Repair the model step by step, and yield the name of each step once it is done.
 
-    def steps(self) -> Iterator[str]:
-        """Repair the model step by step, and yield the name of each step once it is done."""
+        Args:
+            twin: A copy of the model to be repaired instead.
+        """
+        calibration = self._calibration if twin is None else self._calibration.on(twin)
         if self._means is not None and self._means.means:
-            correct_biases(self._model, self._batches, self._means, self._forward_fn)
+            correct_biases(calibration.model, calibration, self._means)
             yield "biases"
         if self.statistics is not None:
-            reestimate_batchnorm(self._model, self._batches, self._forward_fn, self.statistics)
-            yield "BatchNorm statistics"
+            reestimate_batchnorm(calibration.model, calibration, self.statistics)
+            yield "batchnorm"
 
-    def apply(self) -> tuple[str, ...]:
-        """Repair the model; return what was done."""
-        return tuple(self.steps())
+    def apply(self, twin: nn.Module | None = None) -> tuple[Step, ...]:
+        """Repair the model, or a copy of it; return what was done."""
+        return (*self.steps(twin),)
 
 
 def reestimates(model: nn.Module, options: RepairOptions) -> bool:
@@ -97,27 +91,23 @@ def corrects_biases(model: nn.Module, options: RepairOptions) -> bool:
 
 def rounds_in_sequence(policy: BitPolicy, options: RepairOptions) -> bool:
     """Tell whether codes of this policy depend on the rounding of earlier layers."""
-    return options.sequential and any(scheme.rounding == "second_order" for scheme in policy.values())
+    return options.sequential and any(scheme.rounding == "second_order" for scheme in policy.weights().values())
 
 
 def final_codes(
-    model: nn.Module,
-    batches: Sequence[Any],
+    calibration: Calibration,
     policy: BitPolicy,
     options: RepairOptions,
     rounded: RoundedWeights | None = None,
-    forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QuantizedRows]:
     """Return the codes to pack, by layer; none where a weight is rounded by itself.
 
     Args:
-        model: The float model, left as it was.
-        batches: Calibration batches.
+        calibration: The float model, left as it was, and its batches.
         policy: The policy.
         options: Whether to round in sequence, and whether for BatchNorm statistics that are measured again.
         rounded: The candidates' codes, if they are known.
-        forward_fn: ``(model, batch) -> outputs``.
         progress: Called with the fraction done and a message.
 
     Raises:
@@ -126,14 +116,13 @@ def final_codes(
     known = None if rounded is None else rounded.of_policy(policy)
     if rounds_in_sequence(policy, options):
         return round_sequentially(
-            model,
-            batches,
+            calibration.model,
+            calibration,
             policy,
             rounded=known,
-            reestimated=reestimates(model, options),
-            forward_fn=forward_fn,
+            reestimated=reestimates(calibration.model, options),
             progress=progress,
         )
-    if known is None and any(scheme.needs_inputs for scheme in policy.values()):
-        return round_policy(model, batches, policy, forward_fn=forward_fn)
+    if known is None and any(scheme.needs_inputs for scheme in policy.weights().values()):
+        return round_policy(calibration, policy)
     return known or {}

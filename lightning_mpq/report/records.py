@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..tools.files import write_text_atomically
+from .old_words import in_present_words
 
 REPORT_FORMAT = "lightning_mpq.report"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of the verdict.
+    """One model of the comparison.
 
     Attributes:
-        name: "float", "uniform 3 bits", "additive plan" or "chosen plan".
+        name: "float", "uniform 3 bits", "additive", "chosen" or "fine-tuned".
         average_bits: Bits stored per quantized weight, scales and zero points included.
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
@@ -39,7 +40,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group of the chosen plan.
+    """One group of the chosen policy.
 
     Attributes:
         group: Name of the group.
@@ -48,7 +49,7 @@ class GroupRow:
         scheme: Short name of its scheme.
         weights: Number of weights.
         stored_bytes: Bytes of its codes, scales and zero points.
-        predicted_share: Its part of the plan's predicted loss: its own terms and half of each pair's.
+        predicted_share: Its part of the policy's predicted loss: its own terms and half of each pair's.
         predicted_alone: Loss predicted if it alone were quantized.
         measured_alone: Loss measured on the first calibration batches when it alone is quantized.
     """
@@ -66,12 +67,11 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class RepairRow:
-    """The chosen plan after a step of repair.
+    """The chosen policy after a step of repair.
 
     Attributes:
-        rounding: "by float inputs" (or by the weight alone, if the schemes say so), as it was profiled, or "in
-            sequence".
-        repaired: What was repaired by then, in order.
+        rounding: "independent", as it was profiled, or "sequential".
+        repaired: What was repaired by then, in order: "biases", "batchnorm".
         measured_loss: Change of the loss on the calibration batches.
     """
 
@@ -82,19 +82,19 @@ class RepairRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A plan that was measured before one was chosen.
+    """A policy that was measured before one was chosen.
 
     Attributes:
-        round: 0 for plans of the Taylor model around the float weights, 1 for the first one around quantized ones, ...
-        plan: Where the plan comes from.
+        round: 0 for policies of the Taylor model around the float weights, 1 for the first one around quantized ones.
+        policy: Where the policy comes from: "solved", "additive", "unshrunk", "alternative 1", "expanded again".
         bits: Group to bits.
         predicted_loss: Change of the loss from the float model that was predicted.
         measured_loss: The same as measured on the calibration batches, with the codes that were profiled, repaired.
-        kept: Whether this plan was chosen.
+        kept: Whether this policy was chosen.
     """
 
     round: int
-    plan: str
+    policy: str
     bits: Mapping[str, int]
     predicted_loss: float
     measured_loss: float
@@ -106,27 +106,25 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
-class ReallocationRow:
-    """A plan that was solved again while a model was fine-tuned.
+class PairsRow:
+    """What the terms between groups contribute to the predicted loss of the chosen policy.
 
     Attributes:
-        epoch: Epoch before which.
-        moved: Group to bits before and after; empty if the plan is the same.
-        loss_before: Task loss on the calibration batches, in evaluation mode.
-        loss_after: The same behind the move, repaired.
-        kept: Whether it was moved; a plan that does worse is taken back.
+        measured: Their sum as the profile measured it; negative if errors cancel each other.
+        standard_error: Its standard error; None if unknown.
+        used: Their sum in the model that was solved, after shrinkage.
+        total: The whole predicted loss.
     """
 
-    epoch: int
-    moved: Mapping[str, tuple[int, int]]
-    loss_before: float
-    loss_after: float
-    kept: bool
+    measured: float
+    standard_error: float | None
+    used: float
+    total: float
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ReallocationRow:
-        """Build a row from what became of ``asdict``, also after a detour through JSON."""
-        return cls(**{**values, "moved": {group: tuple(bits) for group, bits in values["moved"].items()}})
+    @property
+    def significant(self) -> bool | None:
+        """Whether the measured sum is more than two standard errors from zero; None if nobody knows."""
+        return None if self.standard_error is None else abs(self.measured) > 2 * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -148,15 +146,15 @@ class Report:
 
     Attributes:
         loss: What the loss columns mean: "divergence" (KL from the float model, nats per sample) or "task".
-        models: Float, uniform, additive plan and chosen plan.
-        groups: The groups of the chosen plan.
+        models: Float, uniform, additive and chosen model, and the fine-tuned one.
+        groups: The groups of the chosen policy.
         left_in_float: Layer to the reason why it was not quantized.
         solver: Status, predicted loss, lower bound, gap and costs of the allocation.
         seconds: Wall time of each stage.
         samples: Samples in the calibration batches.
-        repair: The chosen plan after each step of repair.
-        trials: The plans among which it was chosen.
-        reallocations: The plans that were solved again during fine-tuning.
+        repair: The chosen policy after each step of repair.
+        trials: The policies among which it was chosen.
+        pairs: What the terms between groups contribute; None where an older report did not say.
         finetuning: The task loss before and after it; None if there was none, or its loss could not be measured.
 
     Example::
@@ -176,7 +174,7 @@ class Report:
     samples: int
     repair: tuple[RepairRow, ...] = ()
     trials: tuple[TrialRow, ...] = ()
-    reallocations: tuple[ReallocationRow, ...] = ()
+    pairs: PairsRow | None = None
     finetuning: FinetuningRow | None = None
 
     def __getitem__(self, name: str) -> ModelRow:
@@ -197,19 +195,20 @@ class Report:
         Raises:
             ValueError: If the values are no report, or one of another version.
         """
-        if (values.get("format"), values.get("version")) != (REPORT_FORMAT, REPORT_VERSION):
+        if values.get("format") != REPORT_FORMAT or values.get("version") not in (1, REPORT_VERSION):
             raise ValueError(
-                f"Expected a report of format {REPORT_FORMAT!r}, version {REPORT_VERSION}, got "
+                f"Expected a report of format {REPORT_FORMAT!r}, version 1 or {REPORT_VERSION}, got "
                 f"{values.get('format')!r}, version {values.get('version')!r}."
             )
-        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        plain = in_present_words(values) if values["version"] == 1 else values
+        fields = {key: value for key, value in plain.items() if key not in ("format", "version")}
         groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])
         rows: dict[str, Any] = {"models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups}
         rows["repair"] = tuple(
             RepairRow(**{**row, "repaired": tuple(row["repaired"])}) for row in fields.get("repair", ())
         )
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
-        rows["reallocations"] = tuple(ReallocationRow.from_dict(row) for row in fields.get("reallocations", ()))
+        rows["pairs"] = None if (pairs := fields.get("pairs")) is None else PairsRow(**pairs)
         rows["finetuning"] = None if (row := fields.get("finetuning")) is None else FinetuningRow(**row)
         return cls(**{**fields, **rows})
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from .records import Report
+from .records import PairsRow, Report
 
 _LOG_WIDTH = 160
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the verdict, the groups of the plan, and what the proof and the stages cost.
+    """Print the comparison, the groups of the policy, and what the proof and the stages cost.
 
     Args:
         report: As in ``mixed.report``, or read from a file.
@@ -27,8 +27,6 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(trials_table(report))
     if len(report.repair) > 1:
         console.print(repair_table(report))
-    if report.reallocations:
-        console.print(reallocations_table(report))
     for layer, reason in report.left_in_float.items():
         console.print(f"left in float: {layer}: {reason}", markup=False, highlight=False)
     console.print(_summary(report), markup=False, highlight=False)
@@ -36,7 +34,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def models_table(report: Report) -> Table:
     """Return one row a model: bits, bytes, predicted and measured loss, and the module's own metrics."""
-    table = Table(title=f"The verdict (loss: {_meaning(report.loss)})")
+    table = Table(title=f"Comparison (loss: {_meaning(report.loss)})")
     names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
     table.add_column("model")
     for title in (
@@ -65,8 +63,8 @@ def models_table(report: Report) -> Table:
 
 
 def groups_table(report: Report) -> Table:
-    """Return one row a group of the chosen plan."""
-    table = Table(title="The chosen plan")
+    """Return one row a group of the chosen policy."""
+    table = Table(title="The chosen policy")
     table.add_column("group")
     for title in ("bits", "scheme", "weights", "bytes", "predicted share", "predicted alone", "measured alone"):
         table.add_column(title, justify="left" if title == "scheme" else "right")
@@ -85,7 +83,7 @@ def groups_table(report: Report) -> Table:
 
 
 def repair_table(report: Report) -> Table:
-    """Return one row a step of repair of the chosen plan."""
+    """Return one row a step of repair of the chosen policy."""
     table = Table(title="What repair gains")
     table.add_column("rounding")
     table.add_column("repaired")
@@ -96,31 +94,16 @@ def repair_table(report: Report) -> Table:
 
 
 def trials_table(report: Report) -> Table:
-    """Return one row a plan that was measured before one was chosen."""
-    table = Table(title="The plans that were measured")
+    """Return one row a policy that was measured before one was chosen."""
+    table = Table(title="The policies that were measured")
     table.add_column("round", justify="right")
-    table.add_column("plan")
+    table.add_column("policy")
     for title in ("predicted loss", "measured loss"):
         table.add_column(title, justify="right")
     table.add_column("kept")
     for row in report.trials:
         numbers = (_number(row.predicted_loss), _number(row.measured_loss))
-        table.add_row(str(row.round), row.plan, *numbers, "yes" if row.kept else "")
-    return table
-
-
-def reallocations_table(report: Report) -> Table:
-    """Return one row a time that bits were decided again during fine-tuning: what moved, and whether it paid."""
-    table = Table(title="Bits decided again during fine-tuning (task loss on the calibration batches)")
-    table.add_column("epoch", justify="right")
-    table.add_column("group: bits")
-    for title in ("loss before", "loss after"):
-        table.add_column(title, justify="right")
-    table.add_column("verdict")
-    for row in report.reallocations:
-        moved = ", ".join(f"{group}: {before} -> {after}" for group, (before, after) in row.moved.items())
-        verdict = "the same plan" if not row.moved else "paid, kept" if row.kept else "did not pay, taken back"
-        table.add_row(str(row.epoch), moved, _number(row.loss_before), _number(row.loss_after), verdict)
+        table.add_row(str(row.round), row.policy, *numbers, "yes" if row.kept else "")
     return table
 
 
@@ -132,10 +115,23 @@ def _summary(report: Report) -> str:
         f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %",
         f"Stages on {report.samples} samples: {stages}",
     ]
+    if report.pairs is not None:
+        lines.append(_pairs(report.pairs))
     if (tuned := report.finetuning) is not None:
         before, after = _number(tuned.loss_before), _number(tuned.loss_after)
         lines.append(f"Fine-tuning: task loss on the calibration batches {before} -> {after}")
     return "\n".join(lines)
+
+
+def _pairs(pairs: PairsRow) -> str:
+    """Say whether terms between groups count in this job, or the additive policy does as well."""
+    error = "" if pairs.standard_error is None else f" +- {_number(pairs.standard_error)}"
+    said = f"Between groups: {pairs.measured:+.3g}{error} of a predicted loss of {_number(pairs.total)}"
+    if pairs.significant is None:
+        return f"{said} (no standard error is known)"
+    if pairs.significant:
+        return f"{said}: pairs count here"
+    return f"{said}: zero within its error, so that an additive policy does as well"
 
 
 def _meaning(loss: str) -> str:

@@ -1,57 +1,35 @@
-"""The verb `round_candidates`: calibration batches in, the best rounding of every layer to every scheme out."""
+"""The verb `round_candidates`: every layer rounded by the float model's inputs, whatever becomes of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..groups.candidates import Candidate
-from ..groups.groups import LayerGroup
+from ..groups.candidates import Candidate, make_candidates
+from ..groups.groups import LayerGroup, find_groups
+from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.layer_kinds import row_parts, weight_rows
 from ..network.named_weights import named_layers
-from ..policy import GRIDS, BitPolicy, Grid, WeightScheme
+from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows, RoundedRows, round_rows
+from ..schemes import WeightScheme
 from ..tools.distributed import on_rank_zero
-from ..tools.progress import Progress
+from ..tools.progress import Progress, silent
 from .input_moments import input_moments
 from .rounded_weights import RoundedWeights
 
 
-def second_order_schemes(
-    bits: Iterable[int] = range(2, 9),
-    granularity: Iterable[str | int] = ("channel",),
-    grids: Iterable[Grid] = GRIDS,
-) -> tuple[WeightScheme, ...]:
-    """Return schemes whose codes and ranges are found on calibration data, for `make_candidates`.
-
-    Args:
-        bits: Widths.
-        granularity: What shares a scale; see `WeightScheme`.
-        grids: Grids to offer; `round_candidates` keeps the best of them for each group and width.
-
-    Example:
-        >>> [str(scheme) for scheme in second_order_schemes([2, 3], grids=["half"])]
-        ['2-bit half/channel', '3-bit half/channel']
-    """
-    return tuple(
-        WeightScheme(width, shared, grid, clip="moment", rounding="second_order")  # type: ignore[arg-type]
-        for width in sorted(set(bits))
-        for shared in granularity
-        for grid in grids
-    )
-
-
 def round_candidates(
     model: nn.Module,
-    batches: Iterable[Any],
-    groups: Sequence[LayerGroup],
-    candidates: Sequence[Candidate],
+    batches: Iterable[Any] | Calibration,
+    groups: Sequence[LayerGroup] | None = None,
+    candidates: Sequence[Candidate] | None = None,
     *,
     best_grid: bool = True,
     centred: bool = False,
@@ -70,8 +48,8 @@ def round_candidates(
     Args:
         model: The float model.
         batches: Calibration batches; not touched if no scheme needs them.
-        groups: What `find_groups` returned.
-        candidates: What `make_candidates` returned; `second_order_schemes` are the ones to offer.
+        groups: What shares a decision; default `find_groups` (model).
+        candidates: What may be chosen; default `make_candidates` (groups).
         best_grid: Of candidates that differ in nothing but the grid, keep only the best for each group: the one
             with the least output error after a bit more or less per weight is accounted for at 6.02 dB per bit,
             the rate at which the error of rounding falls.
@@ -89,25 +67,27 @@ def round_candidates(
         NonFiniteError: If a weight or an input is NaN or infinite.
 
     Example:
-        >>> from lightning_mpq import make_candidates
-        >>> from lightning_mpq import find_groups
+        >>> from lightning_mpq import find_groups, make_candidates
         >>> net, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 8)
         >>> groups = find_groups(net)
-        >>> offered = make_candidates(groups, schemes=second_order_schemes([2, 4]))
+        >>> offered = make_candidates(groups, bits=[2, 4])
         >>> rounded = round_candidates(net, data.split(16), groups, offered)
         >>> len(offered), [(c.group, c.scheme.bits) for c in rounded.candidates]
         (12, [('0', 2), ('0', 4), ('2', 2), ('2', 4)])
     """
-    tell = progress or (lambda fraction, message: None)
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn)
+    report = progress or silent
     check_finite_parameters(model)
+    groups = find_groups(model) if groups is None else groups
+    offered = make_candidates(groups) if candidates is None else candidates
     layers = _layers(model, [layer for group in groups for layer in group.layers])
     moments: dict[int, InputMoment] = {}
-    if any(candidate.scheme.needs_inputs for candidate in candidates):
-        moments = input_moments(model, batches, layers, forward_fn, lambda f, m: tell(f / 2, m))
+    if any(candidate.scheme.weight.needs_inputs for candidate in offered):
+        moments = input_moments(calibration, layers, lambda f, m: report(f / 2, m))
     # One rank decides for all: the least difference in arithmetic between two machines could flip a code.
     return on_rank_zero(
         lambda: _round_all(
-            layers, moments, groups, candidates, best_grid, centred, damping, lambda f, m: tell(0.5 + f / 2, m)
+            layers, moments, groups, offered, best_grid, centred, damping, lambda f, m: report(0.5 + f / 2, m)
         )
     )
 
@@ -120,16 +100,16 @@ def _round_all(
     best_grid: bool,
     centred: bool,
     damping: float,
-    tell: Progress,
+    report: Progress,
 ) -> RoundedWeights:
     """Round every layer; see `round_candidates`. Each moment is dropped once its layer is rounded."""
     kept: list[Candidate] = []
     rows: dict[tuple[str, WeightScheme], QuantizedRows] = {}
     errors: dict[tuple[str, WeightScheme], float] = {}
     for number, group in enumerate(groups):
-        tell(number / len(groups), f"round {group.name}")
+        report(number / len(groups), f"round {group.name}")
         offered = [candidate for candidate in candidates if candidate.group == group.name]
-        schemes = [candidate.scheme for candidate in offered]
+        schemes = [candidate.scheme.weight for candidate in offered]
         found: dict[int, list[RoundedRows]] = {}
         for layer in group.layers:
             weight = id(layers[layer].weight)
@@ -145,26 +125,18 @@ def _round_all(
     return RoundedWeights(tuple(kept), rows, errors)
 
 
-def round_policy(
-    model: nn.Module,
-    batches: Iterable[Any],
-    policy: BitPolicy,
-    *,
-    centred: bool = False,
-    damping: float = 0.01,
-    forward_fn: ForwardFn | None = None,
-) -> dict[str, QuantizedRows]:
+def round_policy(calibration: Calibration, policy: BitPolicy, *, damping: float = 0.01) -> dict[str, QuantizedRows]:
     """Round the layers of a policy to its schemes, as `round_candidates` does; for ``pack_model(rounded=)``.
 
     Raises:
         ValueError: If moments are needed and there is no batch, or policy and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
     """
-    schemes = policy.by_layer()
-    layers = _layers(model, list(schemes))
+    schemes = policy.weights()
+    layers = _layers(calibration.model, list(schemes))
     moments: dict[int, InputMoment] = {}
     if any(scheme.needs_inputs for scheme in schemes.values()):
-        moments = input_moments(model, batches, layers, forward_fn)
+        moments = input_moments(calibration, layers)
 
     def round_all() -> dict[str, QuantizedRows]:
         rounded: dict[int, QuantizedRows] = {}
@@ -172,7 +144,7 @@ def round_policy(
             weight = id(layers[layer].weight)
             if weight not in rounded:
                 moment = moments.pop(weight, None)
-                result = _round_layer(layer, layers[layer], moment, [scheme], centred, damping)[0]
+                result = _round_layer(layer, layers[layer], moment, [scheme], False, damping)[0]
                 rounded[weight] = result.quantized
         return {layer: rounded[id(layers[layer].weight)] for layer in schemes}
 
@@ -214,14 +186,18 @@ def _round_layer(
 
 def _best_of_grids(candidates: Sequence[Candidate], errors: Sequence[float], weights: int) -> list[int]:
     """Return the positions of the best among those that differ only in their grid, in the order of the first."""
-    best: dict[WeightScheme, int] = {}
+    best: dict[tuple[object, ...], int] = {}
 
     def cost(i: int) -> float:
         # A bit more per weight makes steps half as wide and squared errors a quarter.
         return errors[i] * 4 ** (candidates[i].stored_bits / weights - candidates[i].scheme.bits)
 
     for i, candidate in enumerate(candidates):
-        kind = replace(candidate.scheme, grid="symmetric")
+        kind = _without_grid(candidate.scheme.weight)
         if kind not in best or cost(i) < cost(best[kind]):
             best[kind] = i
     return list(best.values())
+
+
+def _without_grid(scheme: WeightScheme) -> tuple[object, ...]:
+    return tuple(getattr(scheme, field.name) for field in fields(scheme) if field.name != "grid")

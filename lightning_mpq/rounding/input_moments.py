@@ -1,10 +1,11 @@
-"""What weights are multiplied with on calibration batches: the input moments behind second-order rounding."""
+"""What weights are multiplied with on calibration batches: the input moments of second-order rounding."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,22 +13,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import NonFiniteError
-from ..network.forward import ForwardFn, forward_batch
+from ..network.calibration import Calibration
+from ..network.hooks import first_argument, hooked
 from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
 from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 from ..quantizers import InputMoment
-from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
 from ..tools.progress import Progress
 
 
 def input_moments(
-    model: nn.Module,
-    batches: Iterable[Any],
-    layers: Mapping[str, nn.Module],
-    forward_fn: ForwardFn | None = None,
-    progress: Progress | None = None,
+    calibration: Calibration, layers: Mapping[str, nn.Module], progress: Progress | None = None
 ) -> dict[int, InputMoment]:
     """Measure what weights are multiplied with in one pass over the batches, those of all processes.
 
@@ -36,10 +33,8 @@ def input_moments(
     layers of a recurrent stack in between, and layers that `register_layer` made known; a warning names them.
 
     Args:
-        model: The model, left as it was.
-        batches: Calibration batches.
+        calibration: The model, left as it was, and its batches.
         layers: Name to layer, or view.
-        forward_fn: ``(model, batch) -> outputs``.
         progress: Called with the fraction done (0 if the number of batches is unknown) and a message.
 
     Returns:
@@ -52,27 +47,27 @@ def input_moments(
     recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], _RECURRENT)}
     known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
     found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
-    total = len(batches) if isinstance(batches, Sequence) else None
-    count = 0
+    number = 0
 
     def add(call: LayerCall, output: Tensor) -> Tensor:
         inputs = call.inputs
         if not torch.isfinite(inputs).all():
-            raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {count}.")
+            raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         found[call.layer].update(layers[call.layer], inputs, output.shape, call.rows)
         return output
 
-    with ExitStack() as stack:
-        stack.enter_context(watched(model, known, add))
-        stack.enter_context(_recurrence_watched(recurrent, add))
-        with errors_shared(), isolated(model), torch.no_grad():
-            for count, batch in enumerate(batches, start=1):
-                forward_batch(model, batch, forward_fn, number=count)
-                if progress is not None:
-                    progress(count / total if total else 0.0, f"moments of inputs: {count} batches")
-    refuse_empty_ranks(gather(count))
-    if not count:
-        raise ValueError("Rounding by the layers' inputs needs at least one calibration batch, got none.")
+    def forward(batch_number: int, batch: Any) -> None:
+        nonlocal number
+        number = batch_number
+        calibration.forward(batch, number)
+
+    with (
+        watched(calibration.model, known, add),
+        _recurrence_watched(recurrent, add),
+        isolated(calibration.model),
+        torch.no_grad(),
+    ):
+        calibration.each(forward, "rounding by the layers' inputs", progress)
     shared: dict[int, InputMoment] = {}
     for name in list(found):
         weight, moment = id(layers[name].weight), found.pop(name).over_ranks()
@@ -96,32 +91,25 @@ def _operation(layer: nn.Module) -> str:
     return "nonlinear" if kind is None else kind.operation
 
 
-@contextmanager
 def _recurrence_watched(
     layers: Mapping[str, nn.Module], on_call: Callable[[LayerCall, Tensor], Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Report what recurrent layers multiply with their weights, as far as their inputs and outputs show it."""
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            owner, attribute = held_by(layer)
 
-            def hook(
-                module: nn.Module,
-                args: tuple[Any, ...],
-                kwargs: dict[str, Any],
-                output: Any,
-                name: str = name,
-                attribute: str = attribute,
-            ) -> None:
-                inputs = args[0] if args else kwargs["input"]
-                state = args[1] if len(args) > 1 else kwargs.get("hx")
-                of_cell = isinstance(module, nn.RNNCellBase)
-                vectors = (_cell_inputs if of_cell else _layer_inputs)(module, attribute, inputs, state, output)
-                for part in vectors:
-                    on_call(LayerCall(name, part), part)
+    def report(
+        name: str, attribute: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        state = args[1] if len(args) > 1 else kwargs.get("hx")
+        of_cell = isinstance(module, nn.RNNCellBase)
+        vectors = (_cell_inputs if of_cell else _layer_inputs)(
+            module, attribute, first_argument(args, kwargs), state, output
+        )
+        for part in vectors:
+            on_call(LayerCall(name, part), part)
 
-            stack.callback(owner.register_forward_hook(hook, with_kwargs=True).remove)
-        yield
+    owners = {name: held_by(layer) for name, layer in layers.items()}
+    hooks = [(owner, partial(report, name, attribute)) for name, (owner, attribute) in owners.items()]
+    return hooked(after=hooks, with_kwargs=True)
 
 
 def _cell_inputs(cell: nn.Module, attribute: str, inputs: Tensor, state: Any, output: Any) -> list[Tensor]:

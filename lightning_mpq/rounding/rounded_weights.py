@@ -10,8 +10,9 @@ from functools import cached_property
 import torch
 
 from ..groups.candidates import Candidate
-from ..policy import BitPolicy, WeightScheme
+from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..schemes import WeightScheme
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RoundedWeights:
         Raises:
             ValueError: If a layer was not rounded to the scheme that the policy gives it.
         """
-        return {layer: self.of_layer(layer, scheme) for layer, scheme in policy.by_layer().items()}
+        return {layer: self.of_layer(layer, scheme) for layer, scheme in policy.weights().items()}
 
     @property
     def stored_bytes(self) -> int:
@@ -62,7 +63,7 @@ class RoundedWeights:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all codes, scales and zero points: what a Taylor model of them depends on."""
+        """What a Taylor model of them depends on, as the SHA-256 of all codes, scales and zero points."""
         digest = hashlib.sha256()
         for (layer, scheme), rows in self.rows.items():
             digest.update(f"{layer} {scheme!r}".encode())

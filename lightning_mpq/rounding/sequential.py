@@ -1,6 +1,6 @@
 """Rounding layer by layer: each one makes up for what the rounding of earlier layers did to its inputs.
 
-With x the inputs of a layer in the float model and z those behind the layers rounded so far, the layer is rounded to
+With x the inputs of a layer in the float model and z those after the layers rounded so far, the layer is rounded to
 W', the weight with the least mean of |W x - W' z|^2, by the second moment of z. Feeding z to error feedback alone, as
 GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes them back (J. Zhang, Y. Zhou, R. Saab,
 "Post-training Quantization for Neural Networks with Provable Guarantees", arXiv:2201.11113).
@@ -19,21 +19,23 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from ..network.batchnorm import batch_statistics
+from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of, rows_to_weight, weight_rows
-from ..network.lockstep import PausedPasses, Stop, order_of_calls
+from ..network.layerwise import LayerwiseForward, Stop, order_of_calls
+from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
-from ..policy import BitPolicy, WeightScheme
+from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, round_rows
 from ..quantizers.input_moments import unfolded_chunks
+from ..schemes import WeightScheme
 from ..tools.distributed import (
     broadcast,
     errors_shared,
     gather,
     on_rank_zero,
-    refuse_empty_ranks,
     sum_over_ranks,
 )
 from ..tools.progress import Progress
@@ -42,19 +44,20 @@ from .independent import round_policy
 
 def round_sequentially(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Any] | Calibration,
     policy: BitPolicy,
     *,
     rounded: Mapping[str, QuantizedRows] | None = None,
     damping: float = 0.01,
     reestimated: bool = False,
+    lockstep: bool = True,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QuantizedRows]:
     """Round the layers of a policy in the order in which they are called; for ``pack_model(rounded=)``.
 
     All layers together take one pass through the float model and one through a copy that is rounded so far; the passes
-    of all batches wait at each layer for its rounding (see `PausedPasses` for the memory). Embeddings, layers that
+    of all batches wait at each layer for its rounding (see `LockstepForward` for the memory). Embeddings, layers that
     share a weight and layers that are called several times in one pass are rounded by their inputs in the float model,
     as `round_policy` does.
 
@@ -69,9 +72,11 @@ def round_sequentially(
             for the layers that cannot be rounded in sequence; by default these are rounded by `round_policy`.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
             of `ErrorFeedback.factorise`.
-        reestimated: Whether BatchNorm statistics will be measured again behind the codes: layers are then rounded for
-            what such statistics let through, those of each batch. Codes that make up for statistics which do not stay
-            lose more than they gain.
+        reestimated: Whether BatchNorm statistics will be measured again once codes are packed: layers are then rounded
+            for what such statistics let through, those of each batch. Codes that make up for statistics which do not
+            stay lose more than they gain.
+        lockstep: Whether the passes of all batches are held at each layer; otherwise every layer takes passes of its
+            own, which hold nothing.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
 
@@ -83,20 +88,20 @@ def round_sequentially(
         NonFiniteError: If a weight or an input is NaN or infinite.
     """
     check_finite_parameters(model)
-    refuse_empty_ranks(gather(len(batches)))
-    if not len(batches):
-        raise ValueError("Sequential rounding needs at least one calibration batch, got none.")
-    schemes = policy.by_layer()
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn).listed("sequential rounding")
+    schemes = policy.weights()
     by_inputs = [layer for layer, scheme in schemes.items() if scheme.rounding == "second_order"]
     with errors_shared():
-        order = _in_sequence(model, batches[0], by_inputs, forward_fn)
+        order = _in_sequence(calibration, next(calibration.filled()), by_inputs)
     order = broadcast(order)
-    found = _apart(model, batches, policy, set(order), rounded, damping, forward_fn)
+    found = _apart(calibration, policy, set(order), rounded, damping)
     twin = copy.deepcopy(model)
     copies = named_layers(twin, remove_duplicate=False)
     for layer, quantized in found.items():
         _set_weight(copies[layer], quantized)
-    stops = [{name: which[name] for name in order} for which in (named_layers(model, remove_duplicate=False), copies)]
+    floats = {name: named_layers(model, remove_duplicate=False)[name] for name in order}
+    twins = {name: copies[name] for name in order}
+    passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
     statistics = batch_statistics if reestimated else nullcontext
     with (
         isolated(model),
@@ -104,44 +109,41 @@ def round_sequentially(
         statistics(model),
         statistics(twin),
         torch.no_grad(),
-        PausedPasses(model, batches, stops[0], "after", forward_fn) as floats,
-        PausedPasses(twin, batches, stops[1], "before", forward_fn) as twins,
+        passes(calibration, floats, "after") as float_passes,
+        passes(calibration.on(twin), twins, "before") as twin_passes,
     ):
-        for number, (layer, module) in enumerate(stops[0].items()):
+        for number, (layer, module) in enumerate(floats.items()):
             if progress is not None:
-                progress(number / len(order), f"round {layer} behind {number} rounded layers")
-            moments = _joint_moments(module, floats.at(layer), twins.at(layer))
+                progress(number / len(order), f"round {layer}, the {number} layers before it being rounded")
+            moments = _joint_moments(module, float_passes.at(layer), twin_passes.at(layer))
             if not all(torch.isfinite(moment).all() for moment in moments):
                 raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
             found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, moments, schemes[layer], damping))
-            _set_weight(stops[1][layer], found[layer])
+            _set_weight(twins[layer], found[layer])
     return {layer: found[layer] for layer in schemes}
 
 
 def _apart(
-    model: nn.Module,
-    batches: Sequence[Any],
+    calibration: Calibration,
     policy: BitPolicy,
     in_sequence: Set[str],
     rounded: Mapping[str, QuantizedRows] | None,
     damping: float,
-    forward_fn: ForwardFn | None,
 ) -> dict[str, QuantizedRows]:
     """Return the rounded weights of the layers that are not rounded in sequence."""
-    names = [layer for layer in policy.by_layer() if layer not in in_sequence]
+    schemes = {layer: scheme for layer, scheme in policy.weights().items() if layer not in in_sequence}
     if rounded is not None:
-        return {layer: rounded[layer] for layer in names}
-    schemes = policy.by_layer()
-    rest = BitPolicy({layer: schemes[layer] for layer in names})
-    return round_policy(model, batches, rest, damping=damping, forward_fn=forward_fn) if names else {}
+        return {layer: rounded[layer] for layer in schemes}
+    return round_policy(calibration, BitPolicy(schemes), damping=damping) if schemes else {}
 
 
-def _in_sequence(model: nn.Module, batch: Any, layers: Sequence[str], forward_fn: ForwardFn | None) -> list[str]:
+def _in_sequence(calibration: Calibration, batch: Any, layers: Sequence[str]) -> list[str]:
     """Return the layers that can be rounded in sequence, in the order of their calls."""
+    model = calibration.model
     known = named_layers(model, remove_duplicate=False)
     modules = {name: known[name] for name in layers if _has_known_inputs(known[name])}
     with isolated(model):
-        calls = order_of_calls(model, batch, modules, forward_fn)
+        calls = order_of_calls(calibration, batch, modules)
     weights = [id(module._parameters.get("weight")) for module in model.modules()]
     return [name for name in calls if calls.count(name) == 1 and weights.count(id(modules[name].weight)) == 1]
 

@@ -50,7 +50,7 @@ class FreshRecurrentWeights(nn.Module):
             return super().forward(*args, **kwargs)
 
     def _init_flat_weights(self) -> None:
-        """Keep no list of weights between calls; it would keep them, or the graph behind them, alive."""
+        """Keep no list of weights between calls; it would keep them, or their graph, alive."""
         self._flat_weights, self._flat_weight_refs = [], []
 
     def _update_flat_weights(self) -> None:

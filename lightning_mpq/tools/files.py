@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what tells that they still are."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
+
+_ZIP = b"PK\x03\x04"
 
 
 def write_text_atomically(path: Path, text: str) -> Path:
@@ -30,3 +33,24 @@ def write_bytes_atomically(path: Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def damage(path: Path) -> str | None:
+    """Return a phrase on what has changed in a file since ``torch.save`` wrote it; None if nothing is known to have.
+
+    PyTorch writes checksums and never looks at them. Files in the format before 1.6, and those that
+    ``torch.serialization.set_crc32_options(False)`` wrote, have none.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            checked = any(part.CRC for part in archive.infolist())
+            part = archive.testzip() if checked else None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error)
+    return None if part is None else f"{part} has other bytes than were written"

@@ -1,4 +1,4 @@
-"""Names by pattern: the name itself, a shell glob, or a regular expression behind ``re:``."""
+"""Names by pattern: the name itself, a shell glob, or a regular expression after ``re:``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work that times its stages and tells how far it is."""
+"""Long work that times its stages and reports how far it is."""
 
 from __future__ import annotations
 
@@ -8,22 +8,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 Progress = Callable[[float, str], None]
+"""(fraction done, what is being done) to nothing."""
 
 
-@dataclass(kw_only=True)
-class StagedWork:
-    """Base of work in stages.
+def silent(fraction: float, message: str) -> None:
+    """Report nothing."""
+
+
+@dataclass
+class StageTimer:
+    """Times the stages of a job, and passes its progress on.
 
     Attributes:
-        progress: Told how far the work is, from 0 to 1, and what it does.
+        progress: Called with how far the job is, from 0 to 1, and what it does.
         seconds: Stage to the wall time that it has taken.
+
+    Example:
+        >>> timer = StageTimer(lambda fraction, message: print(fraction, message))
+        >>> with timer.stage("profile"):
+        ...     timer.within(0.2, 0.6)(0.5, "halfway through the profile")
+        0.4 halfway through the profile
+        >>> list(timer.seconds)
+        ['profile']
     """
 
-    progress: Progress | None = None
-    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    progress: Progress = silent
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         """Add the wall time of the block to a stage."""
         start = time.perf_counter()
         try:
@@ -31,10 +44,19 @@ class StagedWork:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def _tell(self, fraction: float, message: str) -> None:
-        if self.progress is not None:
-            self.progress(fraction, message)
+    def report(self, fraction: float, message: str) -> None:
+        """Report how far the job is."""
+        self.progress(fraction, message)
 
-    def _within(self, start: float, stop: float) -> Progress:
+    def within(self, start: float, stop: float) -> Progress:
         """Return a progress function for a stage that takes the job from ``start`` to ``stop``."""
-        return lambda fraction, message: self._tell(start + fraction * (stop - start), message)
+        return lambda fraction, message: self.report(start + fraction * (stop - start), message)
+
+    @contextmanager
+    def reporting(self, progress: Progress) -> Iterator[None]:
+        """Report to a function for the time of a block."""
+        before, self.progress = self.progress, progress
+        try:
+            yield
+        finally:
+            self.progress = before

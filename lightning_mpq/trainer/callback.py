@@ -1,40 +1,45 @@
-"""The callback: a Trainer's fit ends with a packed mixed-precision model and the verdict on it."""
+"""The callback: a Trainer's fit ends with a packed mixed-precision model and a report on it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from ..allocation import Budget
+from ..allocation import Allocation, Budget
+from ..curvature import TaylorModel
 from ..finetune.resume import pack_finetuned
-from ..network.evaluator import LossFn
-from ..network.forward import ForwardFn
+from ..modules import empty_packed_model, packed_layers
+from ..network.forward import ForwardFn, LossFn
 from ..options import (
     CandidateOptions,
     CurvatureOptions,
     FinetuneOptions,
-    LoopOptions,
     RepairOptions,
+    SelectionOptions,
     SolverOptions,
 )
-from ..pipeline.pipeline import Pipeline
+from ..pipeline.pipeline import Outcome, Pipeline
+from ..pipeline.settings import JobSettings
 from ..policy import BitPolicy
-from .checkpoints.checkpoint import finetuned_state
+from ..report.records import Report
+from .checkpoints.checkpoint import callback_state, finetuned_state, policy_in_checkpoint
 from .checkpoints.instantiator import let_lightning_load
-from .finetuning.averaging import AveragingCallbacks
+from .finetuning.other_callbacks import AveragingCallbacks
 from .finetuning.phase import FinetunePhase
-from .finetuning.refusals import refuse_pruning
+from .finetuning.refusals import plain_budget, refuse_another_policy, refuse_pruning
 from .job import QuantizationJob
 from .strategies import refuse_unsupported
 
 
-class MixedPrecisionQuantization(QuantizationJob):
+class MixedPrecisionQuantization(Callback):
     """Quantize the model at the end of fit, each layer to the bits that the loss asks for.
 
     After the last training epoch the callback measures a second-order Taylor model of the loss on calibration
@@ -43,10 +48,10 @@ class MixedPrecisionQuantization(QuantizationJob):
     Training itself is not touched. What could not be quantized at the end (a budget that nothing keeps, a batch that
     the model does not take) is refused at the start.
 
-    With ``finetune_epochs`` or ``finetune_steps`` the fit goes on behind the last epoch: layers compute with rounded
+    With ``finetune_epochs`` or ``finetune_steps`` the fit goes on after the last epoch: layers compute with rounded
     weights, parameters, state-dict keys and signatures stay, scales learn, and the layers are packed at the end.
     Every checkpoint on the way resumes (the phase and the scales are in the callback's state) and converts
-    (`load_checkpoint`). EMA and SWA end with the float phase; list them first.
+    (`load`). EMA and SWA end with the float phase; list them first.
 
     One device, CPU or GPU, or several under ``strategy="ddp"``: each process then measures its share of the
     calibration batches, one of them solves, and all pack the same model.
@@ -63,24 +68,24 @@ class MixedPrecisionQuantization(QuantizationJob):
         forward_fn: ``(module, batch) -> outputs``; by default the module is called on the batch, or on the first
             item of a tuple or list.
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
-        repair: What makes up for rounding once the plan is chosen.
-        loop: Whether several plans are measured before one is chosen.
-        finetune: How the model is trained on behind quantization; by default not at all.
+        selection: Whether several policies are measured before one is chosen.
+        repair: What makes up for rounding once the policy is chosen.
+        finetune: How the quantized model is trained on; by default not at all.
         finetune_epochs: Epochs of it, instead of those in ``finetune``.
         finetune_steps: Optimizer steps, instead of epochs.
         quantize_at: Epoch before which the float phase ends, by default at the end of the fit. Fine-tuning then takes
             ``finetune_epochs``, or what is left of the Trainer's epochs if they are 0.
-        policy: A plan, or a file with one (``policy.to_json()``), to be followed; nothing is profiled then.
-        verdict: Whether float, uniform, additive and chosen model are measured and reported.
+        policy: A policy, or a file with one (``policy.save(path)``), to be followed; nothing is profiled then.
+        compare: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory; None for no file.
         cache_dir: Folder where Taylor models are kept, so that another budget on the same weights, candidates
             and data profiles nothing again, and a profile that was interrupted goes on; None for no cache.
 
     Attributes:
-        allocation: The plan with its certificate; None before the end of fit.
-        policy: The plan alone; restored from a checkpoint.
-        taylor: The Taylor model behind the plan.
-        report: The verdict.
+        allocation: The policy with its certificate; None before the end of fit.
+        policy: The policy alone; restored from a checkpoint.
+        taylor: The Taylor model that the policy was solved from.
+        report: The comparison.
 
     Example::
 
@@ -96,42 +101,62 @@ class MixedPrecisionQuantization(QuantizationJob):
         candidates: CandidateOptions | None = None,
         curvature: CurvatureOptions | None = None,
         solver: SolverOptions | None = None,
+        selection: SelectionOptions | None = None,
+        repair: RepairOptions | None = None,
         calibration_batches: int = 8,
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
-        repair: RepairOptions | None = None,
-        loop: LoopOptions | None = None,
         finetune: FinetuneOptions | None = None,
         finetune_epochs: int | None = None,
         finetune_steps: int | None = None,
         quantize_at: int | None = None,
         policy: BitPolicy | str | Path | None = None,
-        verdict: bool = True,
+        compare: bool = True,
         report_path: str | Path | None = "report.json",
         cache_dir: str | Path | None = None,
     ) -> None:
+        super().__init__()
         if isinstance(calibration_batches, bool) or not isinstance(calibration_batches, int) or calibration_batches < 1:
             raise ValueError(f"calibration_batches must be a positive integer, got {calibration_batches!r}.")
         options = finetune or FinetuneOptions()
         if finetune_epochs is not None or finetune_steps is not None:
             options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)
-        if options.reallocate_every and policy is not None:
-            raise ValueError("reallocate_every solves for a plan, and policy= gives one to be followed; leave one out.")
-        pipeline = Pipeline(
+        settings = JobSettings(
             budget=budget if isinstance(budget, Budget) else Budget(average_bits=budget),
             candidates=candidates or CandidateOptions(),
             curvature=curvature or CurvatureOptions(),
             solver=solver or SolverOptions(),
+            selection=selection or SelectionOptions(),
+            repair=repair or RepairOptions(),
             forward_fn=forward_fn,
             loss_fn=loss_fn,
-            repair=repair or RepairOptions(),
-            loop=loop or LoopOptions(),
             cache_dir=cache_dir,
         )
         given = policy if policy is None or isinstance(policy, BitPolicy) else BitPolicy.load(policy)
-        finetuning = FinetunePhase(options, quantize_at)
-        super().__init__(pipeline, finetuning, calibration_batches, given, verdict, report_path)
+        self.job = QuantizationJob(Pipeline(settings), calibration_batches, given, compare, report_path)
+        self.finetuning = FinetunePhase(options, quantize_at)
+        self.policy = given
+        self.allocation: Allocation | None = None
+        self.taylor: TaylorModel | None = None
+        self.report: Report | None = None
         self._call_is_known = False
+
+    def quantize_trained(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+    ) -> Outcome | None:
+        """Do at once, on a model that is trained already, what the callback does at the end of fit.
+
+        There is no fine-tuning here: for that, fit a trained module with ``quantize_at=0``.
+
+        Args:
+            trainer: Gives device, progress bar, loggers and validation; need not have this callback.
+            pl_module: The trained float module; quantized in place.
+            datamodule: The data; by default the module's own loaders.
+
+        Returns:
+            What was found, or None where the policy was given; the attributes of the callback are set as well.
+        """
+        return self._keep(self.job.run_on_trained(trainer, pl_module, datamodule))
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -157,7 +182,7 @@ class MixedPrecisionQuantization(QuantizationJob):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave behind a float module with the weights as they are; checkpoints written now still resume."""
+        """Leave a float module with the weights as they are; checkpoints written now still resume."""
         self.teardown(trainer, pl_module, "fit")
 
     @override
@@ -182,16 +207,18 @@ class MixedPrecisionQuantization(QuantizationJob):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See where the fit stands, and whether it can come to its end."""
         self.finetuning.start(trainer)
-        self._rehearse_plan(trainer, pl_module)
+        if self.finetuning.phase == "float":
+            self.job.check(trainer, pl_module)
         self._call_is_known = False
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn the float model into one that is fine-tuned, if it is time."""
         if self.finetuning.is_due(trainer):
-            self._begin_finetuning(trainer, pl_module)
-        elif self.finetuning.reallocation_is_due(trainer):
-            self._reallocate(trainer, pl_module)
+            decision, self.report = self.job.begin_finetuning(trainer, pl_module, self.finetuning)
+            if decision is not None:
+                self.taylor, self.allocation = decision.taylor, decision.allocation
+                self.policy = decision.allocation.policy
         self.finetuning.before_epoch(trainer)
 
     @override
@@ -201,7 +228,8 @@ class MixedPrecisionQuantization(QuantizationJob):
         """Set the learning rates of fine-tuning; try on the first batch what will be done on others."""
         if not self._call_is_known:
             self._call_is_known = True
-            self._rehearse_call(trainer, pl_module, batch)
+            if self.finetuning.phase == "float":
+                self.job.check_batch(trainer, pl_module, batch)
         self.finetuning.before_batch(trainer, batch_idx)
 
     @override
@@ -218,7 +246,7 @@ class MixedPrecisionQuantization(QuantizationJob):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do the whole job, or what is left of it, while the Trainer's device, precision and loaders are there."""
         if self.finetuning.phase == "training":
-            self._finish_finetuning(trainer, pl_module)
+            self.report = self.job.finish_finetuning(trainer, pl_module, self.finetuning, self.report)
             return
         if self.finetuning.wanted:
             rank_zero_warn(
@@ -226,4 +254,47 @@ class MixedPrecisionQuantization(QuantizationJob):
                 "quantized without it.",
                 category=UserWarning,
             )
-        self._quantize_in_fit(trainer, pl_module)
+        self._keep(self.job.run_in_fit(trainer, pl_module))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return policy and phase as text and tensors, which ``torch.load(weights_only=True)`` opens."""
+        state: dict[str, Any] = {} if self.policy is None else {"policy": self.policy.to_json()}
+        if self.finetuning.wanted and self.finetuning.phase != "over":
+            state["finetuning"] = self.finetuning.state()
+            state["budget"] = plain_budget(self.job.pipeline.settings.budget)
+            if self.report is not None:
+                state["report"] = json.dumps(self.report.to_dict())
+        return state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take policy and report from a checkpoint; `FinetunePhase.load` takes the phase, before the weights."""
+        if "policy" in state_dict:
+            self.policy = BitPolicy.from_json(state_dict["policy"])
+        if "report" in state_dict:
+            self.report = Report.from_dict(json.loads(state_dict["report"]))
+
+    def _keep(self, outcome: Outcome | None) -> Outcome | None:
+        """Keep what a job has found, for the user."""
+        if outcome is not None:
+            self.taylor, self.allocation, self.report = outcome.taylor, outcome.allocation, outcome.report
+            self.policy = outcome.allocation.policy
+        return outcome
+
+    def _before_loading(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, checkpoint: dict[str, Any]
+    ) -> None:
+        """Make model and Trainer fit the checkpoint that is about to be loaded."""
+        policy = policy_in_checkpoint(checkpoint)
+        if policy is not None and stage == "fit":
+            raise ValueError(
+                "The checkpoint holds a packed model, which cannot be trained on. Fit from a checkpoint of the float "
+                "model, or validate, test and predict with this one."
+            )
+        if policy is not None and not packed_layers(pl_module):
+            empty_packed_model(pl_module, policy)
+        if stage == "fit":
+            state = callback_state(checkpoint) or {}
+            refuse_another_policy(state, self.job.policy, self.job.pipeline.settings.budget)
+            self.finetuning.load(trainer, pl_module, checkpoint, state.get("finetuning"))

@@ -1,4 +1,4 @@
-"""The verdict, told to the Trainer's loggers, its log directory and its user."""
+"""The report, for the Trainer's loggers, its log directory and its user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) 
 
     Args:
         trainer: Says where.
-        report: The verdict.
+        report: The comparison.
         report_path: Relative to the Trainer's log directory; None for no file.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
@@ -43,4 +43,4 @@ def finetuned_row(module: nn.Module, metrics: Mapping[str, float]) -> ModelRow:
     layers = {id(layer.packed_codes): layer for layer in packed_layers(module).values()}
     weights = sum(prod(layer.row_shape) for layer in layers.values())
     stored = stored_bytes(module)
-    return ModelRow("fine-tuned plan", 8 * stored.packed / weights, stored.total, None, None, None, dict(metrics))
+    return ModelRow("fine-tuned", 8 * stored.packed / weights, stored.total, None, None, None, dict(metrics))

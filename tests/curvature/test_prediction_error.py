@@ -1,20 +1,18 @@
 """The standard error of a prediction against repeated draws of the data, and against the formula by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.profiles import nearest_candidates, plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import TaylorModel, profile, shrink
+from lightning_mpq.curvature import TaylorModel, shrink
 from lightning_mpq.curvature.accumulation import Accumulator
 from lightning_mpq.curvature.estimators.measurement import Measurement
 from lightning_mpq.curvature.merge import merge
-from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Categorical
 
@@ -36,10 +34,10 @@ def task_loss(net, batch):
 
 
 SETTINGS = {
-    "fisher": {"curvature": "fisher"},
-    "gauss_newton": {"curvature": "gauss_newton"},
-    "task": {"curvature": "hessian", "loss_fn": task_loss},
-    "fisher and gradient": {"curvature": "fisher", "loss": "task", "loss_fn": task_loss},
+    "fisher": {"estimator": "fisher"},
+    "gauss_newton": {"estimator": "gauss_newton"},
+    "task": {"estimator": "hessian", "loss_fn": task_loss},
+    "fisher and gradient": {"estimator": "fisher", "loss": "task", "loss_fn": task_loss},
 }
 
 
@@ -47,7 +45,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_predictions_of_repeated_profiles_differ_by_their_standard_error(name):
     net = network()
-    models = [profile(net, draw(s), bits=[2, 4], likelihood=Categorical(), **SETTINGS[name]) for s in range(30)]
+    models = [plain_profile(net, draw(s), bits=[2, 4], likelihood=Categorical(), **SETTINGS[name]) for s in range(30)]
     for plan in ([0, 2, 4], [0, 3, 5]):
         policy = models[0].policy(plan)
         found = [model.predict(policy) for model in models]
@@ -61,7 +59,7 @@ def test_layers_whose_errors_add_up_err_together_and_not_independently():
     net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
     groups = find_groups(net)
     scores = torch.randn(1600, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sums = Accumulator(tuple(groups), make_candidates(groups, [2]), "fisher", "divergence", "", 0)
+    sums = Accumulator(tuple(groups), nearest_candidates(groups, [2]), "fisher", "divergence", "", 0)
     for part in scores.split(100):
         sums.add(Measurement(len(part), rows=part.expand(-1, -1, 10)))
     model = sums.result()
@@ -74,34 +72,34 @@ def test_layers_whose_errors_add_up_err_together_and_not_independently():
 def test_the_formula_is_that_of_batches_of_unequal_size_when_each_is_a_block():
     net = network()
     data = [(x[: 3 + i], y[: 3 + i]) for i, (x, y) in enumerate(draw(0)[:5])]
-    options = {"curvature": "hessian", "loss_fn": task_loss, "bits": [2, 4]}
-    model = profile(net, data, **options)
+    options = {"estimator": "hessian", "loss_fn": task_loss, "bits": [2, 4]}
+    model = plain_profile(net, data, **options)
     policy = model.policy([1, 2, 4])
-    alone = torch.tensor([profile(net, [batch], **options).predict(policy).value for batch in data]).double()
+    alone = torch.tensor([plain_profile(net, [batch], **options).predict(policy).value for batch in data]).double()
     weight = torch.tensor([3.0, 4.0, 5.0, 6.0, 7.0]).double() / 25
     mean = (weight * alone).sum()
     expected = ((weight * (alone - mean)).square().sum() * 5 / 4).sqrt()
     assert model.predict(policy).value == pytest.approx(float(mean), rel=1e-5)
     assert model.predict(policy).standard_error == pytest.approx(float(expected), rel=1e-3)
-    single = profile(net, data[:1], **options)
+    single = plain_profile(net, data[:1], **options)
     assert single.predict(policy).standard_error is None
 
 
 def test_it_is_saved_merged_and_resumed(tmp_path):
     net, data = network(), draw(0)
     options = {"bits": [2, 4], "likelihood": Categorical()}
-    whole = profile(net, data, **options)
+    whole = plain_profile(net, data, **options)
     policy = whole.policy([0, 2, 5])
-    merged = merge([profile(net, data[:5], **options), profile(net, data[5:], **options)])
+    merged = merge([plain_profile(net, data[:5], **options), plain_profile(net, data[5:], **options)])
     assert_close(merged.predict(policy).standard_error, whole.predict(policy).standard_error, rtol=1e-4, atol=0)
     assert TaylorModel.load(whole.save(tmp_path / "model")).predict(policy) == whole.predict(policy)
-    profile(net, data[:7], cache_dir=tmp_path, **options)
-    resumed = profile(net, data, cache_dir=tmp_path, **options)
+    plain_profile(net, data[:7], cache_dir=tmp_path, **options)
+    resumed = plain_profile(net, data, cache_dir=tmp_path, **options)
     assert_close(resumed.predict(policy).standard_error, whole.predict(policy).standard_error, rtol=1e-4, atol=0)
 
 
 def test_a_shrunk_model_errs_as_far_as_its_entries_still_count():
-    model = profile(network(), draw(0), bits=[2, 4], likelihood=Categorical())
+    model = plain_profile(network(), draw(0), bits=[2, 4], likelihood=Categorical())
     policy = model.policy([0, 2, 4])
     within = shrink(replace(model, curvature_error=100 * model.curvature_error))  # all that is between groups is noise
     assert within.predict(policy).between == 0
@@ -111,7 +109,7 @@ def test_a_shrunk_model_errs_as_far_as_its_entries_still_count():
 
 
 def test_a_model_without_blocks_takes_entries_as_independent():
-    model = profile(network(), draw(0), bits=[2, 4], likelihood=Categorical())
+    model = plain_profile(network(), draw(0), bits=[2, 4], likelihood=Categorical())
     policy = model.policy([0, 2, 4])
     assert replace(model, sums=None).predict(policy).standard_error == model.entrywise_error(policy)
     bare = replace(model, sums=None, curvature_error=None)

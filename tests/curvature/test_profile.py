@@ -1,7 +1,5 @@
 """What `profile` promises around the estimators: nothing left behind, the same result again, as much data as needed."""
 
-from __future__ import annotations
-
 import copy
 import random
 
@@ -9,11 +7,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from profile_cases import QUICK, Module, batches, small
+from helpers.networks import QUICK, Module, batches, small
+from helpers.profiles import nearest_candidates, plain_profile
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.curvature import profile
-from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Gaussian
 
@@ -33,7 +30,7 @@ def train(profiled: bool):
                 torch.utils.data.TensorDataset(*batches(1, 24)[0]), batch_size=8, shuffle=True
             )
             for curvature in ("fisher", "hessian"):
-                profile(model, loader, curvature=curvature, loss="task", **QUICK)
+                plain_profile(model, loader, estimator=curvature, loss="task", **QUICK)
         optimizer.zero_grad()
         inputs, labels = batches()[step % 3]
         outputs = model(inputs)
@@ -69,7 +66,7 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(curvature):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        profile(model, failing(), curvature=curvature, loss="task", **QUICK)
+        plain_profile(model, failing(), estimator=curvature, loss="task", **QUICK)
     assert torch.equal(rng, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(m.training for m in model.modules())
@@ -82,21 +79,21 @@ def test_an_error_in_the_middle_leaves_the_model_as_it_was(curvature):
 
 def test_the_same_call_gives_the_same_bits_and_the_order_of_batches_does_not_matter():
     model, data = small(), batches()
-    first = profile(model, data, **QUICK)
-    again = profile(model, iter(data), **QUICK)
+    first = plain_profile(model, data, **QUICK)
+    again = plain_profile(model, iter(data), **QUICK)
     assert torch.equal(first.curvature, again.curvature)
     assert first.fingerprint == again.fingerprint
-    reversed_ = profile(model, data[::-1], **QUICK)
+    reversed_ = plain_profile(model, data[::-1], **QUICK)
     torch.testing.assert_close(reversed_.curvature, first.curvature, rtol=1e-12, atol=0)
     assert reversed_.fingerprint == first.fingerprint
-    other = profile(model, data, seed=1, **QUICK)
+    other = plain_profile(model, data, seed=1, **QUICK)
     assert not torch.equal(other.curvature, first.curvature)
 
 
 def test_the_fingerprint_tells_apart_what_differs():
     model, data = small(), batches()
     groups = find_groups(model)
-    seen = {profile(model, data, **QUICK).fingerprint}
+    seen = {plain_profile(model, data, **QUICK).fingerprint}
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed[0].bias[0] += 1e-3
@@ -109,16 +106,16 @@ def test_the_fingerprint_tells_apart_what_differs():
         (model, data, {"seed": 1}),
         (model, data, {"draws": 2}),
         (model, data, {"likelihood": Gaussian()}),
-        (model, data, {"curvature": "hessian", "loss": "divergence"}),
-        (model, data, {"candidates": make_candidates(groups, [2, 4])[:3]}),
+        (model, data, {"estimator": "hessian", "loss": "divergence"}),
+        (model, data, {"candidates": nearest_candidates(groups, [2, 4])[:3]}),
     ]:
-        seen.add(profile(net, batch, **{**QUICK, **options}).fingerprint)
+        seen.add(plain_profile(net, batch, **{**QUICK, **options}).fingerprint)
     assert len(seen) == 10
 
 
 def test_every_form_of_batch_and_forward():
     model, data = small(), batches(1)
-    expected = profile(model, data, **QUICK).curvature
+    expected = plain_profile(model, data, **QUICK).curvature
     inputs = data[0][0]
     as_dict = [{"x": inputs, "name": ["a"] * 8}]
     for batch, forward in [
@@ -126,7 +123,7 @@ def test_every_form_of_batch_and_forward():
         ([[inputs]], None),
         (as_dict, lambda net, b: net(b["x"])),
     ]:
-        got = profile(model, batch, forward_fn=forward, **QUICK)
+        got = plain_profile(model, batch, forward_fn=forward, **QUICK)
         assert got.samples == 8
         # other content, hence other draws: the same scale
         assert (got.curvature.diagonal() / expected.diagonal()).log().abs().max() < 3
@@ -134,37 +131,37 @@ def test_every_form_of_batch_and_forward():
 
 def test_progress_rises_to_one():
     calls = []
-    profile(small(), batches(), progress=lambda fraction, message: calls.append((fraction, message)), **QUICK)
+    plain_profile(small(), batches(), progress=lambda fraction, message: calls.append((fraction, message)), **QUICK)
     assert [round(fraction, 3) for fraction, _ in calls] == [0.333, 0.667, 1.0]
     assert "24 samples" in calls[-1][1]
 
 
 def test_tolerance_stops_once_predictions_are_sure_enough():
     model, data = small(), batches(60)
-    rough, fine = (profile(model, iter(data), tolerance=t, **QUICK) for t in (0.3, 0.15))
+    rough, fine = (plain_profile(model, iter(data), tolerance=t, **QUICK) for t in (0.3, 0.15))
     assert 8 * 8 <= rough.samples < fine.samples < 60 * 8
-    assert torch.equal(rough.curvature, profile(model, data[: rough.samples // 8], **QUICK).curvature)
+    assert torch.equal(rough.curvature, plain_profile(model, data[: rough.samples // 8], **QUICK).curvature)
     with pytest.warns(UserWarning, match=r"ended at a relative error of 0\.\d+ .*480 samples in 60 batches"):
-        profile(model, data, tolerance=0.001, **QUICK)
+        plain_profile(model, data, tolerance=0.001, **QUICK)
     with pytest.warns(UserWarning, match="ended at a relative error of inf"):
-        profile(model, data[:7], tolerance=0.9, **QUICK)
+        plain_profile(model, data[:7], tolerance=0.9, **QUICK)
     with pytest.raises(ValueError, match="tolerance must be a positive fraction"):
-        profile(model, data, tolerance=0.0, **QUICK)
+        plain_profile(model, data, tolerance=0.0, **QUICK)
 
 
 def test_the_relative_error_is_that_of_the_mean_over_batches():
     model, data = small().double(), [(x.double(), y) for x, y in batches(10)]
-    parts = [profile(model, [batch], **QUICK) for batch in data]
+    parts = [plain_profile(model, [batch], **QUICK) for batch in data]
     plans = [[0, 2], [1, 3]]
     values = torch.stack([torch.stack([p.curvature[x][:, x].sum() / 2 for x in plans]) for p in parts])
     expected = float((values.std(0) / 10**0.5 / values.mean(0)).max())
     with pytest.warns(UserWarning, match=f"error of {expected:.2g} of"):
-        profile(model, data, tolerance=expected * 0.999, **QUICK)
+        plain_profile(model, data, tolerance=expected * 0.999, **QUICK)
 
 
 def test_tolerance_and_cache_agree_on_where_to_stop(tmp_path):
     model, data = small(), batches(60)
-    first = profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
-    again = profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
+    first = plain_profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
+    again = plain_profile(model, data, tolerance=0.3, cache_dir=tmp_path, **QUICK)
     assert first.samples == again.samples < 480
     assert torch.equal(first.curvature, again.curvature)

@@ -1,14 +1,12 @@
 """What `profile` cannot take is refused in clear words, and what it guesses about outputs is said."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from profile_cases import QUICK, Module, batches, small
+from helpers.networks import QUICK, Module, batches, small
+from helpers.profiles import plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_mpq.curvature import profile
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups.groups import find_groups
 
@@ -48,7 +46,7 @@ class Probabilities(TakesTwo):
         (Batchless(), [torch.zeros(2, 4)], {}, TypeError, "samples along dimension 0"),
         (Probabilities(), [torch.zeros(2, 4)], {"likelihood": "auto"}, ValueError, "look like probabilities"),
         (small(), [torch.zeros(2, 4)], {"loss": "task"}, TypeError, "Sequential has no training_step.*loss_fn"),
-        (small(), [torch.zeros(2, 4)], {"curvature": "exact"}, ValueError, "'fisher'.*'hessian'.*got 'exact'"),
+        (small(), [torch.zeros(2, 4)], {"estimator": "exact"}, ValueError, "'fisher'.*'hessian'.*got 'exact'"),
         (small(), [torch.zeros(2, 4)], {"loss": "mse"}, ValueError, "'divergence', 'task', got 'mse'"),
         (small(), [torch.zeros(2, 4)], {"draws": 0}, ValueError, "positive, got 0"),
         (nn.ReLU(), [torch.zeros(2, 4)], {}, ValueError, "no layer to quantize"),
@@ -56,12 +54,12 @@ class Probabilities(TakesTwo):
          "no layer '3'"),
         (small(), [torch.zeros(2, 4)], {"forward_fn": lambda net, x: net(x).detach()}, ValueError, "not detach"),
         (small(), [torch.zeros(2, 4)],
-         {"curvature": "hessian", "loss_fn": lambda net, x: net(x)}, TypeError, "scalar.*tensor"),
+         {"estimator": "hessian", "loss_fn": lambda net, x: net(x)}, TypeError, "scalar.*tensor"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused_with_a_sentence(model, data, options, error, words):
     with pytest.raises(error, match=words):
-        profile(model, data, **{**QUICK, **options})
+        plain_profile(model, data, **{**QUICK, **options})
 
 
 def test_non_finite_values_are_named_with_module_and_batch():
@@ -69,18 +67,18 @@ def test_non_finite_values_are_named_with_module_and_batch():
     with torch.no_grad():
         model[2].weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="1 of 24 values of 'weight' in the module '2'"):
-        profile(model, batches(), **QUICK)
+        plain_profile(model, batches(), **QUICK)
     data = batches()
     data[1][0][3] = torch.inf
     with pytest.raises(NonFiniteError, match="outputs of the model are .* in batch 2.*module '0'.*batch itself"):
-        profile(small(), data, **QUICK)
+        plain_profile(small(), data, **QUICK)
     model = small()
     with torch.no_grad():
         model[2].weight[:] = 3e38
     with pytest.raises(NonFiniteError, match="in batch 1.*module '2'"):
-        profile(model, batches(), **QUICK)
+        plain_profile(model, batches(), **QUICK)
     with pytest.raises(NonFiniteError, match="loss is NaN .* in batch 1, though every module"):
-        profile(small(), batches(), curvature="hessian", loss_fn=lambda net, b: net(b[0]).mean() / 0, **QUICK)
+        plain_profile(small(), batches(), estimator="hessian", loss_fn=lambda net, b: net(b[0]).mean() / 0, **QUICK)
 
 
 def test_training_steps_of_other_forms():
@@ -96,37 +94,7 @@ def test_training_steps_of_other_forms():
     model = Module()
     other = TensorStep()
     other.load_state_dict(model.state_dict())
-    expected = profile(model, batches(), curvature="hessian", bits=[2])
-    assert torch.equal(profile(other, batches(), curvature="hessian", bits=[2]).gradient, expected.gradient)
+    expected = plain_profile(model, batches(), estimator="hessian", bits=[2])
+    assert torch.equal(plain_profile(other, batches(), estimator="hessian", bits=[2]).gradient, expected.gradient)
     with pytest.raises(TypeError, match="NoLoss.training_step must return the loss"):
-        profile(NoLoss(), batches(), curvature="hessian", bits=[2])
-
-
-@pytest.mark.parametrize(
-    ("outputs", "targets", "expected"),
-    [
-        (torch.zeros(2, 3), torch.tensor([0, 2]), "Categorical\\(class_dim=1"),
-        (torch.zeros(2, 3, 5), torch.zeros(2, 5, dtype=torch.long), "Categorical\\(class_dim=1"),
-        (torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=torch.long), "Categorical\\(class_dim=-1"),
-        (torch.zeros(2, 3), None, "Categorical\\(class_dim=1"),
-        (torch.zeros(2, 1), None, "Gaussian"),
-        (torch.zeros(2, 3), torch.rand(2, 3), "Gaussian"),
-        (torch.zeros(2, 1), torch.tensor([0.0, 1.0]), "Bernoulli"),
-    ],
-)
-def test_auto_says_what_it_took(outputs, targets, expected):
-    model = nn.Sequential(nn.Linear(2, 2))
-    batch = (torch.randn(2, 2), targets) if targets is not None else torch.randn(2, 2)
-
-    def forward_fn(net, batch):
-        inputs = batch[0] if isinstance(batch, tuple) else batch
-        return net(inputs).sum() + outputs
-
-    with pytest.warns(UserWarning, match=f"auto' took {expected}"):
-        profile(model, [batch], forward_fn=forward_fn, bits=[2], likelihood="auto")
-
-
-def test_auto_refuses_what_it_cannot_tell():
-    model = nn.Linear(2, 6)
-    with pytest.raises(ValueError, match="cannot tell what outputs"):
-        profile(model, [torch.zeros(2, 2)], forward_fn=lambda net, x: net(x).unflatten(1, (2, 3)), bits=[2])
+        plain_profile(NoLoss(), batches(), estimator="hessian", bits=[2])

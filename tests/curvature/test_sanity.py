@@ -2,19 +2,19 @@
 
 import pytest
 import torch
+from helpers.profiles import nearest_candidates, plain_profile
 from torch import nn
 
 from lightning_mpq.allocation import Budget, allocate
-from lightning_mpq.curvature import TaylorModel, profile
+from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.curvature.sanity import order_violations
-from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Categorical
 
 
 def model_of(damage: list[float], errors: list[float] | None = None) -> TaylorModel:
     groups = find_groups(nn.Sequential(nn.Linear(4, 4)))
-    candidates = make_candidates(groups, bits=[2, 3, 4])
+    candidates = nearest_candidates(groups, bits=[2, 3, 4])
     return TaylorModel(
         tuple(groups),
         candidates,
@@ -42,7 +42,7 @@ def test_what_may_be_chance_is_let_pass():
 def test_a_network_keeps_the_order_and_the_best_plan_without_a_budget_has_the_most_bits():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 4))
-    taylor = profile(model, torch.randn(128, 12).split(32), curvature="gauss_newton", likelihood=Categorical())
+    taylor = plain_profile(model, torch.randn(128, 12).split(32), estimator="gauss_newton", likelihood=Categorical())
     assert order_violations(taylor) == []
     with pytest.warns(UserWarning, match="bounds nothing"):
         allocation = allocate(taylor, Budget(average_bits=100))

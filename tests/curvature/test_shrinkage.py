@@ -1,19 +1,17 @@
 """Shrinkage of noisy entries: rules, limits, and that they bring the model closer to the truth on average."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.profiles import nearest_candidates, plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import TaylorModel, profile, shrink
+from lightning_mpq.curvature import TaylorModel, shrink
 from lightning_mpq.curvature.shrinkage import between_groups, shrinkage_intensity
-from lightning_mpq.groups.candidates import make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Categorical
 
@@ -23,7 +21,7 @@ def by_hand(gradient=(0.0, 0.0), gradient_error=None, between=0.5, error=None):
     curvature = torch.tensor([[4.0, 2 * between], [2 * between, 1.0]])
     return TaylorModel(
         tuple(groups),
-        make_candidates(groups, [2]),
+        nearest_candidates(groups, [2]),
         torch.tensor(gradient),
         curvature,
         "hand",
@@ -60,10 +58,12 @@ def test_shrinking_brings_a_noisy_estimate_closer_to_the_truth_and_keeps_it_semi
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
     options = {"bits": [2, 3, 4], "likelihood": Categorical()}
-    truth = profile(net, [torch.randn(4000, 6)], curvature="gauss_newton", **options).curvature
+    truth = plain_profile(net, [torch.randn(4000, 6)], estimator="gauss_newton", **options).curvature
     squared = []
     for seed in range(20):
-        raw = profile(net, [torch.randn(24, 6, generator=torch.Generator().manual_seed(seed))], seed=seed, **options)
+        raw = plain_profile(
+            net, [torch.randn(24, 6, generator=torch.Generator().manual_seed(seed))], seed=seed, **options
+        )
         shrunk = shrink(raw)
         pairs = between_groups(raw)
         scale = torch.outer(truth.diagonal().sqrt(), truth.diagonal().sqrt())
@@ -84,13 +84,15 @@ def test_a_network_far_from_a_minimum_is_named_and_a_trained_one_is_not():
     data = list(zip(inputs.split(16), flipped.split(16), strict=True))
 
     def measure():
-        return profile(net, data, curvature="hessian", loss_fn=lambda m, b: cross_entropy(m(b[0]), b[1]), bits=[4, 8])
+        return plain_profile(
+            net, data, estimator="hessian", loss_fn=lambda m, b: cross_entropy(m(b[0]), b[1]), bits=[4, 8]
+        )
 
     with torch.no_grad():
         net[2].weight *= 8  # sure of what is wrong
     with pytest.warns(UserWarning, match=r"not near a minimum .* 2 of 2 groups .* \+- .* against"):
         measure()
-    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=100)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from idx_files import idx_bytes, write_fashion_mnist
+from helpers.idx_files import idx_bytes, write_fashion_mnist
 
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from idx_files import idx_bytes
+from helpers.idx_files import idx_bytes
 
 from lightning_mpq.demo.idx import read_idx
 

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_mpq.export.compressed_tensors import export_compressed_tensors
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.modules import pack_model, packed_layers
-from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
 
 
 class Net(nn.Module):
@@ -29,7 +31,7 @@ SCHEMES = [
     WeightScheme(bits, granularity, grid, scale_dtype=scale_dtype)
     for bits in range(2, 9)
     for granularity in ("tensor", "channel", 16, 64)
-    for grid, scale_dtype in zip(GRIDS, ("bfloat16", "float16", "float32"), strict=True)
+    for grid, scale_dtype in zip(DEFAULT_GRIDS, ("bfloat16", "float16", "float32"), strict=True)
     if not (grid == "asymmetric" and granularity == "tensor") and not (grid == "half" and bits == 8)
 ]
 

@@ -3,16 +3,16 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, snapshot, weights_file
+from helpers.processes import environment, run_python
+from helpers.saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, snapshot, weights_file
 from torch import nn
 
 import lightning_mpq.export.safetensors as module_under_test
+from lightning_mpq import load, save
 from lightning_mpq.errors import CorruptModelError
-from lightning_mpq.export import load, save
 from lightning_mpq.export.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lightning_mpq.modules import policy_of, stored_bytes
 
@@ -87,16 +87,13 @@ def test_the_type_that_a_model_computes_in_must_agree(tmp_path, dtype):
 def test_a_new_process_computes_the_same(saved, tmp_path):
     script = """
 import sys, torch
-from saved_net import INDICES, SavedNet
-from lightning_mpq.export import load
+from helpers.saved_net import INDICES, SavedNet
+from lightning_mpq import load
 torch.manual_seed(99)
 torch.save(load(sys.argv[1], SavedNet()).eval()(INDICES), sys.argv[2])
 """
     answer = tmp_path / "answer.pt"
-    command = [sys.executable, "-c", script, str(saved), str(answer)]
-    environment = {**__import__("os").environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_python(script, saved, answer)
     assert torch.equal(torch.load(answer, weights_only=True), packed_net()(INDICES))
 
 
@@ -105,7 +102,7 @@ def test_the_folder_holds_what_it_says(saved):
     assert visible == [MANIFEST_NAME, weights_file(saved).name]
     manifest = read_manifest(saved)
     assert manifest.policy == POLICY
-    assert manifest.model_class == "saved_net.SavedNet"
+    assert manifest.model_class == "helpers.saved_net.SavedNet"
     assert manifest.aliases["head.packed_codes"] == "table.packed_codes"
     assert manifest.aliases["twin.weight"] == "left.weight"
     counted = stored_bytes(packed_net())
@@ -175,15 +172,14 @@ def test_several_writers_and_readers_never_mix_models(tmp_path):
 def test_two_processes_that_save_to_one_folder_do_not_mix(tmp_path):
     script = """
 import sys
-from saved_net import packed_net
+from helpers.saved_net import packed_net
 from lightning_mpq.export import save
 net = packed_net(int(sys.argv[2]))
 for _ in range(20):
     save(net, sys.argv[1])
 """
-    environment = {**__import__("os").environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"}
     commands = [[sys.executable, "-c", script, str(tmp_path), str(seed)] for seed in (1, 2)]
-    writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
+    writers = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) for command in commands]
     expected = [packed_net(seed)(INDICES) for seed in (1, 2)]
     seen = 0
     while any(writer.poll() is None for writer in writers):

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, resign, snapshot, weights_file
+from helpers.saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, resign, snapshot, weights_file
 from torch import nn
 
+from lightning_mpq import load, save
 from lightning_mpq.errors import CorruptModelError
-from lightning_mpq.export import load, save
 from lightning_mpq.export.manifest import MANIFEST_NAME
 from lightning_mpq.modules import empty_packed_model, pack_model
-from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ class TestRefusals:
 
     def test_no_saved_model(self, tmp_path):
         self.refused(tmp_path, SavedNet(), f"no saved model in .*{MANIFEST_NAME} is missing")
-        self.refused(tmp_path / "gone", SavedNet(), "no saved model in")
+        self.refused(tmp_path / "gone", SavedNet(), "no saved model at")
         (tmp_path / MANIFEST_NAME).write_text('{"format": "something else"}')
         self.refused(tmp_path, SavedNet(), "not a model saved by lightning_mpq")
         (tmp_path / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00")
@@ -55,7 +56,9 @@ class TestRefusals:
         weights_file(tmp_path).write_bytes(content[:-1])
         self.refused(tmp_path, SavedNet(), f"has {len(content) - 1} bytes instead of {len(content)}: it is cut off")
 
-    @pytest.mark.parametrize(("old", "new"), [("half", "symmetric"), ("saved_net.SavedNet", "saved_net.SavedMet")])
+    @pytest.mark.parametrize(
+        ("old", "new"), [("half", "symmetric"), ("helpers.saved_net.SavedNet", "helpers.saved_net.SavedMet")]
+    )
     def test_an_altered_policy(self, tmp_path, old, new):
         save(packed_net(), tmp_path)
         path = tmp_path / MANIFEST_NAME
@@ -101,7 +104,10 @@ class TestRefusals:
         untied = SavedNet()
         untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
         for model, message in [
-            (nn.Sequential(nn.Linear(3, 2)), "saved from saved_net.SavedNet does not fit Sequential: .*'table'"),
+            (
+                nn.Sequential(nn.Linear(3, 2)),
+                "saved from helpers.saved_net.SavedNet does not fit Sequential: .*'table'",
+            ),
             (wider, r"tensor 'left.weight' as float32 \[7, 6\], but .* holds it as float32 \[6, 6\]"),
             (extra, "SavedNet needs the tensor 'more.weight'"),
             (missing, "SavedNet does not have the tensor 'recurrent.weight_ih_l0'"),

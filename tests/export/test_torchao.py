@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lightning_mpq.export.torchao import torchao_config
-from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import quantize_rows
+from lightning_mpq.schemes import WeightScheme
 
 SCHEMES = [
     WeightScheme(bits, granularity, grid, scale_dtype="float32")
@@ -50,7 +51,7 @@ def test_torchao_applies_the_policy():
 @pytest.mark.parametrize(
     ("scheme", "reason"),
     [
-        (WeightScheme(3, grid="half"), "no half-level grid"),
+        (WeightScheme(3, grid="half"), "no 'half' grid"),
         (WeightScheme(3, "tensor"), "not for a whole tensor"),
         (WeightScheme(3, clip="mse"), "not with clip='mse'"),
         (WeightScheme(3, rounding="second_order"), "rounding='second_order'"),

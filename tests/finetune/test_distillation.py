@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from modules.test_packed_held_weights import first, make
+from helpers.named_weights import first, make
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
 from lightning_mpq.finetune import DistillationLoss, Teacher, fake_quantize, with_extra_loss
 from lightning_mpq.finetune.distillation import predictions_of
 from lightning_mpq.network.likelihood import Categorical, Gaussian
-from lightning_mpq.policy import BitPolicy, WeightScheme
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
 
 POLICY = BitPolicy({"0": WeightScheme(2, grid="half"), "5": WeightScheme(2)})
 

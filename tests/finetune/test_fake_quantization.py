@@ -5,23 +5,25 @@ import pickle
 
 import pytest
 import torch
+from helpers.layers import LAYER_CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modules.layer_cases import LAYER_CASES
 from torch import nn
 
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.finetune import FakeQuantizedLayer, fake_quantize, fake_quantized_layers
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.modules import pack_model
 from lightning_mpq.network.layer_kinds import weight_rows
-from lightning_mpq.policy import GRIDS, BitPolicy, WeightScheme
+from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import QuantizedRows, quantize_rows
+from lightning_mpq.schemes import WeightScheme
 
 SCHEMES = st.builds(
     WeightScheme,
     bits=st.integers(2, 8),
     granularity=st.sampled_from(["tensor", "channel", 3, 4]),
-    grid=st.sampled_from(GRIDS),
+    grid=st.sampled_from(DEFAULT_GRIDS),
     clip=st.sampled_from(["absmax", "mse", 0.6]),
     scale_dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
 )
@@ -37,7 +39,7 @@ def other_codes(layer, scheme, seed):
 
 
 @pytest.mark.parametrize("kind", LAYER_CASES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(scheme=SCHEMES, seed=st.integers(0, 99))
 def test_forward_is_the_packed_layers_from_given_codes_and_after_training(kind, scheme, seed):
     torch.manual_seed(seed)
@@ -63,7 +65,7 @@ def test_forward_is_the_packed_layers_from_given_codes_and_after_training(kind, 
     assert torch.equal(net[0].codes(), codes)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_every_scheme_starts_from_the_codes_and_ends_in_those_of_the_last_forward(bits, grid):
     for granularity in ("tensor", "channel", 3, 50):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from lightning_mpq.finetune.quantizer import WeightQuantizer
-from lightning_mpq.policy import GRIDS, WeightScheme
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.quantizers import quantize_rows
+from lightning_mpq.schemes import WeightScheme
 
 GRANULARITIES = ["tensor", "channel", 3]
 
@@ -29,7 +30,7 @@ def prepared(grid, granularity, bits=2, margin=0.0):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_gradients_are_those_of_lsq(grid, granularity, margin):
     rows, quantizer, upstream = prepared(grid, granularity, margin=margin)
@@ -60,7 +61,7 @@ def test_gradients_are_those_of_lsq(grid, granularity, margin):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_gradients_are_finite_differences_of_the_surrogate(grid, granularity):
     """The surrogate rounds by a constant: s * clip(w / s + (q0 - v0), lo, hi), exact where codes do not change."""
     rows, quantizer, upstream = prepared(grid, granularity, bits=3)

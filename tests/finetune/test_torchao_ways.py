@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("torchao", reason="the benchmark compares with torchao")
 
-from benchmarks.finetune_ways import WAYS, ours_from_torchao, torchao_dynamic  # noqa: E402
+from benchmarks.methods.finetuning import WAYS, ours_from_torchao, torchao_dynamic  # noqa: E402
 
 
 def network() -> nn.Sequential:

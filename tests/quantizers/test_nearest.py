@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.policy import GRIDS, WeightScheme
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.quantizers import QuantizedRows, quantize_rows
+from lightning_mpq.schemes import WeightScheme
 
 schemes = st.builds(
     WeightScheme,
     bits=st.integers(2, 8),
     granularity=st.sampled_from(["tensor", "channel", 1, 3, 4, 64]),
-    grid=st.sampled_from(GRIDS),
+    grid=st.sampled_from(DEFAULT_GRIDS),
     clip=st.sampled_from(["absmax", "mse", 0.7]),
     scale_dtype=st.sampled_from(["bfloat16", "float32"]),
 )
@@ -35,7 +36,7 @@ def scale_and_offset_of(quantized: QuantizedRows, row: int, column: int) -> tupl
     return float(quantized.scale[i, j]), offset
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shapes, schemes, st.integers(0, 10**6))
 def test_each_weight_takes_the_nearest_of_all_levels(shape, scheme, seed):
     rows = random_rows(shape, seed)
@@ -51,7 +52,7 @@ def test_each_weight_takes_the_nearest_of_all_levels(shape, scheme, seed):
             assert distance <= best + 1e-6 * scale * 2**scheme.bits
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes, schemes, st.integers(0, 10**6))
 def test_shapes_ranges_and_storage(shape, scheme, seed):
     quantized = quantize_rows(random_rows(shape, seed), scheme)
@@ -61,7 +62,7 @@ def test_shapes_ranges_and_storage(shape, scheme, seed):
     assert (quantized.zero_point is None) == (scheme.grid != "asymmetric")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes, schemes, st.integers(0, 10**6))
 def test_mse_clip_is_never_worse_than_absmax(shape, scheme, seed):
     rows = random_rows(shape, seed)
@@ -74,7 +75,7 @@ def test_mse_clip_is_never_worse_than_absmax(shape, scheme, seed):
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_error_is_at_most_half_a_step_without_clipping(bits, grid):
     rows = random_rows((5, 33), 3)
     quantized = quantize_rows(rows, WeightScheme(bits, grid=grid, scale_dtype="float32"))
@@ -93,7 +94,7 @@ def test_rounding_again_changes_nothing(grid):
         assert ((quantize_rows(once, scheme).dequantize() - once).abs() < 1e-5).all()
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
 def test_a_row_of_zeros_stays_zero(grid, granularity):
     rows = torch.zeros(3, 8)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_mpq.policy import WeightScheme
 from lightning_mpq.quantizers.packing import pack_codes, packed_size, unpack_codes
+from lightning_mpq.schemes import WeightScheme
 
 WIDTHS = range(2, 9)
 
@@ -25,7 +25,7 @@ def big_integer_bytes(values, bits):
 
 
 @given(streams())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_stream_is_the_little_endian_integer_of_its_codes(stream):
     bits, values = stream
     codes = torch.tensor(values, dtype=torch.uint8)

@@ -7,18 +7,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_mpq.errors import NonFiniteError
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
+from lightning_mpq.grids.uniform import UniformLevels
 from lightning_mpq.network.layer_kinds import weight_rows
-from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import InputMoment, QuantizedRows, quantize_rows, round_rows
 from lightning_mpq.quantizers.clip_search import rank_scales, trial_ratios, trial_scales
 from lightning_mpq.quantizers.error_feedback import ErrorFeedback
 from lightning_mpq.quantizers.nearest import fit_scale, weight_ranges
+from lightning_mpq.schemes import WeightScheme
 
 schemes = st.builds(
     WeightScheme,
     bits=st.integers(2, 8),
     granularity=st.sampled_from(["tensor", "channel", 1, 3, 4, 64]),
-    grid=st.sampled_from(GRIDS),
+    grid=st.sampled_from(DEFAULT_GRIDS),
     clip=st.sampled_from(["absmax", "mse", "moment", 0.7]),
     scale_dtype=st.sampled_from(["bfloat16", "float32"]),
     rounding=st.sampled_from(["nearest", "second_order"]),
@@ -58,7 +60,7 @@ def recursion(row: Tensor, moment: Tensor, damping: float, levels: list[Tensor])
     return rounded
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 5])
 @pytest.mark.parametrize(
     ("parts", "height", "columns", "bits"),
@@ -80,9 +82,8 @@ def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, hei
         offsets = torch.full_like(steps, 2 ** (bits - 1) - {"symmetric": 0, "half": 0.5}[grid])
     else:
         offsets = every_weight(zero_point)
-    codes, loss = factor.round(
-        rows.unflatten(0, (parts, height)), steps, offsets, torch.full_like(steps[..., 0], 2**bits - 1)
-    )
+    levels = UniformLevels(steps, offsets, torch.full_like(steps[..., :1], 2**bits - 1))
+    codes, loss = factor.round(rows.unflatten(0, (parts, height)), levels)
     values = steps * (codes - offsets)
     for part in range(parts):
         damped = moment[part] + 0.01 * moment[part].diagonal().mean() * torch.eye(columns)
@@ -114,7 +115,7 @@ def test_on_average_it_beats_nearest_by_far_and_comes_near_to_the_best_of_all_co
     assert found.error - least < 0.4 * (nearest.error - least)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, schemes, st.integers(0, 10**6))
 def test_no_row_is_worse_than_nearest_at_its_own_scale(shape, scheme, seed):
     rows, moment = make(*shape, seed)
@@ -138,7 +139,7 @@ def test_no_row_is_worse_than_nearest_at_its_own_scale(shape, scheme, seed):
     assert ((errors <= error_of(nearest, rows, moment) * (1 + 1e-6) + 1e-12) | tie).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, schemes, st.integers(0, 10**6))
 def test_shapes_ranges_and_scheme_are_those_asked_for(shape, scheme, seed):
     rows, moment = make(*shape, seed)
@@ -152,7 +153,7 @@ def test_shapes_ranges_and_scheme_are_those_asked_for(shape, scheme, seed):
     assert (quantized.zero_point is None) == (scheme.grid != "asymmetric")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes, schemes, schemes, st.integers(0, 10**6))
 def test_schemes_rounded_together_do_not_see_each_other(shape, first, second, seed):
     rows, moment = make(*shape, seed)
@@ -164,7 +165,7 @@ def test_schemes_rounded_together_do_not_see_each_other(shape, first, second, se
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_chunks_do_not_change_the_result(granularity, grid, monkeypatch):
     rows, moment = make(2, 5, 11, seed=1)
     scheme = WeightScheme(2, granularity, grid, "moment", rounding="second_order")
@@ -178,7 +179,7 @@ def test_chunks_do_not_change_the_result(granularity, grid, monkeypatch):
 def test_without_correlation_nearest_is_best_and_stays():
     rows, _ = make(1, 6, 12, seed=2)
     moment = torch.diag(torch.rand(12, dtype=torch.float64) + 0.1)[None]
-    for grid in GRIDS:
+    for grid in DEFAULT_GRIDS:
         plain = WeightScheme(3, grid=grid)
         feedback = WeightScheme(3, grid=grid, rounding="second_order")
         quantized = round_rows(rows, moment, [feedback])[0].quantized
@@ -249,7 +250,7 @@ def test_a_grouped_convolution_is_rounded_like_a_linear_layer_per_group():
 def test_the_range_is_the_one_with_the_least_output_error():
     """Each ratio on its own, through the scheme's numeric clip, is the independent reference."""
     rows, moment = make(1, 8, 10, seed=7)
-    for grid in GRIDS:
+    for grid in DEFAULT_GRIDS:
         searched = round_rows(rows, moment, [WeightScheme(2, grid=grid, clip="moment")])[0].quantized
         ratios = trial_ratios(searched.scheme)
         each = [round_rows(rows, moment, [WeightScheme(2, grid=grid, clip=ratio)])[0].quantized for ratio in ratios]
@@ -258,7 +259,7 @@ def test_the_range_is_the_one_with_the_least_output_error():
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_the_search_comes_close_to_the_best_of_all_ranges_under_error_feedback(grid, granularity):
     """It tries about half of them. Each ratio on its own, through the numeric clip, is the independent reference."""
     rows, moment = make(2, 12, 30, seed=8, samples=200)
@@ -300,7 +301,7 @@ def test_rows_that_share_a_scale_count_by_their_weight():
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_a_row_of_zeros_stays_zero(grid, granularity):
     rows, moment = make(1, 3, 8, seed=1)
     rows[:] = 0

@@ -9,13 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
+from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.layer_kinds import weight_rows
-from lightning_mpq.policy import GRIDS, WeightScheme
 from lightning_mpq.quantizers import InputMoment, quantize_rows, round_rows
 from lightning_mpq.quantizers.error_feedback import ErrorFeedback
-from lightning_mpq.rounding.independent import round_candidates, second_order_schemes
+from lightning_mpq.rounding.independent import round_candidates
+from lightning_mpq.schemes import WeightScheme
 
 
 def inputs_moment(parts: int, columns: int, seed: int) -> torch.Tensor:
@@ -24,11 +25,11 @@ def inputs_moment(parts: int, columns: int, seed: int) -> torch.Tensor:
     return ((inputs + 1).mT @ (inputs + 1) / 60).double()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(2, 8),
     st.sampled_from(["tensor", "channel", 1, 5, 64]),
-    st.sampled_from(GRIDS),
+    st.sampled_from(DEFAULT_GRIDS),
     st.tuples(st.integers(1, 12), st.integers(1, 24)),
     st.integers(0, 10**6),
 )
@@ -47,7 +48,7 @@ def test_weights_on_a_grid_come_back_as_they_are(bits, granularity, grid, shape,
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
 def test_a_channel_of_zeros_stays_zero_and_leaves_the_others_alone(grid, bits):
     rows, moment = torch.randn(4, 9, generator=torch.Generator().manual_seed(bits)), inputs_moment(1, 9, bits)
     scheme = WeightScheme(bits, grid=grid, clip="moment", rounding="second_order")
@@ -63,7 +64,7 @@ def test_a_depthwise_convolution_is_rounded_like_a_linear_layer_for_each_channel
     conv, images = nn.Conv1d(3, 3 * multiplier, 5, groups=3), torch.randn(20, 3, 12) + 0.5
     moment = InputMoment.of_layer(conv)
     moment.update(conv, images, conv(images).shape)
-    schemes = second_order_schemes([bits])
+    schemes = offered_schemes([bits])
     found = round_rows(weight_rows(conv), moment.matrix(), schemes)
     for channel in range(3):
         windows = images[:, channel].unfold(1, 5, 1).flatten(0, 1).double()
@@ -85,7 +86,7 @@ def test_a_moment_is_factorised_once_for_all_schemes_and_dropped_behind_its_laye
         return plain(moment, *args)
 
     monkeypatch.setattr(ErrorFeedback, "factorise", watched)
-    schemes = second_order_schemes(range(2, 9), ["channel", 4])
+    schemes = offered_schemes(range(2, 9), granularities=["channel", 4])
     round_candidates(model, [torch.randn(30, 6)], groups, make_candidates(groups, schemes=schemes))
     assert factorised == {6: 1, 7: 1, 8: 1}
     assert left == [3, 2, 1]

@@ -35,7 +35,7 @@ def candidate_hashes(
         digest = hashlib.sha256(f"{candidate.group} {candidate.scheme!r}".encode())
         for layer in layers[candidate.group] if rounded is not None else ():
             assert rounded is not None
-            rows = rounded.of_layer(layer, candidate.scheme)
+            rows = rounded.of_layer(layer, candidate.scheme.weight)
             for tensor in (rows.codes, rows.scale, rows.zero_point):
                 if tensor is not None:
                     digest.update(hash_tensor(tensor))
@@ -110,7 +110,7 @@ class KeptMeasurements:
         self._files[path] = (set(self._candidates), set(whole))
 
     def _read(self, path: Path) -> None:
-        """Take over what a file tells about the candidates; one that cannot be read counts as absent."""
+        """Take over what a file holds about the candidates; one that cannot be read counts as absent."""
         try:
             with safe_open(path, framework="pt") as file:
                 text = json.loads((file.metadata() or {})["measurements"])

@@ -24,13 +24,13 @@ from .perturbation import Perturbations
 from .weights import inner_products, substituted, weight_variables
 
 
-class BatchFisher:
-    """Estimates the curvature of the divergence from scores of whole batches; its gradient is zero."""
+class BatchScores:
+    """Measures scores of whole batches; the gradient of the divergence is zero."""
 
     def __init__(
         self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
     ) -> None:
-        """Prepare; see `Fisher` for the arguments."""
+        """Prepare; see `SampleScores` for the arguments."""
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood

@@ -23,7 +23,7 @@ _MOST_DIRECTIONS = 8
 class BatchedForwardMode:
     """Computes J D for candidates that touch the same weights together.
 
-    Values are computed once for all of them, and a tangent exists only behind the layer it starts from, so that K
+    Values are computed once for all of them, and a tangent exists only after the layer it starts from, so that K
     candidates cost about K forward passes instead of 3 K. What a model does that `torch.vmap` does not take (a
     conversion to ``channels_last``, say) is found by the first attempt, and by comparing one tangent with
     `output_change`; candidates are then run one at a time.

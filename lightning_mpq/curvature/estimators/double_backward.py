@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-_WAYS_OUT = "Use curvature='fisher' or 'gauss_newton' (first derivatives), or 'secant' (none)"
+_WAYS_OUT = "Use estimator='fisher' or 'gauss_newton' (first derivatives), or 'secant' (none)"
 _HIDDEN = (
     f"their backward uses values that autograd does not follow. {_WAYS_OUT}, or write backward with operations on "
     "ctx.saved_tensors that can be differentiated, and without once_differentiable."
@@ -101,10 +101,10 @@ def check_custom_functions(
     )
     zero, doubtful = [], []
     for layer, product in zip(weights, products, strict=True):
-        ahead, behind, slope = forth[layer], back[layer], slopes[layer]
-        if ahead is None or behind is None or slope is None:
+        ahead, reverse, slope = forth[layer], back[layer], slopes[layer]
+        if ahead is None or reverse is None or slope is None:
             continue
-        expected = (ahead - behind) / 2
+        expected = (ahead - reverse) / 2
         found = torch.zeros_like(expected) if product is None else product.detach()
         size, error = float(expected.norm()), float((found - expected).norm())
         if size <= 100 * torch.finfo(slope.dtype).eps * float(slope.norm()):

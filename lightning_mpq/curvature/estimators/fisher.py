@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import cos, sqrt
 from typing import Any
 
@@ -24,6 +25,8 @@ from ...network.batches import sample_count, slice_batch
 from ...network.evaluator import Evaluator, not_differentiable
 from ...network.layer_kinds import kind_of
 from ...network.likelihood import Likelihood
+from .base import Estimator, Setting
+from .batch_fisher import BatchScores
 from .batched_forward_mode import BatchedForwardMode
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
@@ -32,8 +35,8 @@ from .perturbation import Perturbations
 from .weights import inner_products, substituted, weight_variables
 
 
-class Fisher:
-    """Estimates the curvature of the divergence; its gradient is zero.
+class SampleScores:
+    """Measures scores of single samples; the gradient of the divergence is zero.
 
     Groups whose weights are used in ways that layer calls do not show (outside of their layer's forward, or where
     samples cannot be told apart) are found on the first batch by comparison with ordinary automatic
@@ -153,7 +156,7 @@ class Fisher:
         """Compare the scores of one sample with ordinary weight gradients; groups that differ go to forward mode.
 
         Args:
-            batch: The batch behind the scores.
+            batch: The batch that the scores are of.
             scores: [N, K].
             gradient: The drawn output gradient, shaped like the outputs.
         """
@@ -199,3 +202,27 @@ class Fisher:
                 raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
             slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)
         return inner_products(self._perturbations, [slopes])[0]
+
+
+@dataclass(frozen=True)
+class Fisher(Estimator):
+    """The Fisher information, sampled: one backward pass for each draw, whatever the number of layers.
+
+    Attributes:
+        draws: Random output gradients for each sample, or for each chunk where samples act on each other.
+    """
+
+    draws: int = 1
+
+    name = "fisher"
+    scores_batches = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is no count."""
+        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
+            raise ValueError(f"draws must be a positive integer, got {self.draws!r}.")
+
+    def start(self, setting: Setting) -> SampleScores | BatchScores:
+        """See `Estimator.start`."""
+        kind = BatchScores if setting.interacting else SampleScores
+        return kind(setting.evaluator, setting.perturbations, setting.known_likelihood(), self.draws)

@@ -34,7 +34,7 @@ def output_change(evaluator: Evaluator, perturbations: Perturbations, index: int
             names = ", ".join(duals)
             raise NotImplementedError(
                 f"The weights of {names} can only be measured by forward-mode differentiation here, and an operation "
-                f"behind them has none: {error} Use curvature='secant', or keep these layers in float."
+                f"after them has none: {error} Use estimator='secant', or keep these layers in float."
             ) from error
         primal, tangent = forward_ad.unpack_dual(outputs)
         return torch.zeros_like(primal) if tangent is None else tangent.detach()

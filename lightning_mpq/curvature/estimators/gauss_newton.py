@@ -13,6 +13,7 @@ by forward mode. The cheaper one is taken.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch import Generator, Tensor
 
 from ...network.evaluator import Evaluator
 from ...network.likelihood import Likelihood
+from .base import Estimator, Setting
 from .batched_forward_mode import BatchedForwardMode
-from .fisher import Fisher
+from .fisher import SampleScores
 from .measurement import Measurement
 from .perturbation import Perturbations
 
@@ -29,7 +31,7 @@ _PASSES_PER_OUTPUT = 4
 """Forward passes that one backward pass and the scores of all candidates along it cost, where a tangent costs one."""
 
 
-class GaussNewton:
+class OutputChanges:
     """Measures the curvature of the divergence exactly on the given samples; its gradient is zero.
 
     One batch holds ``L^T J D_i``, [N, outputs], for all K candidates: choose ``chunk_size`` accordingly.
@@ -51,7 +53,7 @@ class GaussNewton:
         self._likelihood = likelihood
         self._whole_batches = whole_batches
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
-        self._backward = Fisher(evaluator, perturbations, likelihood)
+        self._backward = SampleScores(evaluator, perturbations, likelihood)
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return ``L^T J D_i`` of each sample."""
@@ -86,3 +88,14 @@ class GaussNewton:
     def _changes(self, outputs: Tensor, batch: Any) -> Iterator[tuple[int, Tensor]]:
         """Yield each candidate with the change of the outputs along it."""
         return self._forward_mode.changes(range(self._perturbations.count), batch)
+
+
+@dataclass(frozen=True)
+class GaussNewton(Estimator):
+    """The Gauss-Newton matrix, exact on the given samples: what `Fisher` estimates by sampling."""
+
+    name = "gauss_newton"
+
+    def start(self, setting: Setting) -> OutputChanges:
+        """See `Estimator.start`."""
+        return OutputChanges(setting.evaluator, setting.perturbations, setting.known_likelihood(), setting.interacting)

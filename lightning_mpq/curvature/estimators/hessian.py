@@ -8,6 +8,7 @@ One forward pass and one backward pass keep their graph; a second backward pass 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Generator, Tensor, nn
 from ...network.batches import batch_weight
 from ...network.evaluator import Evaluator, not_differentiable
 from ...network.likelihood import Likelihood
+from .base import Estimator, Loss, Setting
 from .double_backward import (
     check_custom_functions,
     check_symmetry,
@@ -80,7 +82,7 @@ class TaskGradient:
         return dict(zip(variables, slopes, strict=True))
 
 
-class Hessian(TaskGradient):
+class SecondDerivatives(TaskGradient):
     """Measures gradient and curvature of a loss exactly: ``<grad L, D_i>`` and ``D_i^T H D_j``."""
 
     def __init__(
@@ -195,3 +197,25 @@ class Hessian(TaskGradient):
 
 def _leaves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {layer: weight.detach().requires_grad_() for layer, weight in weights.items()}
+
+
+@dataclass(frozen=True)
+class Hessian(Estimator):
+    """The exact Hessian, by default of the task loss with its gradient."""
+
+    name = "hessian"
+    default_loss = "task"
+    has_gradient = True
+
+    def start(self, setting: Setting) -> SecondDerivatives:
+        """See `Estimator.start`."""
+        evaluator = setting.evaluator
+        loss: BatchLoss = evaluator.loss
+        if setting.loss != "task":
+            loss = divergence_loss(evaluator, setting.known_likelihood())
+        everything = len(setting.wanted) == setting.everything.count
+        return SecondDerivatives(loss, setting.everything, evaluator.model, None if everything else setting.wanted)
+
+    def asks_for_likelihood(self, loss: Loss) -> bool:
+        """See `Estimator.asks_for_likelihood`."""
+        return loss != "task"

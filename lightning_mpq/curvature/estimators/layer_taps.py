@@ -75,7 +75,7 @@ class LayerTaps:
             yield
 
     def outputs(self, batch: Any) -> Tensor:
-        """Return the outputs of the model, with a graph behind them if any layer was called."""
+        """Return the outputs of the model, with a graph if any layer was called."""
         outputs: Tensor | None = None
         try:
             outputs = self._run(batch)

@@ -1,4 +1,4 @@
-"""What one batch tells about candidates, in a form that further candidates can be added to."""
+"""What one batch says about candidates, in a form that further candidates can be added to."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Measurement:
         )
 
     def joined(self, own: Sequence[int], other: Measurement, others: Sequence[int]) -> Measurement:
-        """Return what this one and another of the same batch tell together.
+        """Return what this one and another of the same batch say together.
 
         Args:
             own: Positions of this one's candidates among all K.

@@ -50,7 +50,7 @@ class Perturbations:
         self.count = len(candidates)
         self.modules: dict[str, nn.Module] = {}
         self.columns: dict[str, slice] = {}
-        self._schemes = [candidate.scheme for candidate in candidates]
+        self._schemes = [candidate.scheme.weight for candidate in candidates]
         self._kept: dict[tuple[str, int], QuantizedRows] = {}
         self._bytes_left = kept_bytes
         self._dense: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ class Perturbations:
         return [other for other, its_leader in self._leader.items() if its_leader == leader]
 
     def of_layer(self, layer: str) -> Tensor:
-        """Return D of all B candidates of a layer's group as [B, *weight shape], in the weight's type."""
+        """Return D of all B candidates of a layer's group as ``[B, *weight shape]``, in the weight's type."""
         columns = self.columns[layer]
         leader = self._leader[layer]
         if leader in self._dense:

@@ -7,17 +7,19 @@ at all, and the size of the step is seen where few bits make it large.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .gauss_newton import GaussNewton
+from .base import Estimator, Setting
+from .gauss_newton import OutputChanges
 from .weights import substituted
 
 
-class Secant(GaussNewton):
-    """Measures the output changes of all candidates by running each one; see `GaussNewton`."""
+class OutputSteps(OutputChanges):
+    """Measures the output changes of all candidates by running each one; see `OutputChanges`."""
 
     def rows(self, batch: Any) -> Tensor:
         """Return ``L^T u_i``, [N, outputs, K]."""
@@ -33,3 +35,14 @@ class Secant(GaussNewton):
             }
             with substituted(self._perturbations, moved):
                 yield index, self._evaluator.outputs(batch) - outputs
+
+
+@dataclass(frozen=True)
+class Secant(Estimator):
+    """As `GaussNewton`, by finite steps: sees how large a step few bits make."""
+
+    name = "secant"
+
+    def start(self, setting: Setting) -> OutputSteps:
+        """See `Estimator.start`."""
+        return OutputSteps(setting.evaluator, setting.perturbations, setting.known_likelihood(), setting.interacting)

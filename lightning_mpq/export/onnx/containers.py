@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...grids.registry import grid_named
 from ...quantizers import QuantizedRows
 
 CONTAINER_BITS = (2, 4, 8, 16)
@@ -57,7 +58,9 @@ def hold(quantized: QuantizedRows, *, multiplied: bool, two_bits: bool) -> HeldW
         largest = max(2**scheme.bits - 1, int(zero_point.max()))
         return HeldWeight(f"UINT{_container(largest.bit_length(), two_bits)}", codes, scale, block, zero_point)
     plain = HeldWeight(f"INT{_container(scheme.bits, two_bits)}", codes - 2 ** (scheme.bits - 1), scale, block)
-    if scheme.grid != "half":
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    assert form is not None
+    if form.steps == 1:
         return plain
     doubled_container = f"INT{_container(scheme.bits + 1, two_bits)}"
     spread = scale.shape[1] > 1  # half a scale would have to be added block by block

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
 from ...network.layer_kinds import ParameterView
 from ...network.modes import evaluating
@@ -100,6 +101,7 @@ def export_onnx(
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
     _refuse_changing_weights(layers)
+    _refuse_other_grids(layers)
     if opset is None:
         opset = TWO_BITS_OPSET if any(map(_may_have_two_bits, layers.values())) else FOUR_BITS_OPSET
     owners = {name: (layer, layers[layer]) for name, layer in weight_names(model).items()}
@@ -146,7 +148,17 @@ def two_batch_sizes(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
 def _may_have_two_bits(layer: PackedLayer) -> bool:
     """Return whether INT2 may hold the codes; a product on the half grid needs more (see `hold`)."""
     multiplied = layer.float_type in (nn.Linear, ParameterView)
-    return layer.scheme.bits == 2 and not (layer.scheme.grid == "half" and multiplied)
+    form = grid_named(layer.scheme.grid).integer_form(layer.scheme.bits)
+    return layer.scheme.bits == 2 and not (form is not None and form.steps > 1 and multiplied)
+
+
+def _refuse_other_grids(layers: Mapping[str, PackedLayer]) -> None:
+    for name, layer in layers.items():
+        if grid_named(layer.scheme.grid).integer_form(layer.scheme.bits) is None:
+            raise ValueError(
+                f"ONNX cannot carry the layer {name!r} ({layer.scheme}): it stores integers, and the levels of the "
+                f"grid {layer.scheme.grid!r} are not equally spaced. Give it another grid, or leave it in float."
+            )
 
 
 def _refuse_changing_weights(layers: Mapping[str, PackedLayer]) -> None:

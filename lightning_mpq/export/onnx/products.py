@@ -19,7 +19,7 @@ def add_bias_apart(graph: ir.Graph, product: ir.Node, name: str) -> None:
     """Let a node of its own add the bias of a product, and one of zeros if there is none before a Relu or Clip.
 
     onnxruntime merges Relu and Clip into a product, with its bias or without, before it looks for integers, and then
-    multiplies with the dequantized weight. A product whose bias is added behind it becomes one ``MatMulNBits``.
+    multiplies with the dequantized weight. A product whose bias is added after it becomes one ``MatMulNBits``.
     """
     bias = product.inputs[2] if len(product.inputs) > 2 else None
     if bias is not None and product.attributes.get_float("beta", 1.0) == 1.0:

@@ -1,4 +1,4 @@
-"""Ways to multiply by a packed weight without dequantizing it, behind one small interface.
+"""Ways to multiply by a packed weight without dequantizing it, all with one small interface.
 
 `Kernel` says what a kernel must do, `register_kernel` adds one, and `use_kernels` of ``lightning_mpq`` chooses for
 the layers of a model. The plain path, dequantize and multiply, is always there.

@@ -14,7 +14,7 @@ from .matrix import PackedMatrix
 class AutoRoundKernel(Kernel):
     """``auto_round_kernel.woqgemm`` of auto-round-lib: float32 arithmetic on integer codes.
 
-    It takes signed codes with a scale and an integer zero point per block. On the half-level grid the zero point
+    It takes signed codes with a scale and an integer zero point per block. On the half grid the zero point
     is -1/2, which it cannot take; the missing ``scale / 2 * (sum of the inputs of a block)`` is added after.
     """
 
@@ -47,7 +47,7 @@ class AutoRoundKernel(Kernel):
         kept = "bf16" if matrix.scheme.scale_dtype == "bfloat16" else "fp32"
         codes = matrix.signed_codes().T.contiguous()
         blob = ark.repack_quantized_weight(codes, scales, zero_points, block, "fp32", width, kept, asymmetric)
-        missing = None if asymmetric or matrix.scheme.grid != "half" else -offsets * scales
+        missing = None if asymmetric or matrix.integer_form.steps == 1 else -offsets * scales
         nothing = torch.empty(0)
 
         def linear(inputs: Tensor, bias: Tensor | None) -> Tensor:

@@ -64,7 +64,7 @@ class HummingKernel(Kernel):
         scales = matrix.row_scales().to(dtype).contiguous()
         if not torch.equal(scales.to(torch.float32), matrix.row_scales()):
             raise UnsuitableWeightError(f"takes scales in {dtype}, which would round these")
-        shifted = matrix.scheme.grid != "symmetric"
+        shifted = matrix.zero_point is not None or matrix.integer_form.steps > 1
         schema = HummingWeightSchema(
             b_dtype=f"uint{bits}",
             weight_scale_group_size=0 if matrix.block == columns else matrix.block,

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...policy import WeightScheme
-from ...quantizers.grid import dequantize, grid_offset
+from ...grids.base import IntegerForm
+from ...grids.registry import grid_named
 from ...quantizers.packing import unpack_codes
+from ...quantizers.quantized_rows import dequantize
+from ...schemes import WeightScheme
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A packed weight, ``scale * (code - offset)``, in the stored format.
+    """A packed weight in the stored format.
 
     Attributes:
         packed_codes: uint8, the codes of all rows as one bit stream.
@@ -43,6 +45,13 @@ class PackedMatrix:
         return tuple(part for part in (self.packed_codes, self.scale, self.zero_point) if part is not None)
 
     @property
+    def integer_form(self) -> IntegerForm:
+        """The grid said in integers, which every kernel multiplies by; `prepare_by` asks for no weight without."""
+        form = grid_named(self.scheme.grid).integer_form(self.scheme.bits)
+        assert form is not None
+        return form
+
+    @property
     def block(self) -> int:
         """Columns that share one scale within a row."""
         return min(self.scheme.granularity, self.columns) if isinstance(self.scheme.granularity, int) else self.columns
@@ -67,11 +76,13 @@ class PackedMatrix:
     def row_offsets(self) -> Tensor:
         """Return what the signed codes of every row stand above zero by, float32 [rows, blocks].
 
-        A weight is ``scale * (signed code - offset)``: 0 on a symmetric grid, -1/2 on the half-level grid.
+        A weight is ``scale * (signed code - offset)``: 0 on a symmetric grid, -1/2 on the half grid.
         """
         if self.zero_point is not None:
             return (self.zero_point.to(torch.float32) - self._middle).expand(self.rows, -1)
-        offset = grid_offset(self.scheme) - self._middle
+        form = self.integer_form
+        assert form.offset is not None
+        offset = form.offset / form.steps - self._middle
         return torch.full_like(self.scale, offset, dtype=torch.float32).expand(self.rows, -1)
 
     @property

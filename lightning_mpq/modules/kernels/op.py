@@ -1,4 +1,4 @@
-"""The operator behind packed Linear layers: ``torch.ops.lightning_mpq.packed_linear``.
+"""The operator that packed Linear layers call: ``torch.ops.lightning_mpq.packed_linear``.
 
 Its arguments are the stored format, so a compiled or exported program holds nothing that only one processor or one
 package can read: which kernel multiplies is decided where the program runs.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...policy import WeightScheme
+from ...schemes import WeightScheme
 from .matrix import PackedMatrix
 from .prepared import prepared_for
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ...grids.registry import grid_named
+from ...tools.checks import check_one_of
 from .auto_round import AutoRoundKernel
 from .base import Kernel, PreparedLinear, UnsuitableWeightError
 from .humming import HummingKernel
@@ -70,8 +72,7 @@ def check_kernel_name(name: str) -> None:
     Raises:
         ValueError: If it is neither a kernel nor ``"auto"`` nor ``"plain"``.
     """
-    if name not in (AUTO, PLAIN, *KERNELS):
-        raise ValueError(f"kernel must be one of {', '.join((AUTO, PLAIN, *KERNELS))}, got {name!r}.")
+    check_one_of("kernel", name, (AUTO, PLAIN, *KERNELS))
 
 
 def prepare_by(name: str, matrix: PackedMatrix, dtype: torch.dtype) -> Outcome:
@@ -84,6 +85,8 @@ def prepare_by(name: str, matrix: PackedMatrix, dtype: torch.dtype) -> Outcome:
     """
     check_kernel_name(name)
     reasons: dict[str, str] = {}
+    if name != PLAIN and grid_named(matrix.scheme.grid).integer_form(matrix.scheme.bits) is None:
+        return Outcome(None, {name: f"multiplies by integers, and the grid {matrix.scheme.grid!r} is none of them"})
     wanted = [] if name == PLAIN else list(KERNELS.values()) if name == AUTO else [KERNELS[name]]
     for kernel in wanted:
         reason = kernel.why_not(matrix, dtype)

@@ -26,7 +26,7 @@ def _why_not_bfloat16(matrix: PackedMatrix, dtype: torch.dtype) -> str | None:
 class TorchInt8Kernel(Kernel):
     """``aten::_weight_int8pack_mm``: a byte for each weight and one scale per row.
 
-    Odd multiples of half a scale hold the half-level grid, so that up to 7 bits nothing is rounded. Sizes that are no
+    Odd multiples of half a scale hold the half grid, so that up to 7 bits nothing is rounded. Sizes that are no
     multiples of 16 outputs and 32 inputs, at which it reads beyond the weight, are filled up with zeros.
     """
 
@@ -38,17 +38,17 @@ class TorchInt8Kernel(Kernel):
             return reason
         if matrix.block < matrix.columns:
             return "takes one scale per row, and these are per block"
-        if matrix.scheme.bits == 8 and matrix.scheme.grid != "symmetric":
-            return f"takes int8, which an 8-bit {matrix.scheme.grid} grid does not fit"
+        if not matrix.integer_form.fits_signed(matrix.scheme.bits, 8):
+            return f"takes int8, which {matrix.scheme} does not fit"
         return None
 
     def prepare(self, matrix: PackedMatrix, dtype: torch.dtype) -> PreparedLinear:
         """See `Kernel.prepare`."""
-        halves = 2 if matrix.scheme.grid == "half" else 1
-        levels = (matrix.signed_codes().to(torch.float32) - matrix.row_offsets()) * halves
+        steps = matrix.integer_form.steps
+        levels = (matrix.signed_codes().to(torch.float32) - matrix.row_offsets()) * steps
         rows, more_rows, more_columns = matrix.rows, -matrix.rows % 16, -matrix.columns % 32
         weight = pad(levels.to(torch.int8), (0, more_columns, 0, more_rows)).contiguous()
-        scales = pad((matrix.row_scales()[:, 0] / halves).to(torch.bfloat16), (0, more_rows)).contiguous()
+        scales = pad((matrix.row_scales()[:, 0] / steps).to(torch.bfloat16), (0, more_rows)).contiguous()
 
         def linear(inputs: Tensor, bias: Tensor | None) -> Tensor:
             filled = pad(inputs, (0, more_columns)) if more_columns else inputs
@@ -63,7 +63,7 @@ class TorchInt8Kernel(Kernel):
 class TorchInt4Kernel(Kernel):
     """``aten::_weight_int4pack_mm_for_cpu``: half a byte for each weight of up to 4 bits.
 
-    A weight there is ``(code - 8) * scale + shift``; half a scale as the shift gives the half-level grid.
+    A weight there is ``(code - 8) * scale + shift``; half a scale as the shift gives the half grid.
     """
 
     name = "torch-int4"
@@ -74,8 +74,8 @@ class TorchInt4Kernel(Kernel):
             return reason
         if matrix.scheme.bits > 4:
             return f"takes up to 4 bits, and these are {matrix.scheme.bits}"
-        if matrix.scheme.grid == "asymmetric":
-            return "takes shifts in bfloat16, which would round an asymmetric grid"
+        if matrix.zero_point is not None:
+            return "takes shifts in bfloat16, which would round zero points"
         if matrix.rows % 16 or matrix.columns % 32:
             return f"takes multiples of 16 outputs and 32 inputs, and the layer has {matrix.rows} and {matrix.columns}"
         if not self._block(matrix):

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from ...errors import CorruptModelError
+from ...export.slots import fill_slots, find_slots
 from ...finetune.resume import pack_finetuned
 from ...modules import empty_packed_model, packed_layers, restore_layers
 from ...policy import BitPolicy
-from ...export.slots import fill_slots, find_slots
 
 POLICY_KEY = "lightning_mpq.policy"
 """Where a checkpoint carries the policy of a module with `PackedCheckpoints`."""
 
 
 def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
-    """Return the policy behind the packed layers in a Trainer checkpoint; None if its model is a float one.
+    """Return the policy of the packed layers in a Trainer checkpoint; None if its model is a float one.
 
     Raises:
         CorruptModelError: If it holds packed layers and no policy of ours.
@@ -50,7 +50,7 @@ def callback_state(checkpoint: Any) -> Mapping[str, Any] | None:
 
 
 def finetuned_state(checkpoint: Any) -> Mapping[str, Any] | None:
-    """Return policy and scales behind the weights in a Trainer checkpoint written during fine-tuning, or None."""
+    """Return policy and scales of the weights in a Trainer checkpoint written during fine-tuning, or None."""
     if not isinstance(checkpoint, dict):
         return None
     finetuning = (callback_state(checkpoint) or {}).get("finetuning") or {}

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.core import saving
 
-from .checkpoint import make_ready
 from ...modules import packed_layers
+from .checkpoint import make_ready
 
 Module = TypeVar("Module", bound=L.LightningModule)
 INSTANTIATOR_KEY = "_instantiator"

@@ -38,7 +38,7 @@ class PackedCheckpoints:
 def load_from_checkpoint(module_class: type[Module], path: str | Path, **options: Any) -> Module:
     """Do what ``module_class.load_from_checkpoint(path)`` does, for checkpoints with packed layers too.
 
-    For classes that do not have the mixin `PackedCheckpoints`. `load_checkpoint` loads into an instance at hand.
+    For classes that do not have the mixin `PackedCheckpoints`.
 
     Args:
         module_class: The LightningModule that was trained.
@@ -54,7 +54,7 @@ def load_from_checkpoint(module_class: type[Module], path: str | Path, **options
     if not isinstance(module_class, type) or not hasattr(module_class, "load_from_checkpoint"):
         raise TypeError(
             f"load_from_checkpoint makes an instance of a LightningModule class, got {module_class!r}; "
-            "load_checkpoint(path, model) loads into one that is there."
+            "lightning_mpq.load(path, model) loads into one that is there."
         )
     if issubclass(module_class, PackedCheckpoints):
         return module_class.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]

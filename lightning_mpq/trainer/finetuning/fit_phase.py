@@ -1,4 +1,4 @@
-"""Where a fit that fine-tunes stands: float, due for quantization, training behind quantization, over."""
+"""Where a fit that fine-tunes stands: float, due for quantization, training with rounded weights, over."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ...options import FinetuneOptions
-from .averaging import AveragingCallbacks
 from .limits import FitLimits
 from .mid_epoch import batches_done, end_epoch, is_counted
+from .other_callbacks import AveragingCallbacks
 from .random_states import RandomStates
 from .refusals import check_epoch
-from .schedule import Span, span_of
+from .schedule import Schedule, schedule_of
 
-Phase = Literal["float", "due", "training", "over"]
+PhaseName = Literal["float", "due", "training", "over"]
 
 
-class FitClock:
-    """Moves a fit from phase to phase: limits of the fit loop, averages that rest, random states of checkpoints.
+class FitPhase:
+    """Moves a fit from phase to phase: limits of the fit loop, averages that pause, random states of checkpoints.
 
     Attributes:
-        phase: "float" until the limits of the float phase are reached; "due" until the model is fake-quantized;
+        name: "float" until the limits of the float phase are reached; "due" until the model is fake-quantized;
             "training" until it is packed; "over".
         options: How fine-tuning is done, and for how long.
         quantize_at: Epoch before which the float phase ends; None for the end of the fit.
@@ -37,55 +37,55 @@ class FitClock:
         """
         check_epoch(quantize_at)
         self.options, self.quantize_at = options, quantize_at
-        self.phase: Phase = "float"
+        self.name: PhaseName = "float"
         self._limits: FitLimits | None = None
         self._averaging: AveragingCallbacks | None = None
         self._random = RandomStates()
-        self._span = Span(options.epochs, options.steps)
+        self.schedule = Schedule(options.epochs, options.steps)
 
     @property
     def wanted(self) -> bool:
         """Whether there is any fine-tuning."""
         return bool(self.options.epochs) or self.options.steps is not None or self.quantize_at is not None
 
-    def attach(self, trainer: L.Trainer, module: L.LightningModule, averaging: AveragingCallbacks) -> None:
+    def attach(self, trainer: L.Trainer, averaging: AveragingCallbacks) -> None:
         """Take the user's limits; called in ``setup`` of a fit."""
-        self.phase, self._random = "float", RandomStates()
+        self.name, self._random = "float", RandomStates()
         self._limits, self._averaging = FitLimits(trainer, self.quantize_at), averaging
-        self._span = span_of(trainer, self.options.epochs, self.options.steps)
+        self.schedule = schedule_of(trainer, self.options.epochs, self.options.steps)
 
-    def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def detach(self, trainer: L.Trainer) -> None:
         """Give the Trainer back what is its own."""
         if self._averaging is not None:
-            self._averaging.wake(trainer)
+            self._averaging.resume(trainer)
         if self._limits is not None:
             self._limits.restore()
             self._limits = None
 
-    def load(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: Mapping[str, Any], state: Any) -> None:
+    def load(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], state: Any) -> None:
         """Take the phase from a checkpoint that is about to be loaded into a fit; ``state`` is None in another's."""
         assert self._limits is not None
         assert self._averaging is not None
         if state is not None:
-            self.phase = state["phase"]
+            self.name = state["phase"]
             self._random.load(trainer, state.get("random"))
-        if self.phase == "training":
-            self._span = self._span.from_here(int(state["first_epoch"]), int(state["first_step"]))
-            self._averaging.sleep(trainer)
-            self._limits.extend(*self._span.limits)
+        if self.name == "training":
+            self.schedule = self.schedule.from_here(int(state["first_epoch"]), int(state["first_step"]))
+            self._averaging.pause(trainer)
+            self._limits.extend(*self.schedule.limits)
         self._limits.open_for(checkpoint)
 
     def state(self) -> dict[str, Any]:
         """Return where the fit stands as plain values and tensors."""
         limits = self._limits
         over = limits is not None and (limits.reached() or limits.stopped_early())
-        state: dict[str, Any] = {"phase": "due" if self.phase == "float" and over else self.phase}
+        state: dict[str, Any] = {"phase": "due" if self.name == "float" and over else self.name}
         state["random"] = self._random.state()
-        if self.phase == "training":
-            state |= {"first_epoch": self._span.first_epoch, "first_step": self._span.first_step}
+        if self.name == "training":
+            state |= {"first_epoch": self.schedule.first_epoch, "first_step": self.schedule.first_step}
         return state
 
-    def resume(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def note_start(self) -> None:
         """Note where the fit begins; called when the model is on its device."""
         self._random.before_fit()
 
@@ -94,33 +94,33 @@ class FitClock:
         assert self._limits is not None
         if trainer.fit_loop.restarted_mid_epoch:
             self._go_on_within_epoch(trainer)
-        if self.phase == "training":
-            self._limits.extend(*self._span.limits)
+        if self.name == "training":
+            self._limits.extend(*self.schedule.limits)
         elif not self.wanted:
             if self._limits.opened:
                 self._limits.extend(0, 0, 0, None)
         elif self._limits.opened or self._limits.reached():
-            self.phase = "due"
+            self.name = "due"
             self._limits.keep_open()
 
     def is_due(self, trainer: L.Trainer) -> bool:
         """Tell at the start of an epoch whether the model is to be quantized now."""
         assert self._limits is not None
         self._random.before_epoch()
-        if self.phase not in ("float", "due") or not self.wanted:
+        if self.name not in ("float", "due") or not self.wanted:
             return False
-        if self.phase == "float" and (self._limits.reached() or self._limits.stopped_early()):
-            self.phase = "due"
-        if self.phase == "due" and self._limits.time_is_over():
+        if self.name == "float" and (self._limits.reached() or self._limits.stopped_early()):
+            self.name = "due"
+        if self.name == "due" and self._limits.time_is_over():
             rank_zero_warn(
                 "The Trainer's max_time has passed, so the model is quantized without fine-tuning.",
                 category=UserWarning,
             )
-            self.phase = "float"
+            self.name = "float"
             trainer.should_stop = True
             self._limits.extend(0, 0, 0, None)
             return False
-        return self.phase == "due"
+        return self.name == "due"
 
     def finish_float(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Let the float phase come to its end: averages are written, and nobody asks to stop any more."""
@@ -135,24 +135,24 @@ class FitClock:
     def after_epoch(self, trainer: L.Trainer) -> None:
         """At the end of a float epoch, see to it that the fit goes on to where `is_due` is asked."""
         assert self._limits is not None
-        if not self.wanted or self.phase not in ("float", "due"):
+        if not self.wanted or self.name not in ("float", "due"):
             return
         if self._limits.reached():
-            self.phase = "due"
+            self.name = "due"
         if not self._limits.time_is_over():
             self._limits.keep_open()
 
-    def _begin_training(self, trainer: L.Trainer) -> None:
+    def begin_training(self, trainer: L.Trainer) -> None:
         """Let fine-tuning begin with the present epoch."""
         assert self._limits is not None
-        self._span = self._span.from_here(self._limits.epochs_done, trainer.global_step)
-        self._limits.extend(*self._span.limits)
-        self.phase = "training"
+        self.schedule = self.schedule.from_here(self._limits.epochs_done, trainer.global_step)
+        self._limits.extend(*self.schedule.limits)
+        self.name = "training"
 
     def _go_on_within_epoch(self, trainer: L.Trainer) -> None:
         """Take up an epoch where a checkpoint left it, unless nothing is left of it."""
         assert self._limits is not None
-        float_is_over = self.wanted and (self.phase == "due" or (self.phase == "float" and self._limits.opened))
+        float_is_over = self.wanted and (self.name == "due" or (self.name == "float" and self._limits.opened))
         if float_is_over or is_counted(trainer):
             end_epoch(trainer)
         else:

@@ -14,13 +14,13 @@ def batches_done(trainer: L.Trainer) -> int:
     """Return how many batches a checkpoint has trained on in an epoch that goes on; 0 if none is left of it."""
     loop = trainer.fit_loop.epoch_loop
     current = loop.batch_progress.current
-    # One that was written behind a batch, by a callback, counts that batch as processed and not yet as completed.
+    # One that was written after a batch, by a callback, counts that batch as processed and not yet as completed.
     done = current.completed + loop.restarted_on_train_batch_end
     return done if done < trainer.num_training_batches else 0
 
 
 def is_counted(trainer: L.Trainer) -> bool:
-    """Tell whether a checkpoint was written by a callback behind the last batch, where Lightning counts the epoch."""
+    """Tell whether a checkpoint was written by a callback after the last batch, where Lightning counts the epoch."""
     loop = trainer.fit_loop.epoch_loop
     return loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
 
@@ -50,20 +50,20 @@ def skip_batches(trainer: L.Trainer, count: int) -> None:
         next(fetcher)
     fetcher.fetched -= count  # which Lightning adds
     rank_zero_info(
-        f"MixedPrecisionQuantization: epoch {trainer.current_epoch} goes on behind the {count} batches that the "
+        f"MixedPrecisionQuantization: epoch {trainer.current_epoch} goes on after the {count} batches that the "
         "checkpoint has trained on."
     )
     if count % trainer.accumulate_grad_batches:
         rank_zero_warn(
             f"The checkpoint was written between two optimizer steps, and the gradients accumulated over "
-            f"{count % trainer.accumulate_grad_batches} batches are not in it. Save checkpoints behind steps "
+            f"{count % trainer.accumulate_grad_batches} batches are not in it. Save checkpoints after steps "
             "(every_n_train_steps) to go on as if nothing had happened.",
             category=UserWarning,
         )
 
 
 def end_epoch(trainer: L.Trainer) -> None:
-    """Let the next epoch begin, where a checkpoint was written behind the last step of one, but before its end.
+    """Let the next epoch begin, where a checkpoint was written after the last step of one, but before its end.
 
     Lightning would train that next epoch without its ``on_train_epoch_start``, or train the old one further.
     """
@@ -78,7 +78,7 @@ def end_epoch(trainer: L.Trainer) -> None:
         batches.reset_restart_stage()
     elif trainer.enable_validation:
         rank_zero_warn(
-            "The checkpoint was written behind the last batch of an epoch, but before its validation, which is left "
+            "The checkpoint was written after the last batch of an epoch, but before its validation, which is left "
             "out; what that would have drawn from random generators is not drawn. Checkpoints of whole epochs "
             "(every_n_epochs) have no such gap.",
             category=UserWarning,

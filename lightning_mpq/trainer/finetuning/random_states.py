@@ -47,7 +47,7 @@ class RandomStates:
             self._loaded, self._draw_again = None, True
 
     def before_order(self, trainer: L.Trainer) -> None:
-        """Note the moment behind all that is done at the start of an epoch, and draw again what was drawn too early."""
+        """Note the moment after all that is done at the start of an epoch, and draw again what was drawn too early."""
         if self._draw_again or not self._order_is_drawn:
             self._before_order = generator_states()
         if self._draw_again and not resumes_by_itself(trainer):
@@ -55,7 +55,7 @@ class RandomStates:
         self._draw_again = self._order_is_drawn = False
 
     def within_epoch(self, trainer: L.Trainer, batches: int) -> None:
-        """Go on behind so many batches of an epoch: with the same order, and the generators as they were there."""
+        """Go on after so many batches of an epoch: with the same order, and the generators as they were there."""
         if self._loaded is None:
             return
         loaded, self._loaded = self._loaded, None

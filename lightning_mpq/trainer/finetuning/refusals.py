@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from ...allocation import Budget
 from ...errors import NonFiniteError
 from ...finetune import FakeQuantization
 from ...network.batchnorm import batchnorm_layers
 from ...options import FinetuneOptions
-from .averaging import callbacks_of
+from ...policy import BitPolicy
+from .other_callbacks import callbacks_of
 
 
 def check_epoch(quantize_at: int | None) -> None:
@@ -32,25 +35,14 @@ def refuse_unfit(trainer: L.Trainer, module: L.LightningModule, options: Finetun
     """Refuse a Trainer or a module that the options cannot work with; called in ``setup`` of a fit.
 
     Raises:
-        ValueError: If there is nothing to train on, or an option needs one process or automatic optimization.
+        ValueError: If there is nothing to train on, or an option needs automatic optimization.
     """
     if trainer.limit_train_batches == 0:
         raise ValueError("Fine-tuning needs training batches, and Trainer(limit_train_batches=0) gives none.")
-    if options.reallocate_every and trainer.world_size > 1:
+    if options.distill and not module.automatic_optimization:
         raise ValueError(
-            "reallocate_every moves bits on one device only, and the Trainer has several processes. Set it to 0."
-        )
-    if module.automatic_optimization:
-        return
-    if options.reallocate_every:
-        raise ValueError(
-            "reallocate_every judges a plan by the loss that training_step returns, and under manual optimization "
-            "that is a step of training. Set it to 0."
-        )
-    if options.distill or options.damping:
-        raise ValueError(
-            "Distillation and damping add to the loss that training_step returns, which manual optimization does "
-            "not use. Set distill=0 and damping=0, or add them in your own step (lightning_mpq.finetune)."
+            "Distillation adds to the loss that training_step returns, which manual optimization does not use. Set "
+            "distill=0, or add it in your own step (lightning_mpq.finetune)."
         )
 
 
@@ -75,7 +67,7 @@ def refuse_pruning(trainer: L.Trainer, ours: Callback, fine_tuned: bool) -> None
             )
 
 
-def warn_of_resting_statistics(module: nn.Module) -> None:
+def warn_of_paused_statistics(module: nn.Module) -> None:
     """Say so if BatchNorm statistics that are to be averaged on will not be, because their layers are not training.
 
     Lightning trains layers in the mode that they are handed over in.
@@ -84,9 +76,9 @@ def warn_of_resting_statistics(module: nn.Module) -> None:
         module: At the start of fine-tuning.
     """
     layers = batchnorm_layers(module)
-    if resting := [name for name, layer in layers.items() if not layer.training]:
+    if paused := [name for name, layer in layers.items() if not layer.training]:
         rank_zero_warn(
-            f"{len(resting)} of {len(layers)} BatchNorm layers ({resting[0]!r}, ...) are in evaluation mode, so their "
+            f"{len(paused)} of {len(layers)} BatchNorm layers ({paused[0]!r}, ...) are in evaluation mode, so their "
             "statistics stay as they are while the weights move, and fine-tuning diverges sooner. Call module.train() "
             "before the fit, or say that it is meant: FinetuneOptions(batchnorm='frozen').",
             category=UserWarning,
@@ -128,4 +120,35 @@ def refuse_lost_layers(handle: FakeQuantization, weights: Set[str]) -> None:
             f"Layer {lost[0]!r} was replaced during fine-tuning (in a hook of the module?), so that its learned "
             "scales are lost. Replace layers before quantization, or keep it in float "
             f"(candidates=CandidateOptions(keep_float=[{lost[0]!r}]))."
+        )
+
+
+def plain_budget(budget: Budget) -> dict[str, Any]:
+    """Return those bounds of a budget that are numbers, for a checkpoint."""
+    return {key: value for key, value in vars(budget).items() if isinstance(value, (int, float))}
+
+
+def refuse_another_policy(state: Mapping[str, Any], given: BitPolicy | None, budget: Budget) -> None:
+    """Refuse to go on fine-tuning under another policy than the one a checkpoint was quantized with.
+
+    Args:
+        state: The callback's state in the checkpoint.
+        given: The policy that the user gave to be followed, if any.
+        budget: What the policy would be made for otherwise.
+
+    Raises:
+        ValueError: If policy or budget differ from those of the checkpoint.
+    """
+    if (state.get("finetuning") or {}).get("phase") != "training":
+        return
+    if given is not None and given != BitPolicy.from_json(state["policy"]):
+        raise ValueError(
+            "The checkpoint was fine-tuned under another policy than policy=. Leave policy out to go on with the "
+            "checkpoint's own, or start from a checkpoint of the float phase."
+        )
+    own = plain_budget(budget)
+    if given is None and state["budget"] != own:
+        raise ValueError(
+            f"The checkpoint was fine-tuned under the budget {state['budget']}, and the callback has {own}. Go on with "
+            "the same budget, or start from a checkpoint of the float phase."
         )

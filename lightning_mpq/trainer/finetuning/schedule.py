@@ -12,7 +12,7 @@ _FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Span:
+class Schedule:
     """Beginning and length of fine-tuning.
 
     Attributes:
@@ -27,7 +27,7 @@ class Span:
     first_epoch: int = 0
     first_step: int = 0
 
-    def from_here(self, epoch: int, step: int) -> Span:
+    def from_here(self, epoch: int, step: int) -> Schedule:
         """Return the same length with another beginning."""
         return replace(self, first_epoch=epoch, first_step=step)
 
@@ -50,7 +50,7 @@ class Span:
         batches, steps = float(trainer.num_training_batches), self.steps
         if steps is None and isfinite(batches):
             steps = self.epochs * ceil(batches / trainer.accumulate_grad_batches)
-            if 0 < steps < _FEW_STEPS and not is_rehearsal(trainer):
+            if 0 < steps < _FEW_STEPS and not is_dry_run(trainer):
                 rank_zero_warn(
                     f"Fine-tuning has {steps} optimizer steps only, which recovers little; let it take more epochs.",
                     category=UserWarning,
@@ -58,13 +58,13 @@ class Span:
         rank_zero_info(f"MixedPrecisionQuantization: fine-tuning begins in epoch {self.first_epoch}")
 
 
-def span_of(trainer: L.Trainer, epochs: int, steps: int | None) -> Span:
+def schedule_of(trainer: L.Trainer, epochs: int, steps: int | None) -> Schedule:
     """Return the length that fine-tuning has: the given one, or an epoch or a step of it under ``fast_dev_run``."""
-    if is_rehearsal(trainer):
-        return Span(min(epochs, 1), None if steps is None else 1)
-    return Span(epochs, steps)
+    if is_dry_run(trainer):
+        return Schedule(min(epochs, 1), None if steps is None else 1)
+    return Schedule(epochs, steps)
 
 
-def is_rehearsal(trainer: L.Trainer) -> bool:
+def is_dry_run(trainer: L.Trainer) -> bool:
     """Tell whether the Trainer only tries everything once."""
     return bool(getattr(trainer, "fast_dev_run", False))

@@ -1,0 +1,1 @@
+"""What is compared: our own steps, and what others do in their place."""

@@ -1,0 +1,1 @@
+"""Figures and tables of README and documentation, written from the committed results."""

@@ -1,0 +1,18 @@
+"""What pages say about each benchmark, as Markdown made from its committed results."""
+
+from __future__ import annotations
+
+from ..filling import Write
+from . import compression, fidelity, finetune, held_out, inference, main_job, repair
+
+BLOCKS: dict[str, tuple[str, Write]] = {
+    "main_job": ("main_job-fashion_mnist", main_job.block),
+    "compression": ("compression", compression.block),
+    "repair": ("repair", repair.block),
+    "held_out": ("held_out", held_out.block),
+    "pairs": ("held_out", held_out.pairs),
+    "fidelity": ("fidelity", fidelity.block),
+    "finetune": ("finetune", finetune.block),
+    "inference": ("inference", inference.block),
+}
+"""Name of the markers to the result file and the function that writes what stands between them."""

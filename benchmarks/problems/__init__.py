@@ -1,0 +1,1 @@
+"""What is measured on: images and networks trained on them, and allocation problems."""

@@ -1,0 +1,1 @@
+"""How far, and how fast, allocations are proved."""

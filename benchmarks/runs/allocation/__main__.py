@@ -1,0 +1,96 @@
+"""How far, and how fast, allocations are proved, beside SCIP and CP-SAT on the same problems.
+
+python -m benchmarks.runs.allocation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.table import Table
+
+from ...methods.allocation_peers import PEERS
+from ...problems.allocation_instances import resnet20, synthetic
+from ...tools.environment import PACKAGES
+from ...tools.results import Row, write_results
+from ...tools.targets import print_targets
+from ..arguments import parsed, parser_of
+from .cases import cases, quick_cases, targets
+from .measuring import GAP, measure, measure_frontier, measure_peer
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, print and write."""
+    parser = parser_of("allocation", __doc__)
+    parser.add_argument("--peer-seconds", type=float, default=30.0, help="time limit of other solvers")
+    parser.add_argument("--budgets", type=int, default=30, help="budgets of the frontier")
+    arguments = parsed(parser, words, peer_seconds=1.0, budgets=2)
+    rows: list[Row] = []
+    for case in quick_cases() if arguments.quick else cases():
+        print(case.name, flush=True)
+        rows.append(measure(case))
+    rows.append(measure_frontier(arguments.budgets, 60))
+    by_peers, skipped = measure_peers(arguments.peer_seconds, arguments.quick)
+    rows += by_peers
+    print_table(rows)
+    reached = targets(rows)
+    print_targets(reached, arguments.quick)
+    path = write_results(
+        "allocation",
+        settings={
+            "gap": GAP,
+            "seed": 0,
+            "threads": "numpy and scipy as the environment sets them; python-mip on one",
+            "seconds": "limits and targets count processor seconds, since other work may share the machine",
+            "peer_seconds": arguments.peer_seconds,
+            "skipped": skipped,
+        },
+        results=rows,
+        targets=reached,
+        output=arguments.output,
+        packages=(*PACKAGES, "pyscipopt", "ortools"),
+    )
+    print(f"written to {path}")
+
+
+def measure_peers(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
+    """Return the rows of the solvers that are installed, and why others were left out."""
+    rows, skipped = [], []
+    problems = {"resnet20 fisher at 3 bits": resnet20("fisher", 3.0)}
+    if not quick:
+        problems["mid 54 x 7 at 3 bits"] = synthetic("mid", 54, 7, 3.0)
+    for name, peer in PEERS.items():
+        if find_spec(peer.package) is None:
+            skipped.append(f"{name}: {peer.package} is not installed")
+            continue
+        try:
+            rows += [measure_peer(name, instance, problem, seconds) for instance, problem in problems.items()]
+        except ImportError as error:
+            skipped.append(f"{name}: {peer.package} cannot be imported ({error})")
+    return rows, skipped
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print one line a row."""
+    table = Table(title="Allocation: proved gap and time")
+    for column in ("instance", "solver", "value", "gap", "wall s", "cpu s", "nodes", "additive policy"):
+        table.add_column(column, justify="left" if column in ("instance", "solver") else "right")
+    for row in rows:
+        value, gap, excess = row.get("value"), row.get("gap"), row.get("additive_excess")
+        table.add_row(
+            row["instance"],
+            row["solver"],
+            "" if value is None else f"{value:.5g}",
+            "no bound" if gap is None else f"{gap:.3%}",
+            f"{row['wall_seconds']:.2f}",
+            f"{row['processor_seconds']:.2f}" if "processor_seconds" in row else "",
+            str(row.get("nodes", "")),
+            "" if excess is None else f"{excess:+.1%}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Solve one problem, by us or by a peer, and say how far it was proved, and in which time."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import cast
+
+import numpy as np
+
+from lightning_mpq import frontier
+from lightning_mpq.allocation.solver.engine import solve
+from lightning_mpq.allocation.solver.problem import Problem
+
+from ...methods.allocation_peers import PEERS
+from ...problems.allocation_instances import resnet20_taylor
+from ...tools.results import Row
+from .cases import Case, frontier_name
+
+GAP = 1e-3
+
+
+def measure(case: Case) -> Row:
+    """Solve a case and return its row: value, proved gap, wall and processor seconds, the additive excess."""
+    problem = cast(Problem, case.problem())
+    wall, processor = time.perf_counter(), time.process_time()
+    solution = solve(problem, gap=GAP, time_limit=case.time_limit, additive=case.additive, timer=time.process_time)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    row: Row = {
+        "instance": case.name,
+        "solver": "lightning_mpq",
+        "groups": problem.group_count,
+        "candidates": len(problem.group),
+        "value": solution.value,
+        "gap": relative_gap(solution.value, solution.bound),
+        "wall_seconds": round(wall, 3),
+        "processor_seconds": round(processor, 3),
+        "nodes": solution.nodes,
+        "status": solution.status.name,
+        "steps": {step: round(seconds, 3) for step, seconds in solution.seconds.items()},
+    }
+    if not case.additive:
+        additive = solve(problem, gap=GAP, time_limit=10, additive=True)
+        row["additive_excess"] = (problem.value(additive.selection) - solution.value) / abs(solution.value)
+    return row
+
+
+def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Row:
+    """Solve one problem by another solver and return its row.
+
+    It runs in a process of its own: OR-Tools and highspy bundle the same library and cannot share one.
+    """
+    wall = time.perf_counter()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        value, bound = process.submit(PEERS[solver].solve, problem, seconds).result()
+    found = np.isfinite(value)
+    return {
+        "instance": name,
+        "solver": solver,
+        "groups": problem.group_count,
+        "candidates": len(problem.group),
+        "value": value if found else None,
+        "gap": relative_gap(value, bound) if found else None,
+        "wall_seconds": round(time.perf_counter() - wall, 3),
+    }
+
+
+def measure_frontier(budgets: int, time_limit: float) -> Row:
+    """Prove a sweep of budgets on ResNet-20's Fisher model."""
+    taylor = resnet20_taylor()
+    wall, processor = time.perf_counter(), time.process_time()
+    swept = frontier(taylor, average_bits=np.linspace(2.1, 7.9, budgets).tolist(), time_limit=time_limit, gap=GAP)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return {
+        "instance": frontier_name(budgets),
+        "solver": "lightning_mpq",
+        "groups": len(taylor.groups),
+        "candidates": len(taylor.candidates),
+        "gap": max(allocation.gap for allocation in [*swept.points, *swept.dominated]),
+        "wall_seconds": round(wall, 3),
+        "processor_seconds": round(processor, 3),
+        "points": len(swept.points),
+    }
+
+
+def relative_gap(value: float, bound: float) -> float | None:
+    """Return (value - bound) / |value|, None if there is no bound."""
+    gap = (value - bound) / abs(value) if value else 0.0
+    return float(gap) if np.isfinite(gap) else None

@@ -1,0 +1,1 @@
+"""Accuracy against bits without fine-tuning."""

@@ -1,0 +1,1 @@
+"""How well each estimator predicts the loss of random policies."""

@@ -1,0 +1,1 @@
+"""What fine-tuning after quantization gives back."""

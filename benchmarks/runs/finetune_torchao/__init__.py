@@ -1,0 +1,1 @@
+"""Our fine-tuning beside torchao's quantization-aware training."""

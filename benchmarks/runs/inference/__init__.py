@@ -1,0 +1,1 @@
+"""How fast and how small packed models run."""

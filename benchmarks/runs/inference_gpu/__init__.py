@@ -1,0 +1,1 @@
+"""How fast packed Linear layers run on a GPU."""

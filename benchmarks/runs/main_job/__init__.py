@@ -1,0 +1,1 @@
+"""The main job: train, then quantize at several budgets."""

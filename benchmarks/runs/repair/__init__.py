@@ -1,0 +1,1 @@
+"""What each repair gains on images that no choice has seen."""

@@ -1,0 +1,1 @@
+"""What measuring the best few policies before choosing gains."""

@@ -1,0 +1,72 @@
+"""Grids of equally spaced levels, ``weight = scale * (code - offset)``, all of which can be rounded side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .base import Grid
+from .levels import Levels
+
+
+@dataclass(frozen=True)
+class UniformLevels(Levels):
+    """Equally spaced levels.
+
+    Attributes:
+        offset: The codes that stand for zero, whole numbers or halves, shaped like ``step``.
+        top: The largest codes, shaped like ``step``.
+    """
+
+    offset: Tensor
+    top: Tensor
+
+    def nearest(self, weights: Tensor) -> Tensor:
+        """See `Levels.nearest`."""
+        return self.in_steps(weights).add_(self.offset).round_().clamp_(min=0).minimum(self.top)
+
+    def level(self, codes: Tensor) -> Tensor:
+        """See `Levels.level`."""
+        return codes.to(self.step.dtype) - self.offset
+
+    def bounds(self, margin: float) -> tuple[Tensor, Tensor]:
+        """See `Levels.bounds`."""
+        return -self.offset - margin, self.top - self.offset + margin
+
+    def cell(self, codes: Tensor, reach: float, margin: float) -> tuple[Tensor, Tensor]:
+        """See `Levels.cell`."""
+        level, outside = self.level(codes), min(reach, margin)
+        low = level - torch.where(codes == 0, outside, reach)
+        return low, level + torch.where(codes == self.top, outside, reach)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """See `Levels.map`."""
+        return replace(self, step=function(self.step), offset=function(self.offset), top=function(self.top))
+
+    @classmethod
+    def join(cls, parts: Sequence[Levels], dim: int) -> UniformLevels:
+        """See `Levels.join`."""
+        names = ("step", "offset", "top")
+        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=dim) for name in names))
+
+
+class UniformGrid(Grid):
+    """Base of the grids whose levels are equally spaced."""
+
+    @property
+    def family(self) -> str:
+        """One family for all of them."""
+        return "uniform"
+
+    def place(self, scale: Tensor, zero_point: Tensor | None, bits: int) -> UniformLevels:
+        """See `Grid.place`."""
+        if zero_point is None:
+            form = self.integer_form(bits)
+            assert form is not None
+            assert form.offset is not None
+            zero_point = torch.full_like(scale, form.offset / form.steps)
+        return UniformLevels(scale, zero_point, torch.full_like(scale, 2**bits - 1))

@@ -1,0 +1,100 @@
+"""Forward passes over all batches up to one layer after the other: the plain way, one pass for each layer and batch.
+
+What is decided at a layer from all batches (a rounded weight, a shifted bias) acts on the passes that come later.
+`LockstepForward` needs one pass in all, and is compared with this one in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from .calibration import Calibration
+from .hooks import first_argument, hooked
+
+When = Literal["before", "after"]
+
+
+class Stop(NamedTuple):
+    """Where a pass waits.
+
+    Attributes:
+        layer: Name of the layer.
+        inputs: Its first argument.
+        output: What it returned; None if it has not run yet.
+    """
+
+    layer: str
+    inputs: Tensor
+    output: Any
+
+
+class LayerwiseForward:
+    """Passes that end at a layer; use it in a ``with`` block, as `LockstepForward`."""
+
+    def __init__(self, calibration: Calibration, layers: Mapping[str, nn.Module], when: When) -> None:
+        """See `LockstepForward`."""
+        self._calibration, self._layers, self._when = calibration, layers, when
+
+    def __enter__(self) -> Self:
+        """Hold nothing."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Release nothing."""
+
+    def at(self, layer: str) -> Iterator[Stop]:
+        """Let one batch after the other pass up to a layer, and yield where it stops.
+
+        Raises:
+            ValueError: If a pass ends before.
+        """
+        for number, batch in enumerate(self._calibration.filled(), start=1):
+            stop = self._pass(layer, batch, number)
+            if stop is None:
+                raise ValueError(f"Batch {number} ends without a call of the layer {layer!r}; leave it in float.")
+            yield stop
+
+    def _pass(self, layer: str, batch: Any, number: int) -> Stop | None:
+        hooks: Any = {self._when: [(self._layers[layer], partial(_stop, layer))]}
+        try:
+            with hooked(**hooks, with_kwargs=True), torch.no_grad():
+                self._calibration.forward(batch, number)
+        except _Stopped as stopped:
+            return stopped.stop
+        return None
+
+
+def order_of_calls(calibration: Calibration, batch: Any, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Return the layers in the order in which one forward pass calls them, repeatedly where it does so."""
+    calls: list[str] = []
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        calls.append(name)
+
+    with hooked(before=[(module, partial(note, name)) for name, module in layers.items()]), torch.no_grad():
+        calibration.forward(batch)
+    return calls
+
+
+def call_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a layer was called on, whatever the name of its argument."""
+    found = first_argument(args, dict(kwargs), next(iter(kwargs), ""))
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+class _Stopped(BaseException):
+    """Ends a pass at its layer; no ``except Exception`` in a model stops it."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__()
+        self.stop = stop
+
+
+def _stop(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+    raise _Stopped(Stop(name, call_input(args, kwargs), output))

@@ -1,0 +1,169 @@
+"""How one weight tensor is quantized, and what its layer does with its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import ceil
+from typing import Any, Literal, get_args
+
+from .grids.registry import grid_named
+from .tools.checks import check_one_of
+
+SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
+Rounding = Literal["nearest", "second_order"]
+InputScheme = Literal["float"]
+"""How the inputs of a layer are quantized: not at all, for now."""
+FLOAT: InputScheme = "float"
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """How one weight tensor is quantized: ``weight = scale * level(code)``, code in 0 .. 2**bits - 1.
+
+    The weight is seen as rows (output channels) by columns (fan-in, kernel positions included).
+
+    Attributes:
+        bits: Bits per weight, 2..8.
+        granularity: What shares one scale: ``"tensor"``, ``"channel"`` (a row), or an integer g for
+            blocks of g consecutive columns within a row (the last block of a row may be shorter).
+        grid: Where the levels lie. ``"symmetric"``: integers from -2**(bits-1), zero is a level.
+            ``"asymmetric"``: as symmetric, shifted by a stored integer zero point. ``"half"``: levels
+            +-1/2, +-3/2, ... with no zero (mid-rise), which spends all levels when there are few. ``"nf4"``:
+            quantiles of a normal distribution, 4 bits. Others as `register_grid` made them known.
+        clip: Range that a scale covers: ``"absmax"`` (everything), ``"mse"`` (least squared weight
+            error over a set of ratios), ``"moment"`` (least squared error of the layer's output, found on
+            calibration data), or a ratio of the absmax in (0, 1].
+        scale_dtype: Type that scales are stored in. bfloat16 has the range of float32, so that no
+            layer can under- or overflow; its short mantissa costs nothing, since weights are rounded
+            against the scale as stored.
+        rounding: ``"nearest"``, or ``"second_order"``: error feedback by the moment of the layer's inputs, found
+            on calibration data.
+
+    Raises:
+        ValueError: If a field is outside of what is listed above.
+
+    Example:
+        >>> WeightScheme(bits=3).stored_bits(rows=16, columns=9)  # 144 codes and 16 scales
+        688
+    """
+
+    bits: int
+    granularity: Literal["tensor", "channel"] | int = "channel"
+    grid: str = "symmetric"
+    clip: Literal["absmax", "mse", "moment"] | float = "absmax"
+    scale_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions early, where the user wrote them."""
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}.")
+        block = self.granularity
+        if block not in ("tensor", "channel") and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+            raise ValueError(f"granularity must be 'tensor', 'channel' or a positive block length, got {block!r}.")
+        if self.bits not in (known := grid_named(self.grid).bits):
+            raise ValueError(
+                f"The grid {self.grid!r} has levels for {', '.join(map(str, known))} bits, got {self.bits}."
+            )
+        clip_is_ratio = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
+        if self.clip not in ("absmax", "mse", "moment") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
+            raise ValueError(f"clip must be 'absmax', 'mse', 'moment' or a ratio in (0, 1], got {self.clip!r}.")
+        check_one_of("scale_dtype", self.scale_dtype, SCALE_BITS)
+        check_one_of("rounding", self.rounding, get_args(Rounding))
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a weight can be rounded so only with calibration data at hand (see `round_candidates`)."""
+        return self.clip == "moment" or self.rounding == "second_order"
+
+    def __str__(self) -> str:
+        """Return a short name such as ``3-bit half/channel``."""
+        return f"{self.bits}-bit {self.grid}/{self.granularity}"
+
+    def scale_count(self, rows: int, columns: int) -> int:
+        """Return how many scales a weight of ``rows x columns`` stores."""
+        if self.granularity == "tensor":
+            return 1
+        return rows if self.granularity == "channel" else rows * ceil(columns / self.granularity)
+
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """Return the bits that a packed weight of ``rows x columns`` occupies, scales and zero points included."""
+        scales = self.scale_count(rows, columns)
+        return grid_named(self.grid).stored_bits(rows * columns, scales, self.bits, SCALE_BITS[self.scale_dtype])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WeightScheme:
+        """Build a scheme from plain JSON values.
+
+        Raises:
+            ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
+        """
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A scheme is an object with the keys {', '.join(sorted(known))}; got {values!r}.")
+        if unknown := set(values) - known:
+            raise ValueError(
+                f"A scheme has the keys {', '.join(sorted(known))}; got {', '.join(sorted(unknown))} as well."
+            )
+        if "bits" not in values:
+            raise ValueError(f"A scheme needs the key 'bits', got only {sorted(values)}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class LayerScheme:
+    """How a layer is quantized: its weight, and its inputs.
+
+    Attributes:
+        weight: How its weight is quantized.
+        input: How its inputs are: ``"float"``, not at all.
+
+    Example:
+        >>> scheme = LayerScheme(WeightScheme(bits=3))
+        >>> scheme.bits, scheme.input, str(scheme)
+        (3, 'float', '3-bit symmetric/channel')
+    """
+
+    weight: WeightScheme
+    input: InputScheme = FLOAT
+
+    def __post_init__(self) -> None:
+        """Refuse what is no scheme."""
+        if not isinstance(self.weight, WeightScheme):
+            raise TypeError(f"Expected a WeightScheme, got {self.weight!r}.")
+        if self.input != FLOAT:
+            raise ValueError(f"The inputs of a layer stay in float, input={FLOAT!r}; got {self.input!r}.")
+
+    @classmethod
+    def of(cls, scheme: WeightScheme | LayerScheme) -> LayerScheme:
+        """Return the scheme of a layer of which only that of its weight may have been said."""
+        return scheme if isinstance(scheme, cls) else cls(scheme)  # type: ignore[arg-type]
+
+    @property
+    def bits(self) -> int:
+        """Bits per weight."""
+        return self.weight.bits
+
+    def stored_bits(self, rows: int, columns: int) -> int:
+        """Return the bits that the packed weight occupies, scales and zero points included."""
+        return self.weight.stored_bits(rows, columns)
+
+    def __str__(self) -> str:
+        """Return the short name of the weight's scheme, and that of the inputs unless they stay in float."""
+        return str(self.weight)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"weight": asdict(self.weight), "input": self.input}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerScheme:
+        """Build a scheme from plain JSON values.
+
+        Raises:
+            ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
+        """
+        if not isinstance(values, Mapping) or not {"weight"} <= set(values) <= {"weight", "input"}:
+            raise ValueError(f"The scheme of a layer is an object with the keys 'weight' and 'input'; got {values!r}.")
+        return cls(WeightScheme.from_dict(values["weight"]), values.get("input", FLOAT))

@@ -1,0 +1,1 @@
+"""Trainer checkpoints of packed models."""

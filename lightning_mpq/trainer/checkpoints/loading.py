@@ -1,0 +1,60 @@
+"""`load`: packed models from what `save` wrote, or from Trainer checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...errors import CorruptModelError
+from ...export.safetensors import load_folder
+from ...modules import packed_layers
+from ...tools.files import damage
+from .checkpoint import load_checkpoint
+from .mixin import load_from_checkpoint
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **options: Any) -> Any:
+    """Load a packed model into a float model of the same architecture, in place and without rounding anything.
+
+    Names, shapes and types of all tensors and their hashes (for a file, its checksums) are checked before the model is
+    touched. It may be on the meta device, and what is loaded is then on the CPU. A checkpoint that was written during
+    fine-tuning gives the packed model that packing would have given then.
+
+    Args:
+        path: A folder that `save` wrote, or a file that the Trainer saved after quantization or during fine-tuning.
+        model: A float model of the architecture that was quantized, in the type that it was saved in; on an error it is
+            left as it was. For a file, the class of a LightningModule will do: an instance is made as Lightning's
+            ``load_from_checkpoint`` makes it, from a checkpoint of a float model too.
+        options: For a class: what Lightning's ``load_from_checkpoint`` takes, arguments of the class included.
+
+    Returns:
+        The model, packed.
+
+    Raises:
+        CorruptModelError: If something is missing, damaged or foreign, or the model is of another architecture.
+        TypeError: If the model has packed layers already, or a class is given for a folder.
+
+    Example::
+
+        model = mpq.load("packed", Net())
+        model = mpq.load("last.ckpt", Net)
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CorruptModelError(f"There is no saved model at {path}: no folder of save(), and no checkpoint.")
+    if path.is_file() and (found := damage(path)) is not None:
+        raise CorruptModelError(f"{path} is damaged: {found}. Take another copy of the file.")
+    if isinstance(model, type):
+        if path.is_dir():
+            raise TypeError(
+                f"{path} is a folder, which does not tell how to make a {model.__name__}; give an instance of it."
+            )
+        return load_from_checkpoint(model, path, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)} are for making an instance of a class, and a model was given.")
+    if packed := packed_layers(model):
+        raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
+    return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)

@@ -1,0 +1,30 @@
+"""Fixtures that several folders share."""
+
+import threading
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("helpers")
+collect_ignore = ["helpers"]
+# No test depends on how fast a machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Two processes joined by gloo, which live as long as the tests of this process."""
+    from helpers.process_pool import ProcessPool
+
+    processes = ProcessPool()
+    yield processes
+    processes.kill()
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """Check that a test ends with the threads that it began with."""
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before

@@ -1,0 +1,75 @@
+"""Profiles of weights that were rounded on calibration data: against D^T H D with those very codes."""
+
+import pytest
+import torch
+from helpers.profiles import nearest_candidates, plain_profile
+from torch import nn
+
+from lightning_mpq.curvature.estimators.perturbation import Perturbations
+from lightning_mpq.groups.candidates import make_candidates, offered_schemes
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
+from lightning_mpq.network.likelihood import Gaussian
+from lightning_mpq.rounding.independent import round_candidates
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.ConvTranspose1d(4, 4, 3, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)).double()
+
+
+def batches() -> list[torch.Tensor]:
+    return list(torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(1)).double())
+
+
+def test_perturbations_are_those_of_the_rounded_weights():
+    model = network()
+    groups = find_groups(model)
+    rounded = round_candidates(model, batches(), groups, make_candidates(groups, schemes=offered_schemes([2, 3])))
+    perturbations = Perturbations(model, groups, rounded.candidates, rounded=rounded)
+    for index, candidate in enumerate(rounded.candidates):
+        ((layer, found),) = perturbations.of_candidate(index).items()
+        module = model.get_submodule(layer)
+        values = rounded.of_layer(layer, candidate.scheme.weight).dequantize(torch.float64)
+        torch.testing.assert_close(found, rows_to_weight(module, values - weight_rows(module), module.weight.shape))
+
+
+def test_the_curvature_of_a_last_layer_is_its_output_error():
+    """For a Gaussian likelihood of unit variance the divergence is half the squared change of the output."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).double()
+    groups = find_groups(model)
+    rounded = round_candidates(model, batches(), groups, make_candidates(groups, schemes=offered_schemes([2, 4])))
+    taylor = plain_profile(model, batches(), groups=groups, rounded=rounded, estimator="secant", likelihood=Gaussian())
+    assert taylor.candidates == rounded.candidates
+    inputs, layer = torch.cat(batches()).flatten(1), model[1]
+    for index, candidate in enumerate(taylor.candidates):
+        error = rounded.of_layer("1", candidate.scheme.weight).dequantize(torch.float64) - layer.weight.detach()
+        expected = (inputs @ error.T).square().sum(1).mean()
+        torch.testing.assert_close(taylor.curvature[index, index], expected)
+
+
+def test_other_codes_are_another_profile():
+    model = network()
+    groups = find_groups(model)
+    offered = make_candidates(groups, schemes=offered_schemes([2], grids=["half"]))
+    first, second = (round_candidates(model, data, groups, offered) for data in (batches(), batches()[:1]))
+    prints = [
+        plain_profile(model, batches(), groups=groups, rounded=rounded, likelihood=Gaussian()).fingerprint
+        for rounded in (first, first, second)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_candidates_that_were_not_rounded_are_refused():
+    model = network()
+    groups = find_groups(model)
+    rounded = round_candidates(model, batches(), groups, make_candidates(groups, schemes=offered_schemes([2])))
+    with pytest.raises(ValueError, match="was not rounded to"):
+        plain_profile(
+            model,
+            batches(),
+            groups=groups,
+            candidates=nearest_candidates(groups, [2]),
+            rounded=rounded,
+            likelihood=Gaussian(),
+        )

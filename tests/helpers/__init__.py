@@ -1,0 +1,1 @@
+"""What test files share: small networks and batches, plain settings, oracles, and processes of their own."""

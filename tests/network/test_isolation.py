@@ -1,0 +1,56 @@
+"""Measuring leaves no trace: modes, flags, buffers, metrics and random states come back, after an error too."""
+
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import convnet, images
+from helpers.state import assert_state, state_of
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_mpq.network.isolation import isolated
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_before(fails):
+    model = convnet(dropout=True)
+    model.metric = MulticlassAccuracy(3)
+    model.metric.update(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))
+    model.conv.bias.requires_grad_(False)
+    model.norm.eval()
+    state, accuracy = state_of(model), float(model.metric.compute())
+    modes, flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    with suppress(ZeroDivisionError), isolated(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        torch.rand(3), random.random(), np.random.rand()
+        model.train()
+        nn.Sequential(model.conv, model.norm)(images(8)[0])  # moves the statistics
+        model.metric.update(torch.eye(3), torch.arange(3))
+        if fails:
+            raise ZeroDivisionError
+    assert_state(model, state)
+    assert float(model.metric.compute()) == accuracy
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    assert np.random.get_state()[1].tolist() == generators[2]
+
+
+def test_inside_attention_and_autocast_can_be_differentiated_twice():
+    model = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dropout=0.0).eval()
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(), isolated(model):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        inputs = torch.randn(2, 3, 4, requires_grad=True)
+        outputs = model(inputs)
+        assert outputs.dtype == torch.float32
+        (first,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), inputs)
+    assert second.abs().sum() > 0
+    assert torch.backends.mha.get_fastpath_enabled() == enabled

@@ -1,0 +1,282 @@
+"""The whole job without a Trainer: the comparison plan, the sums of the report, and what it refuses."""
+
+import json
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.jobs import make_job, profiled
+from helpers.profiles import nearest_candidates
+from torch import nn
+from torch.nn.functional import cross_entropy, log_softmax
+
+from lightning_mpq.allocation import Budget
+from lightning_mpq.curvature import TaylorModel
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    RepairOptions,
+    SelectionOptions,
+    SolverOptions,
+)
+from lightning_mpq.pipeline.comparison import compared_policies, uniform_policy
+from lightning_mpq.pipeline.loss_change import LossChange
+from lightning_mpq.pipeline.pipeline import Outcome, Pipeline
+from lightning_mpq.quantizers import quantize_rows
+from lightning_mpq.schemes import WeightScheme
+from lightning_mpq.tools.progress import StageTimer
+
+pytestmark = pytest.mark.filterwarnings("ignore:likelihood=")
+
+
+NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+def distinct_plans(outcome: Outcome) -> int:
+    """Return how many different plans a report is about."""
+    policies = [*compared_policies(outcome.taylor, outcome.allocation).values(), outcome.allocation.policy]
+    return len({policy.to_json() for policy in policies})
+
+
+def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16 + i, 6, generator=generator), torch.randint(3, (16 + i,), generator=generator))
+        for i in range(count)
+    ]
+
+
+def taylor_of(bits_per_group: dict[str, list[int]]) -> TaylorModel:
+    groups = find_groups(network())
+    candidates = tuple(
+        candidate
+        for candidate in nearest_candidates(groups)
+        if candidate.scheme.bits in bits_per_group[candidate.group]
+    )
+    count = len(candidates)
+    return TaylorModel(
+        tuple(groups), candidates, torch.zeros(count), torch.eye(count), "fisher", "divergence", samples=1
+    )
+
+
+@pytest.mark.parametrize(("average", "width"), [(2.0, 2), (2.49, 2), (2.5, 3), (3.02, 3), (7.9, 8), (9.0, 8)])
+def test_the_uniform_plan_has_the_nearest_whole_width(average, width):
+    everything = list(range(2, 9))
+    policy = uniform_policy(taylor_of({"0": everything, "2": everything, "4": everything}), average)
+    assert set(policy.bits().values()) == {width}
+
+
+def test_a_group_without_that_width_gets_the_nearest_of_its_own():
+    policy = uniform_policy(taylor_of({"0": [2, 8], "2": [3, 4, 5], "4": [2, 4]}), 3.0)
+    assert policy.bits() == {"0": 2, "2": 3, "4": 4}
+
+
+def test_divergence_and_task_loss_are_measured_as_defined():
+    model, data = network(), batches()
+    divergence = LossChange(Calibration(model, data, likelihood=Categorical()), "divergence")
+    task = LossChange(Calibration(model, data, loss_fn=lambda m, b: cross_entropy(m(b[0]), b[1])), "task")
+    images, labels = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    with torch.no_grad():
+        before = log_softmax(model(images), 1)
+        assert divergence.measure() == pytest.approx(0, abs=1e-6)
+        model[2].weight.mul_(0.7)
+        after = log_softmax(model(images), 1)
+    expected = (before.exp() * (before - after)).sum(1).mean()
+    assert divergence.measure() == pytest.approx(float(expected), rel=1e-4)
+    expected = (before - after).gather(1, labels[:, None]).mean()
+    assert task.measure() == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_the_job_runs_without_a_trainer_and_reports_how_far_it_is(compare):
+    model, told, validated = network(), [], []
+
+    def evaluate() -> dict[str, float]:
+        validated.append(len(packed_layers(model)))
+        return {"packed": float(validated[-1])}
+
+    pipeline = make_job(Budget(average_bits=6.0), progress=lambda fraction, message: told.append(fraction))
+    outcome = pipeline.run(model, batches(), evaluate if compare else None)
+    assert len(packed_layers(model)) == 3
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert validated == ([0] + [3] * distinct_plans(outcome) if compare else [])
+    if compare:
+        report = outcome.report
+        json.dumps(report.to_dict(), allow_nan=False)
+        assert sum(g.predicted_share for g in report.groups) == pytest.approx(outcome.allocation.predicted_loss)
+        assert sum(g.weights for g in report.groups) == 48 + 64 + 24
+        assert report.samples == 51
+        rows = {(row.rounding, row.repaired): row.measured_loss for row in report.repair}
+        assert list(rows) == [(r, done) for r in ("independent", "sequential") for done in ((), ("biases",))]
+        assert report["chosen"].measured_frozen == rows["independent", ()]
+        assert report["chosen"].measured_loss == rows["sequential", ("biases",)]
+        assert min(rows.values()) > 0
+
+
+def passes_by_stage(job: Pipeline, model: nn.Module, data: list, evaluate) -> tuple[dict[str, float], Outcome]:
+    """Return stage to forward passes over all data, those of copies of the model included."""
+    passes: Counter[str] = Counter()
+    stage = ["other"]
+
+    class Counted(StageTimer):
+        @contextmanager
+        def stage(self, name: str):
+            stage.append(name)
+            with super().stage(name):
+                yield
+            stage.pop()
+
+    samples = sum(len(inputs) for inputs, _ in data)
+    model.register_forward_pre_hook(lambda module, args: passes.update({stage[-1]: len(args[0]) / samples}))
+    outcome = Pipeline(job.settings, Counted()).run(model, data, evaluate)
+    return dict(passes), outcome
+
+
+def test_a_job_measures_the_float_model_once_and_no_policy_twice():
+    torch.manual_seed(0)
+    layers = [part for _ in range(3) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]
+    model, groups = nn.Sequential(*layers, nn.Linear(8, 3)).eval(), 4
+    data = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(4)]
+    outputs, statistics, measured, repaired = 1, 1, 1, 1
+    in_sequence = 2 + 1 / 4  # the float model and its rounded copy, and the order of their layers on the first batch
+    job = make_job(Budget(average_bits=5.5), selection=SelectionOptions(rounds=0))
+    found, outcome = passes_by_stage(job, model, data, dict)
+    others, trials = distinct_plans(outcome) - 1, len({str(row.bits) for row in outcome.report.trials})
+    assert found == {
+        "round": 1,
+        "profile": pytest.approx(1 + 1 / 4),  # a guess on the first batch what outputs mean
+        "select": outputs + trials * (repaired + measured),
+        "quantize": statistics + in_sequence,
+        "compare": others * (measured + in_sequence + repaired + measured)
+        + measured  # the chosen plan as rounded; repaired it is one of the trials
+        + measured + repaired + measured  # and in sequence, as it is packed
+        + groups * (repaired + measured),
+    }  # fmt: skip
+
+
+def test_a_policy_that_is_compared_with_itself_is_measured_once():
+    data = batches()
+    additive = make_job(Budget(average_bits=6.0), solver=SolverOptions(objective="additive"))
+    validated = []
+    report = additive.run(network(), data, lambda: validated.append(1) or {"runs": float(len(validated))}).report
+    assert [row.name for row in report.models] == ["float", "uniform 6 bits", "additive", "chosen"]
+    assert replace(report["additive"], name="chosen") == report["chosen"]
+    assert len(validated) == len({row.metrics["runs"] for row in report.models[1:]}) + 1 <= 3
+
+
+@pytest.mark.parametrize("loss", ["divergence", "task"])
+def test_the_first_batches_are_compared_with_the_float_model_on_these_alone(loss):
+    model, data = network(), batches()
+    given = {"likelihood": Categorical(), "loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1])}
+    change, alone = (LossChange(Calibration(model, part, **given), loss) for part in (data, data[:2]))
+    with torch.no_grad():
+        model[2].weight.mul_(0.7)
+    assert change.measure(2) == pytest.approx(alone.measure(), rel=1e-12)
+    assert change.measure() != pytest.approx(alone.measure(), rel=1e-3)
+
+
+def test_a_decision_changes_nothing_and_holds_the_codes_that_would_be_packed():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    decision = make_job(Budget(average_bits=6.0)).decide(model, batches())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not packed_layers(model)
+    policy = decision.allocation.policy
+    codes = decision.quantizer.codes(policy, "independent")
+    assert {layer: rows.scheme for layer, rows in codes.items()} == policy.weights()
+    assert decision.taylor.predict(policy).value == pytest.approx(decision.allocation.predicted_loss)
+    named = make_job(Budget(average_bits=6.0), candidates=CandidateOptions(schemes=[WeightScheme(2), WeightScheme(3)]))
+    decision = named.decide(model, batches())
+    assert decision.quantizer.codes(decision.allocation.policy) == {}
+
+
+def test_the_grid_of_least_error_is_found_without_data_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight.abs())  # all weights above zero: half of a symmetric grid is idle
+    data = [(torch.randn(16, 32), torch.zeros(16, dtype=torch.long)) for _ in range(2)]
+    found = make_job(Budget(average_bits=9.0), candidates=CandidateOptions(rounding="nearest", bits=(2, 4)))
+    taylor = profiled(found, model, data).taylor
+    assert [c.scheme.bits for c in taylor.candidates] == [2, 4] * 2
+    for candidate in taylor.candidates:
+        module = model.get_submodule(candidate.group)
+        rows = module.weight.detach()
+
+        def cost(grid, bits=candidate.scheme.bits, rows=rows):
+            scheme = WeightScheme(bits, grid=grid)
+            error = (quantize_rows(rows, scheme).dequantize() - rows).square().sum()
+            return float(error) * 4 ** (scheme.stored_bits(*rows.shape) / rows.numel())  # 6 dB for a bit more or less
+
+        assert candidate.scheme.weight == WeightScheme(candidate.scheme.bits, grid=min(DEFAULT_GRIDS, key=cost))
+    assert taylor.candidates[0].scheme.weight.grid == "asymmetric" != taylor.candidates[2].scheme.weight.grid
+
+
+def test_the_program_pays_for_finer_scales_where_a_few_columns_stand_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 4)).eval()
+    with torch.no_grad():
+        model[2].weight[:, 5:8] *= 40
+        model[2].weight[:, 5:8] *= (torch.rand(128, 3) > 0.5) * 2 - 1
+    data = [(torch.randn(64, 128), torch.zeros(64, dtype=torch.long)) for _ in range(4)]
+    job = make_job(
+        Budget(average_bits=3.4),
+        candidates=CandidateOptions(bits=(3,), granularities=(32, "channel"), rounding="nearest"),
+        curvature=CurvatureOptions(shrink=False),
+        selection=SelectionOptions(policies=1, rounds=0),
+    )
+    allocation = job.decide(model, data).allocation
+    shared = {group: scheme.weight.granularity for group, scheme in allocation.policy.items()}
+    assert shared["2"] == 32
+    assert shared["0"] == "channel"
+    stored = sum(
+        scheme.stored_bits(*model.get_submodule(name).weight.shape) for name, scheme in allocation.policy.items()
+    )
+    weights = sum(module.weight.numel() for module in model if isinstance(module, nn.Linear))
+    assert allocation.costs["average_bits"] == pytest.approx(stored / weights)
+    assert allocation.costs["average_bits"] <= 3.4
+
+
+def test_a_policy_is_judged_as_it_is_when_packed_and_nothing_is_packed():
+    judged, packed = network(), network()
+    pipeline = make_job(Budget(average_bits=6.0))
+    before = {name: value.clone() for name, value in judged.state_dict().items()}
+    report = pipeline.compare(pipeline.decide(judged, batches()), dict)
+    assert all(torch.equal(value, before[name]) for name, value in judged.state_dict().items())
+    assert not packed_layers(judged)
+    expected = pipeline.run(packed, batches(), dict).report
+    assert report.models == expected.models
+    assert report.groups == expected.groups
+
+
+def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
+    loss = {"loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1]), "candidates": CandidateOptions(bits=(8,))}
+    budget = Budget(average_bits=12)
+    model = network()
+    change = LossChange(Calibration(model, batches(), loss_fn=loss["loss_fn"]), "task")
+    outcome = make_job(
+        budget, curvature=CurvatureOptions(estimator="hessian", shrink=False), repair=NOTHING, **loss
+    ).run(model, batches())
+    assert change.measure() == pytest.approx(outcome.allocation.predicted_loss, rel=0.05, abs=1e-6)
+
+
+def test_no_data_and_quantized_models_are_refused():
+    model = network()
+    with pytest.raises(ValueError, match="Calibration needs at least one calibration batch, got none"):
+        make_job(Budget(average_bits=8)).run(model, [])
+    make_job(Budget(average_bits=8)).run(model, batches())
+    with pytest.raises(ValueError, match="quantized already.*'0'"):
+        make_job(Budget(average_bits=8)).run(model, batches())

@@ -1,0 +1,73 @@
+"""An evaluator measures what packing, repairing and measuring by hand does, once, and leaves the model alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.loss_change import LossChange
+from lightning_mpq.pipeline.policy_evaluator import PolicyEvaluator
+from lightning_mpq.pipeline.quantize import Quantizer, quantize
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
+
+LAYERS = ["0", "3"]
+POLICY = BitPolicy({name: WeightScheme(2, grid="half", clip="moment", rounding="second_order") for name in LAYERS})
+EVERYTHING = ("biases", "batchnorm")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).eval()
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    inputs = torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(1))
+    return [(part, torch.zeros(16, dtype=torch.long)) for part in inputs]
+
+
+def evaluator_of(model: nn.Module) -> PolicyEvaluator:
+    calibration = Calibration(model, batches(), likelihood=Categorical())
+    return PolicyEvaluator(Quantizer(calibration, LAYERS, RepairOptions(biases=True)), "divergence")
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("rounding", ["independent", "sequential"])
+def test_losses_are_those_of_a_model_quantized_by_hand_and_are_measured_once(rounding):
+    model, by_hand = network(), network()
+    change = LossChange(Calibration(by_hand, batches(), likelihood=Categorical()), "divergence")
+    repair = RepairOptions(sequential=rounding == "sequential", biases=True)
+    quantize(by_hand, POLICY, batches(), repair=repair)
+    evaluator, before = evaluator_of(model), state(model)
+    assert evaluator.stages == [(), EVERYTHING[:1], EVERYTHING]
+    (repaired,) = evaluator.losses(POLICY, rounding, [EVERYTHING])
+    assert repaired.mean() == pytest.approx(change.measure(), rel=1e-5)
+    model.register_forward_pre_hook(lambda module, args: pytest.fail("measured again"))
+    assert evaluator.losses(POLICY, rounding, [EVERYTHING])[0] is repaired
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_is_packed_for_good_unless_something_fails():
+    model, by_hand = network(), network()
+    evaluator, before = evaluator_of(model), state(model)
+
+    def fail_behind_repair() -> None:
+        with evaluator.quantizer.packed(POLICY, keep=True):
+            assert list(evaluator.repair_in_stages())[-1] == EVERYTHING
+            raise RuntimeError("the user's own code fails")
+
+    with pytest.raises(RuntimeError, match="own code fails"):
+        fail_behind_repair()
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    evaluator.quantizer.pack(POLICY)
+    assert set(packed_layers(model)) == set(LAYERS)
+    quantize(by_hand, POLICY, batches(), repair=evaluator.quantizer.options)
+    assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,242 @@
+"""Policies measured before one is chosen, and the loss expanded again at quantized weights, against dense oracles."""
+
+import copy
+
+import pytest
+import torch
+from helpers.jobs import make_job, profiled
+from helpers.profiles import nearest_candidates
+from scipy.stats import ttest_rel
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+from torch.nn.functional import log_softmax
+
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.likelihood import Categorical, Gaussian
+from lightning_mpq.options import (
+    CandidateOptions,
+    CurvatureOptions,
+    RepairOptions,
+    SelectionOptions,
+    SolverOptions,
+)
+from lightning_mpq.pipeline.loss_change import LossChange, Losses
+from lightning_mpq.pipeline.planning import Decision
+from lightning_mpq.pipeline.quantize import quantize
+from lightning_mpq.pipeline.reexpansion import expand_at
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.rounding.independent import round_candidates
+
+NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
+NEAREST = CandidateOptions(bits=(2, 3, 4), rounding="nearest")
+EXACT = CurvatureOptions(estimator="gauss_newton", shrink=False, likelihood=Categorical())
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+
+
+def batches() -> list[torch.Tensor]:
+    return list(2 * torch.randn(4, 12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+
+
+def around_two_bits(model: nn.Module, estimator: str, loss: str = "divergence"):
+    groups = find_groups(model)
+    rounded = round_candidates(model, (), groups, nearest_candidates(groups, bits=(2, 3)))
+    policy = BitPolicy({group.name: rounded.candidates[2 * i].scheme for i, group in enumerate(groups)})
+    assert set(policy.bits().values()) == {2}
+    codes = rounded.of_policy(policy)
+    likelihood = Categorical() if loss == "divergence" else None
+    calibration = Calibration(model, batches(), likelihood=likelihood)
+    taylor = expand_at(calibration, groups, rounded, codes, loss=loss, estimator=estimator, shrink=False)
+    return taylor, rounded, policy
+
+
+def dense(model: nn.Module, rounded, policy):
+    """Return gradient and Gauss-Newton matrix of KL(float || quantized) at a policy, for all candidates."""
+    inputs = torch.cat(batches())
+    weights = {f"{name}.weight": rows.dequantize(torch.float64) for name, rows in rounded.of_policy(policy).items()}
+    steps = [
+        {
+            name: (rounded.of_layer(c.group, c.scheme.weight).dequantize(torch.float64) - weight)
+            if name == f"{c.group}.weight"
+            else torch.zeros_like(weight)
+            for name, weight in weights.items()
+        }
+        for c in rounded.candidates
+    ]
+
+    def outputs(t: torch.Tensor) -> torch.Tensor:
+        moved = {
+            name: weight + sum(t[i] * step[name] for i, step in enumerate(steps)) for name, weight in weights.items()
+        }
+        return functional_call(model, moved, (inputs,))
+
+    zero = torch.zeros(len(steps), dtype=torch.float64)
+    wanted = log_softmax(model(inputs).detach(), 1)
+
+    def divergence(logits: torch.Tensor) -> torch.Tensor:
+        return (wanted.exp() * (wanted - log_softmax(logits, 1))).sum(1).mean()
+
+    jacobian, logits = jacrev(outputs)(zero), outputs(zero)
+    gradient = jacrev(lambda t: divergence(outputs(t)))(zero)
+    curvature = torch.einsum("nck,ncmd,mdl->kl", jacobian, hessian(divergence)(logits), jacobian)
+    return gradient, curvature, float(divergence(logits))
+
+
+def test_gradient_and_curvature_at_the_quantized_point_are_those_of_the_divergence_from_the_float_model():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    taylor, rounded, policy = around_two_bits(model, "gauss_newton")
+    gradient, curvature, _ = dense(model, rounded, policy)
+    torch.testing.assert_close(taylor.gradient, gradient)
+    torch.testing.assert_close(taylor.curvature, curvature)
+    assert taylor.predict(policy).value == 0  # it is where we are
+    assert gradient.abs().max() > 1e-4
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Trained(nn.Sequential):
+    """Has a task loss of its own, and outputs whose meaning nobody could guess."""
+
+    _trainer = None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs).softmax(1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        assert self._trainer == "the trainer"
+        return self(batch)[:, 0].log().square().mean()
+
+
+def test_the_task_loss_at_the_quantized_point_is_that_of_the_training_step():
+    model = Trained(*network())
+    model._trainer = "the trainer"
+    taylor, rounded, policy = around_two_bits(model, "hessian", loss="task")
+    here = {f"{name}.weight": rows.dequantize(torch.float64) for name, rows in rounded.of_policy(policy).items()}
+    inputs = torch.cat(batches())
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        moved = dict(here)
+        for share, candidate in zip(t, rounded.candidates, strict=True):
+            name = f"{candidate.group}.weight"
+            there = rounded.of_layer(candidate.group, candidate.scheme.weight).dequantize(torch.float64)
+            moved[name] = moved[name] + share * (there - here[name])
+        return functional_call(model, moved, (inputs,))[:, 0].log().square().mean()
+
+    zero = torch.zeros(len(rounded.candidates), dtype=torch.float64)
+    torch.testing.assert_close(taylor.gradient, jacrev(loss)(zero))
+    torch.testing.assert_close(taylor.curvature, hessian(loss)(zero))
+
+
+def test_it_predicts_a_nearby_plan_better_than_the_expansion_at_the_float_weights():
+    model = network()
+    taylor, rounded, policy = around_two_bits(model, "hessian")
+    at_float = make_job(4.0, candidates=CandidateOptions(bits=(2, 3), rounding="nearest"))
+    first = profiled(at_float, model, [(b, torch.zeros(12, dtype=torch.long)) for b in batches()]).taylor
+    change = LossChange(Calibration(model, batches(), likelihood=Categorical()), "divergence")
+
+    def measured(plan: BitPolicy) -> float:
+        return_to = copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            for name, rows in rounded.of_policy(plan).items():
+                model.get_submodule(name).weight.copy_(rows.dequantize(torch.float64))
+        loss = change.measure()
+        model.load_state_dict(return_to)
+        return loss
+
+    base = measured(policy)
+    near = BitPolicy({**policy, "4": rounded.candidates[-1].scheme})
+    true = measured(near)
+    assert near != policy
+    assert abs(base + taylor.predict(near).value - true) < abs(first.predict(near).value - true)
+
+
+def decided(selection: SelectionOptions, model: nn.Module | None = None, **settings) -> Decision:
+    job = make_job(7.0, candidates=NEAREST, curvature=EXACT, repair=NOTHING, selection=selection, **settings)
+    return job.decide(network() if model is None else model, data())
+
+
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in batches()]
+
+
+def test_the_plan_of_least_measured_loss_is_kept(monkeypatch):
+    monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 0.0)
+    model = network()
+    found = decided(SelectionOptions(policies=4, rounds=0), model)
+    change = LossChange(Calibration(model, data(), likelihood=Categorical()), "divergence")
+    assert [row.policy for row in found.trials][0] == "solved"
+    assert len({str(row.bits) for row in found.trials}) == len(found.trials) >= 3
+    kept = [row for row in found.trials if row.kept]
+    assert len(kept) == 1
+    assert kept[0].measured_loss == min(row.measured_loss for row in found.trials)
+    assert kept[0].bits == found.allocation.policy.bits()
+    assert found.allocation.predicted_loss == pytest.approx(kept[0].predicted_loss)
+    assert found.allocation.costs["average_bits"] <= 7.0
+    quantize(model, found.allocation.policy, data(), rounded=found.quantizer.rounded, repair=NOTHING)
+    assert change.measure() == pytest.approx(kept[0].measured_loss, rel=1e-4)
+
+
+def test_disagreement_leads_to_a_round_and_agreement_to_none():
+    exact = decided(SelectionOptions(policies=1, rounds=2, trust=1e9))
+    assert [row.round for row in exact.trials] == [0]
+    doubting = decided(SelectionOptions(policies=1, rounds=2, trust=1.0))
+    rounds = [row.round for row in doubting.trials]
+    went_on = doubting.trials[1].measured_loss < doubting.trials[0].measured_loss
+    assert rounds == list(range(2 + went_on))  # a round that does not pay is the last
+    assert [row.policy for row in doubting.trials][1] == "expanded again"
+    kept = next(row for row in doubting.trials if row.kept)
+    assert kept.round == 0 or kept.measured_loss < doubting.trials[0].measured_loss
+
+
+def test_luck_on_a_few_samples_is_no_reason_to_leave_the_solved_plan(monkeypatch):
+    monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 1e9)
+    found = decided(SelectionOptions(policies=4, rounds=1, trust=1.0))
+    assert len(found.trials) >= 3
+    assert [row.policy for row in found.trials if row.kept] == ["solved"]
+
+
+def test_paired_differences_have_the_mean_and_the_error_of_a_paired_t_test():
+    torch.manual_seed(1)
+    one, two, weights = torch.randn(3, 50, dtype=torch.float64)
+    alike = torch.ones_like(weights)
+    mean, error = Losses(one, alike).minus(Losses(two, alike))
+    statistic = ttest_rel(one.numpy(), two.numpy()).statistic
+    assert mean == pytest.approx(float((one - two).mean()))
+    assert mean / error == pytest.approx(statistic * (50 / 49) ** 0.5)
+    counts = weights.abs().ceil()
+    repeated = Losses(one, counts).minus(Losses(two, counts))[0]
+    assert repeated == pytest.approx(float((one - two).repeat_interleave(counts.long()).mean()))
+
+
+def test_without_the_loop_nothing_is_measured():
+    assert decided(SelectionOptions(policies=1, rounds=0)).trials == ()
+    additive = decided(SelectionOptions(policies=3, rounds=0), solver=SolverOptions(objective="additive"))
+    assert [row.policy for row in additive.trials] == ["solved"]
+
+
+def test_rounds_work_with_batchnorm_and_sampled_curvature():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    samples = [(batch.float(), labels) for batch, labels in data()]
+    statistics = model[1].running_mean.clone()
+    curvature = CurvatureOptions(likelihood=Gaussian())
+    job = make_job(
+        6.5,
+        candidates=CandidateOptions(bits=(2, 3, 4)),
+        curvature=curvature,
+        selection=SelectionOptions(policies=2, rounds=1, trust=1.0),
+    )
+    outcome = job.run(model, samples, lambda: {})
+    assert outcome.report.trials[-1].round == 1
+    assert sum(row.kept for row in outcome.report.trials) == 1
+    assert not torch.equal(model[1].running_mean, statistics)
+
+
+@pytest.mark.parametrize("wrong", [{"policies": 0}, {"rounds": -1}, {"trust": 0.5}])
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="policies of at least 1"):
+        SelectionOptions(**wrong)

@@ -1,0 +1,96 @@
+"""Putting a policy into effect and taking it back."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.quantize import quantize, temporarily_packed
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.repair.batchnorm import reestimate_batchnorm
+from lightning_mpq.schemes import WeightScheme
+
+POLICY = BitPolicy({"0": WeightScheme(3, grid="half"), "3": WeightScheme(5)})
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)).eval()
+
+
+def batches() -> list[torch.Tensor]:
+    return list(torch.randn(4, 8, 1, 6, 6, generator=torch.Generator().manual_seed(1)))
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def statistics(model: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and variance in front of the BatchNorm layer, averaged over batches."""
+    with torch.no_grad():
+        outputs = [model[0](batch) for batch in batches()]
+    means = torch.stack([o.mean((0, 2, 3)) for o in outputs])
+    return means.mean(0), torch.stack([o.var((0, 2, 3), unbiased=True) for o in outputs]).mean(0)
+
+
+def test_the_packed_model_computes_what_the_float_model_with_those_weights_and_moved_statistics_computes():
+    model, twin = network(), network()
+    model[1].running_mean.fill_(0.2)
+    model[1].running_var.fill_(1.7)
+    assert quantize(model, POLICY, iter(batches())) is model
+    mean, variance = statistics(twin)
+    with torch.no_grad():
+        for name in ("0", "3"):
+            twin.get_submodule(name).weight.copy_(packed_layers(model)[name].weight)
+        new_mean, new_variance = statistics(twin)
+        twin[1].running_mean.copy_(0.2 + new_mean - mean)
+        twin[1].running_var.copy_(1.7 * new_variance / variance)
+    torch.testing.assert_close(model(batches()[0]), twin(batches()[0]))
+
+
+def test_schemes_that_need_inputs_are_rounded_on_the_batches():
+    policy = BitPolicy({"0": WeightScheme(3, clip="moment", rounding="second_order"), "3": WeightScheme(5)})
+    model, nearest = network(), network()
+    quantize(model, policy, batches())
+    quantize(nearest, POLICY, batches())
+    assert {name: layer.scheme for name, layer in packed_layers(model).items()} == policy.weights()
+    with pytest.raises(ValueError, match="needs at least one calibration batch"):
+        quantize(network(), policy, repair=RepairOptions(batchnorm=False))
+
+
+def test_a_with_block_gives_everything_back():
+    model = network()
+    before = state(model)
+    with temporarily_packed(model, POLICY):
+        assert set(packed_layers(model)) == {"0", "3"}
+        reestimate_batchnorm(model, batches())
+        assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert same(state(model), before)
+    with pytest.raises(RuntimeError, match="inside"), temporarily_packed(model, POLICY):
+        raise RuntimeError("inside")
+    assert same(state(model), before)
+
+
+def test_batchnorm_without_batches_is_refused_before_anything_happens():
+    model = network()
+    before = state(model)
+    with pytest.raises(ValueError, match=r"Pass batches=, or repair=RepairOptions\(batchnorm=False\)"):
+        quantize(model, POLICY)
+    assert same(state(model), before)
+    quantize(model, POLICY, repair=RepairOptions(batchnorm=False))
+    assert torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_a_batch_that_does_not_fit_leaves_the_model_as_it_was():
+    model = network()
+    before = state(model)
+    with pytest.raises(TypeError, match="batch 2"):
+        quantize(model, POLICY, [batches()[0], torch.zeros(1, 2, 6, 6)])
+    assert same(state(model), before)
+    assert not packed_layers(model)

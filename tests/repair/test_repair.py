@@ -1,0 +1,165 @@
+"""Repair in its order, against float models that hold the very same weights, biases and statistics."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.groups.candidates import make_candidates, offered_schemes
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.options import RepairOptions
+from lightning_mpq.pipeline.quantize import apply_policy, quantize
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.repair.output_means import output_means
+from lightning_mpq.repair.repair import Repair, final_codes
+from lightning_mpq.rounding.independent import round_candidates, round_policy
+from lightning_mpq.rounding.sequential import round_sequentially
+from lightning_mpq.schemes import WeightScheme
+
+SCHEME = offered_schemes([2], grids=["half"])[0]
+
+
+class Block(nn.Module):
+    """A little of a transformer: LayerNorm, two linear layers and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.head = nn.Linear(6, 3, bias=False)
+
+    def forward(self, inputs):
+        return self.head(inputs + self.down(torch.relu(self.up(self.norm(inputs)))))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Block().eval()
+
+
+def with_batchnorm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def batches() -> list[torch.Tensor]:
+    return list(torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(1)) + 0.5)
+
+
+def policy_of(model: nn.Module) -> BitPolicy:
+    return BitPolicy({name: SCHEME for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_network_with_layernorm_gets_its_mean_outputs_back():
+    model = network()
+    wanted = output_means(model, batches()).means
+    biases = model.down.bias.detach().clone()
+    quantize(model, policy_of(model), batches())
+    assert set(packed_layers(model)) == {"up", "down", "head"}
+    found = output_means(model, batches(), wanted).means
+    for name, mean in wanted.items():
+        torch.testing.assert_close(found[name], mean, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(model.down.bias, biases)
+
+
+def test_every_repair_can_be_switched_off():
+    off = RepairOptions(sequential=False, batchnorm=False, biases=False)
+    for make in (network, with_batchnorm):
+        model = make()
+        known, before = round_policy(Calibration(model, batches()), policy_of(model)), state(model)
+        quantize(model, policy_of(model), batches(), repair=off)
+        for name, layer in packed_layers(model).items():
+            assert torch.equal(layer.weight, known[name].dequantize())
+            if layer.bias is not None:
+                assert torch.equal(layer.bias, before[f"{name}.bias"])
+        kept = {name: value for name, value in before.items() if "running" in name}
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
+
+
+def test_sequential_rounding_is_what_is_packed_unless_it_is_switched_off():
+    model = network()
+    sequential = round_sequentially(model, batches(), policy_of(model))
+    quantize(model, policy_of(model), batches())
+    for name, layer in packed_layers(model).items():
+        assert torch.equal(layer.weight, sequential[name].dequantize())
+    model = network()
+    groups = find_groups(model)
+    rounded = round_candidates(model, batches(), groups, make_candidates(groups, schemes=[SCHEME]))
+    with pytest.raises(ValueError, match=r"Pass batches=, or repair=RepairOptions\(sequential=False\)"):
+        quantize(model, policy_of(model), rounded=rounded)
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_codes_in_sequence_are_made_for_the_statistics_that_will_be_there(batchnorm):
+    model = with_batchnorm()
+    model[1].running_mean += 1
+    policy, options = policy_of(model), RepairOptions(batchnorm=batchnorm)
+    codes = final_codes(Calibration(model, batches()), policy, options)
+    expected = round_sequentially(model, batches(), policy, reestimated=batchnorm)
+    other = round_sequentially(model, batches(), policy, reestimated=not batchnorm)
+    assert torch.equal(codes["3"].codes, expected["3"].codes)
+    assert not torch.equal(codes["3"].codes, other["3"].codes)
+
+
+def test_layers_that_round_to_nearest_stay_so_behind_layers_in_sequence():
+    model = network()
+    nearest = WeightScheme(3)
+    policy = BitPolicy({"up": SCHEME, "down": nearest, "head": SCHEME})
+    codes = final_codes(Calibration(model, batches()), policy, RepairOptions())
+    assert torch.equal(codes["down"].codes, round_policy(Calibration(model, batches()), policy)["down"].codes)
+    assert {name: rows.scheme for name, rows in codes.items()} == policy.weights()
+    assert final_codes(Calibration(model, []), BitPolicy({"up": nearest}), RepairOptions()) == {}
+
+
+def test_biases_come_before_statistics_and_only_if_asked_for_where_there_is_batchnorm():
+    model = with_batchnorm()
+    layers = list(policy_of(model))
+    repair = Repair(Calibration(model, batches()), layers, RepairOptions())
+    both = Repair(Calibration(model, batches()), layers, RepairOptions(biases=True))
+    before = state(model)
+    undo = apply_policy(model, policy_of(model), round_policy(Calibration(model, batches()), policy_of(model)))
+    assert both.apply() == ("biases", "batchnorm")
+    assert not torch.equal(model[3].bias, before["3.bias"])
+    undo()
+    assert same(state(model), before)  # biases and statistics too
+    apply_policy(model, policy_of(model), round_policy(Calibration(model, batches()), policy_of(model)))
+    assert repair.apply() == ("batchnorm",)
+    assert torch.equal(model[3].bias, before["3.bias"])
+
+
+def test_an_error_while_repairing_leaves_the_model_as_it_was():
+    model = network()
+    before, calls = state(model), []
+
+    def forward(model, batch):
+        calls.append(1)
+        if packed_layers(model) and len(calls) % 3 == 0:
+            raise RuntimeError("broken")
+        return model(batch)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        quantize(model, policy_of(model), batches(), forward_fn=forward)
+    assert same(state(model), before)
+    assert not packed_layers(model)
+
+
+def test_without_batches_biases_stay():
+    model = network()
+    bias = model.up.bias.detach().clone()
+    quantize(model, BitPolicy({"up": WeightScheme(2)}))
+    assert torch.equal(model.up.bias, bias)
+
+
+def test_options_are_on_off_or_auto():
+    with pytest.raises(ValueError, match="biases must be true or false or auto, got 'yes'"):
+        RepairOptions(biases="yes")
+    with pytest.raises(ValueError, match="sequential must be true or false, got 'auto'"):
+        RepairOptions(sequential="auto")

@@ -1,0 +1,81 @@
+"""Reports as values, as logged scalars, as JSON and as tables."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from lightning_mpq.report import GroupRow, ModelRow, RepairRow, Report, print_report
+
+
+def make_report() -> Report:
+    return Report(
+        loss="divergence",
+        models=(
+            ModelRow("float", 32.0, 4000, 0.0, 0.0, 0.0, {"val_accuracy": 0.95}),
+            ModelRow("uniform 3 bits", 3.1, 600, None, 0.07, 0.09, {"val_accuracy": 0.8}),
+            ModelRow("chosen", 2.9, 500, 0.0123, 0.02, 0.03, {"val_accuracy": 0.9}),
+        ),
+        groups=(GroupRow("body.conv", ("body.conv",), 3, "3-bit half/channel", 900, 400, 0.01, 0.008, 0.009),),
+        left_in_float={"body.attention[0]": "not supported yet"},
+        solver={"status": "WITHIN_GAP", "predicted_loss": 0.0123, "lower_bound": 0.0122, "gap": 0.008},
+        seconds={"profile": 1.5},
+        samples=512,
+        repair=(
+            RepairRow("independent", (), 0.031),
+            RepairRow("sequential", (), 0.022),
+            RepairRow("sequential", ("biases", "batchnorm"), 0.021),
+        ),
+    )
+
+
+def test_models_are_found_by_name_or_first_word():
+    report = make_report()
+    assert report["uniform"] is report["uniform 3 bits"] is report.models[1]
+    with pytest.raises(KeyError, match="No model 'additive'"):
+        report["additive"]
+
+
+def test_scalars_hold_every_number_that_is_known():
+    scalars = make_report().scalars()
+    assert scalars["chosen/val_accuracy"] == 0.9
+    assert scalars["chosen/predicted_loss"] == 0.0123
+    assert "uniform/predicted_loss" not in scalars
+    assert scalars["solver/gap"] == 0.008
+    assert scalars["seconds/profile"] == 1.5
+    assert all(isinstance(value, float) for value in scalars.values())
+
+
+def test_the_file_holds_what_the_report_holds(tmp_path):
+    report = make_report()
+    found = json.loads(report.save(tmp_path / "new" / "report.json").read_text())
+    assert found["format"] == "lightning_mpq.report"
+    assert found["models"][2]["metrics"] == {"val_accuracy": 0.9}
+    assert found["groups"][0]["measured_alone"] == 0.009
+
+
+def test_a_report_is_read_back_from_its_json(tmp_path):
+    report = make_report()
+    assert Report.from_dict(json.loads(report.save(tmp_path / "report.json").read_text())) == report
+    with pytest.raises(ValueError, match="Expected a report of format"):
+        Report.from_dict({"format": "something else"})
+
+
+def test_the_tables_show_every_row_and_number():
+    text = io.StringIO()
+    print_report(make_report(), Console(file=text, width=200))
+    shown = text.getvalue()
+    for part in (
+        "uniform 3 bits",
+        "8.00",
+        "0.0123",
+        "body.conv",
+        "body.attention[0]: not supported yet",
+        "0.800 %",
+        "512 samples",
+        "sequential",
+        "biases + batchnorm",
+        "0.021",
+    ):
+        assert part in shown

@@ -1,0 +1,170 @@
+"""Sequential rounding against least squares in closed form, and its gain over rounding by float inputs."""
+
+import threading
+from statistics import geometric_mean
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.errors import NonFiniteError
+from lightning_mpq.groups.candidates import offered_schemes
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.modules import pack_model
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.quantizers import round_rows
+from lightning_mpq.rounding.independent import round_policy
+from lightning_mpq.rounding.sequential import round_sequentially
+
+SCHEMES = {bits: offered_schemes([bits], grids=["half"])[0] for bits in (2, 3)}
+
+
+def policy_of(model: nn.Module, bits: int) -> BitPolicy:
+    groups = find_groups(model)
+    return BitPolicy({g.name: SCHEMES[bits] for g in groups}, {g.name: g.layers for g in groups})
+
+
+def samples(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.3
+
+
+def test_the_second_layer_is_rounded_to_the_ridge_regression_of_float_outputs_on_quantized_inputs():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), samples(60, 6)
+    scheme = SCHEMES[2]
+    rounded = round_sequentially(model, data.split(25), policy_of(model, 2))
+    with torch.no_grad():
+        first = round_rows(model[0].weight, (data.T @ data / 60)[None], [scheme])[0].quantized
+        assert torch.equal(rounded["0"].codes, first.codes)  # nothing comes before it
+        x = torch.tanh(model[0](data))
+        z = torch.tanh(data @ first.dequantize(torch.float64).T + model[0].bias)
+        own = z.T @ z / 60
+        ridge = (0.01 * own.diagonal().mean() * 60) ** 0.5 * torch.eye(8).double()
+        # Least squares with rows of ridge below: |W' z - W x|^2 summed, plus the distance of W' from W.
+        design, aim = torch.cat([z, ridge]), torch.cat([x @ model[2].weight.T, ridge @ model[2].weight.T])
+        target = torch.linalg.lstsq(design, aim).solution.T
+        expected = round_rows(target, own[None], [scheme])[0].quantized
+    assert torch.equal(rounded["2"].codes, expected.codes)
+    assert torch.equal(rounded["2"].scale, expected.scale)
+
+
+def test_for_reestimated_statistics_inputs_are_those_behind_the_statistics_of_each_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    model[1].running_mean += 1
+    model[1].running_var *= 4
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    data, scheme = samples(60, 6), SCHEMES[2]
+    rounded, frozen = (
+        round_sequentially(model, data.split(20), policy_of(model, 2), reestimated=way) for way in (True, False)
+    )
+    with torch.no_grad():
+        x, z = torch.zeros(0, 8).double(), torch.zeros(0, 8).double()
+        for batch in data.split(20):
+            for weight in (model[0].weight, rounded["0"].dequantize(torch.float64)):
+                hidden = batch @ weight.T  # the bias does not matter behind these statistics
+                hidden = torch.tanh((hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt())
+                x, z = (torch.cat([x, hidden]), z) if weight is model[0].weight else (x, torch.cat([z, hidden]))
+        own = z.T @ z / 60
+        damped = own + 0.01 * own.diagonal().mean() * torch.eye(8)
+        aim = model[3].weight @ (x.T @ z / 60 + damped - own)
+        expected = round_rows(aim @ torch.linalg.inv(damped), own[None], [scheme])[0].quantized
+    assert torch.equal(rounded["3"].codes, expected.codes)
+    torch.testing.assert_close(rounded["3"].scale, expected.scale)
+    assert not torch.equal(rounded["3"].codes, frozen["3"].codes)
+    assert all(torch.equal(one, other) for one, other in zip(buffers, model.buffers(), strict=True))
+    assert not model[1].training
+
+
+class Net(nn.Module):
+    """Every kind of layer; one is called twice, two share a weight, and they are not called in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 5)
+        self.conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4)
+        self.twice = nn.Linear(8, 8)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight = self.one.weight
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images):
+        hidden = torch.relu(self.up(torch.relu(self.conv(images)))).flatten(2).mT
+        hidden = self.drop(torch.tanh(self.twice(torch.tanh(self.twice(hidden)))))
+        return self.head(torch.tanh(self.two(torch.tanh(self.one(hidden)))))
+
+
+def output_error(model: nn.Module, rounded: dict, policy: BitPolicy, images: torch.Tensor) -> float:
+    with torch.no_grad():
+        expected = model.eval()(images)
+        floats = pack_model(model, policy, rounded)
+        found = model(images)
+        for name, layer in floats.items():
+            model.set_submodule(name, layer)
+    return float((found - expected).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_held_out_outputs_come_closer_than_by_float_inputs(bits):
+    ratios = []
+    for seed in range(6):  # a network alone may be lucky either way
+        torch.manual_seed(seed)
+        model = Net()
+        calibration, held_out = samples(96, 4, 6, 6).float(), samples(160, 4, 6, 6).float()[96:]
+        policy = policy_of(model, bits)
+        parallel = output_error(
+            model, round_policy(Calibration(model, calibration.split(32)), policy), policy, held_out
+        )
+        sequential = output_error(model, round_sequentially(model, calibration.split(32), policy), policy, held_out)
+        ratios.append(sequential / parallel)
+    assert geometric_mean(ratios) < 0.8
+
+
+def test_the_model_and_the_random_state_are_as_they_were_and_shared_weights_share_codes():
+    model = Net().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    rounded = round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy_of(model, 2))
+    assert set(rounded) == {"head", "conv", "up", "twice", "one", "two"}
+    assert rounded["one"].codes is rounded["two"].codes
+    assert all(quantized.scheme == SCHEMES[2] for quantized in rounded.values())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_numbers_that_are_not_finite_are_refused_with_the_layers_name_and_no_thread_stays():
+    model, threads = Net(), threading.active_count()
+    policy = policy_of(model, 2)
+    model.up.register_forward_hook(lambda module, args, output: output / 0)
+    known = round_policy(Calibration(Net(), samples(4, 4, 6, 6).float().split(4)), policy)
+    with pytest.raises(NonFiniteError, match="inputs of the layer 'head' are NaN or infinite"):
+        round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy, rounded=known)
+    assert threading.active_count() == threads
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="'weight' in the module 'conv'"):
+        round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy)
+
+
+def test_no_batch_is_a_sentence():
+    model = Net()
+    with pytest.raises(ValueError, match="at least one calibration batch"):
+        round_sequentially(model, [], policy_of(model, 2))
+
+
+def test_each_batch_passes_once_however_many_layers_there_are():
+    model, calls = Net(), []
+    model.conv.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    policy = policy_of(model, 2)
+    batches = samples(12, 4, 6, 6).float().split(4)
+    known = round_policy(Calibration(model, batches), policy)
+    calls.clear()
+    found = round_sequentially(model, batches, policy, rounded=known)
+    assert calls == [4] * (1 + 2 * len(batches))  # the order of calls, then model and copy, which has the hook too
+    assert found["twice"] is known["twice"]  # called several times in a pass
+    again = round_sequentially(model, batches, policy)
+    assert all(torch.equal(found[name].codes, again[name].codes) for name in found)
