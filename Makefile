@@ -1,5 +1,7 @@
 # make demo         install into .venv, then train and quantize a small network on scikit-learn's digits
-# make test         install into .venv, then lint, types, doctests and tests
+# make test         install into .venv, then lint, types, docs, doctests and tests
+# make docs         install into .venv, then build the documentation in build/docs, offline, warnings being errors
+# make benchmarks   install into .venv, then run every benchmark in a short form, on made-up data
 # make constraints  write the versions that .venv holds to constraints.txt
 #
 # Another Python: make demo PYTHON=python3.12
@@ -8,6 +10,7 @@ PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
+BENCHMARKS := $(filter-out inference_gpu,$(notdir $(patsubst %/,%,$(dir $(wildcard benchmarks/runs/*/__main__.py)))))
 
 # oneDNN 3.12, which torch 2.13 brings, writes beyond its memory in the backward pass of convolutions on one thread where
 # the processor has AVX2 and not AVX-512; its kernels for AVX do not.
@@ -15,7 +18,7 @@ ifeq ($(shell grep -cm 1 avx512f /proc/cpuinfo 2>/dev/null),0)
 export ONEDNN_MAX_CPU_ISA ?= AVX
 endif
 
-.PHONY: demo test constraints
+.PHONY: demo test docs benchmarks constraints
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -26,7 +29,14 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -q -n -W --keep-going docs build/docs
+
+benchmarks: $(INSTALLED)
+	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.runs.$$name --quick; done
 
 # torch first, by itself: its wheel may come from another index (set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS for that).
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

@@ -15,7 +15,7 @@ case "$*" in
   --version) echo "Python 3.9.2" ;;
   "-m venv .venv")
     mkdir -p .venv/bin
-    for name in python lightning-mpq ruff mypy pytest; do
+    for name in python lightning-mpq ruff mypy sphinx-build pytest; do
       printf '#!/bin/sh\\necho %s "$@" >> calls\\n' $name > .venv/bin/$name
       chmod +x .venv/bin/$name
     done ;;
@@ -73,10 +73,11 @@ def test_a_change_of_requirements_installs_again(checkout: Checkout, name: str) 
     assert checkout.calls() == ["pip torch", "pip .[test]", "lightning-mpq"]
 
 
-def test_ci_runs_lint_types_and_tests(checkout: Checkout) -> None:
+def test_ci_runs_lint_types_docs_and_tests(checkout: Checkout) -> None:
     finished = checkout.run(".ci/run")
     assert finished.returncode == 0, finished.stderr
-    assert checkout.calls()[2:] == ["ruff check .", "ruff format --check .", "mypy", "pytest -n 2"]
+    docs = "sphinx-build -q -n -W --keep-going docs build/docs"
+    assert checkout.calls()[2:] == ["ruff check .", "ruff format --check .", "mypy", docs, "pytest -n 2"]
 
 
 def test_a_failing_installation_is_not_taken_for_done(checkout: Checkout) -> None:

@@ -1,0 +1,73 @@
+"""Every example runs as it stands, and ends with what it promises."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_mpq as mpq
+
+FOLDER = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a script with arguments in an empty folder, and return what it prints."""
+
+    def run_script(name: str, *arguments: str) -> str:
+        script = FOLDER / f"{name}.py"
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(FOLDER)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        monkeypatch.delitem(sys.modules, "digits", raising=False)
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def test_readme_lists_every_script():
+    text = (FOLDER / "README.md").read_text()
+    scripts = [path.name for path in FOLDER.glob("*.py") if path.name != "digits.py"]
+    assert len(scripts) == 5
+    assert all(f"`python examples/{name}" in text for name in scripts)
+
+
+def test_callback(run, tmp_path):
+    assert "Between groups: " in run("callback")
+    assert (tmp_path / "packed" / "lightning_mpq.json").exists()
+
+
+def test_step_by_step(run, tmp_path):
+    printed = run("step_by_step")
+    policy = mpq.BitPolicy.load(tmp_path / "policy.json")
+    assert policy["network.10"].bits >= 4
+    floating, packed = (float(printed.split(words)[0].split()[-1]) for words in (" in float", " packed"))
+    assert packed > floating - 0.05 > 0.85
+    assert (tmp_path / "packed").is_dir()
+
+
+def test_hugging_face(run):
+    pytest.importorskip("transformers")
+    cosine = float(run("hugging_face").split()[-1])
+    assert 0.9 < cosine < 1
+
+
+def test_fine_tuning(run):
+    printed = run("fine_tuning")
+    before, after = (float(printed.split(word)[0].split()[-1]) for word in (" before fine-tuning", " after\n"))
+    assert after < before
+    assert "fine-tuned: " in printed
+
+
+def test_sweep_of_a_module_of_ones_own(run, tmp_path):
+    printed = run("sweep", "-m", "callbacks.mpq.budget.average_bits=2.5,4", "trainer.max_epochs=1")
+    smaller, larger = (int(printed.split(f"{bits} bits: ")[1].split()[0].replace(",", "")) for bits in ("2.5", "4"))
+    assert smaller < larger
+    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("report.json"))]
+    assert [report["models"][-1]["name"] for report in reports] == ["chosen", "chosen"]
+    seconds = [report["seconds"]["profile"] for report in reports]
+    assert seconds[1] < seconds[0] / 2  # the same weights: found in the cache
