@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
 import hydra
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..export.safetensors import save
-from ..tools.files import write_text_atomically
+from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
 from .training_cache import KeepTrained, TrainedWeights, training_key
 
@@ -70,6 +71,7 @@ def run(config: DictConfig) -> float | None:
     if config.cache_dir is not None:
         config.cache_dir = to_absolute_path(config.cache_dir)
     output_dir = Path(config.output_dir)
+    _require_writable(output_dir / "model")
     L.seed_everything(config.seed, workers=True)
     datamodule: L.LightningDataModule = instantiate(config.data)
     module: L.LightningModule = instantiate(config.model)
@@ -93,7 +95,7 @@ def run(config: DictConfig) -> float | None:
         state = kept.state
     if finetunes and state is not None:
         mixed, module = _finetune(config, datamodule, state)
-    log.info("Packed model: %s", save(module, output_dir / "model"))
+    log.info("Packed model: %s", _saved(module, output_dir / "model"))
     if config.test and state is not None:
         float_module: L.LightningModule = instantiate(config.model)
         float_module.load_state_dict(state)
@@ -136,6 +138,30 @@ def _require_values(config: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         name = missing[0]
         raise ValueError(f"{name} has no value; give one on the command line: lightning-mpq ... {name}=VALUE")
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder that the packed model could not be written to, before anything is trained.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"written")
+    except OSError as error:
+        raise OSError(f"Nothing can be written to {folder} ({error}); give another folder by output_dir=.") from error
+
+
+def _saved(module: L.LightningModule, folder: Path) -> Path:
+    """Save a packed model, if need be where temporary files are: the training must not be lost for a full disk."""
+    try:
+        return save(module, folder)
+    except OSError as error:
+        elsewhere = Path(mkdtemp(prefix="lightning-mpq-"))
+        log.error("The packed model cannot be written to %s (%s), but to %s.", folder, error, elsewhere)
+        return save(module, elsewhere)
 
 
 def _the_quantization(callbacks: list[Callback]) -> MixedPrecisionQuantization:
@@ -188,11 +214,12 @@ def _test(
     results = {
         name: dict(trainer.test(module, datamodule=datamodule, verbose=False)[0]) for name, module in modules.items()
     }
-    write_text_atomically(path, json.dumps(results, indent=2) + "\n")
+    with unless_impossible("The file of test results", path, "They are in the log."):
+        write_text_atomically(path, json.dumps(results, indent=2) + "\n")
+        log.info("Test results: %s", path)
     for key in results["float"]:
         values = ", ".join(f"{name} {found[key]:.4f}" for name, found in results.items())
         log.info("On the test split: %s: %s", key, values)
-    log.info("Test results: %s", path)
 
 
 def _metric(name: str, mixed: MixedPrecisionQuantization) -> float | None:
@@ -201,6 +228,8 @@ def _metric(name: str, mixed: MixedPrecisionQuantization) -> float | None:
         return None
     metrics = mixed.report.models[-1].metrics
     if name not in metrics:
+        if not metrics:
+            return None  # the module does not validate, or its validation failed: that has been said
         raise ValueError(f"metric={name} is not among what validation logs: {', '.join(metrics) or 'nothing'}.")
     return metrics[name]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _ZIP = b"PK\x03\x04"
@@ -33,6 +36,28 @@ def write_bytes_atomically(path: Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def unless_impossible(what: str, path: Path, instead: str) -> Iterator[None]:
+    """Go on with a warning if the files of a block cannot be written: those of a cache or a report, which may be lost.
+
+    Args:
+        what: What is written, to begin the warning with.
+        path: Where.
+        instead: What happens now.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     with unless_impossible("The cache", Path("x"), "Never mind."):
+        ...         raise PermissionError("read-only")
+        >>> str(caught[0].message)
+        'The cache x cannot be used: read-only. Never mind.'
+    """
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what} {path} cannot be used: {error}. {instead}", UserWarning, stacklevel=3)
 
 
 def damage(path: Path) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from ..modules import packed_layers, stored_bytes
@@ -16,6 +17,9 @@ from ..report import ModelRow, Report, print_report
 
 def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) -> None:
     """Log the numbers of a report, write it beside the logs, and print it where the Trainer shows a progress bar.
+
+    What does not take it (a full disk, a folder in the place of the file, a logger) is warned of: the model is packed
+    by now, and must not be lost for a record of it.
 
     Args:
         trainer: Says where.
@@ -27,12 +31,28 @@ def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) 
         return
     scalars = {f"mpq/{name}": value for name, value in report.scalars().items()}
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=trainer.global_step)
-        logger.save()
+        with _going_on(f"logged by {type(logger).__name__}"):
+            logger.log_metrics(scalars, step=trainer.global_step)
+            logger.save()
     if report_path is not None:
-        rank_zero_info(f"MixedPrecisionQuantization: report written to {report.save(folder / report_path)}")
+        with _going_on(f"written to {folder / report_path}"):
+            rank_zero_info(f"MixedPrecisionQuantization: report written to {report.save(folder / report_path)}")
     if getattr(trainer.progress_bar_callback, "is_enabled", False):
-        print_report(report)
+        with _going_on("printed"):
+            print_report(report)
+
+
+@contextmanager
+def _going_on(done: str) -> Iterator[None]:
+    """Warn of what fails in a block, and go on."""
+    try:
+        yield
+    except Exception as error:  # whatever a logger raises
+        rank_zero_warn(
+            f"The report could not be {done} ({type(error).__name__}: {error}). The model is quantized; the report is "
+            "in the callback's attribute `report`, whose save(path) writes it.",
+            category=UserWarning,
+        )
 
 
 def finetuned_row(module: nn.Module, metrics: Mapping[str, float]) -> ModelRow:

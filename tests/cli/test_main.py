@@ -204,6 +204,42 @@ def test_finetuning_starts_from_one_float_training_and_one_profile(folders: Fold
     assert (folders.folder / "again" / "finetuning" / "metrics.csv").is_file()
 
 
+def test_a_cache_and_a_file_of_results_that_cannot_be_written_cost_no_model(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders.cache.write_text("a file in its place")
+    (folders.folder / "first" / "test.json").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"test results .*test.json cannot be used.*in the log"):
+        assert folders.run("first", "+trainer.limit_train_batches=2") is not None
+    assert (folders.folder / "first" / "model" / "lightning_mpq.json").is_file()
+    assert "The trained weights cannot be kept in" in caplog.text
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_the_training(folders: Folders) -> None:
+    (folders.folder / "first").write_text("a file in its place")
+    with pytest.raises(OSError, match=r"Nothing can be written to .*first/model .*output_dir="):
+        folders.run("first", *FAST)
+    assert folders.fits == 0
+
+
+def test_a_model_that_the_folder_has_no_room_for_is_saved_elsewhere(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, place = cli.save, folders.folder / "first"
+
+    def full(module: L.LightningModule, folder: Path) -> Path:
+        if folder.is_relative_to(place):
+            raise OSError(28, "No space left on device")
+        return write(module, folder)
+
+    monkeypatch.setattr(cli, "save", full)
+    monkeypatch.setattr("tempfile.tempdir", str(folders.folder))
+    folders.run("first", *FAST, "+trainer.limit_train_batches=2")
+    (elsewhere,) = folders.folder.glob("lightning-mpq-*")
+    assert (elsewhere / "lightning_mpq.json").is_file()
+    assert str(elsewhere) in caplog.text
+
+
 def test_no_cache_trains_each_time(folders: Folders) -> None:
     for name in ("first", "second"):
         folders.run(name, *FAST, "cache_dir=null")

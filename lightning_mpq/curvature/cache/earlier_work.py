@@ -5,18 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...tools.distributed import (
-    active,
-    broadcast,
-    errors_shared,
-    gather,
-    on_rank_zero,
-    rank,
-)
+from ...tools.distributed import active, broadcast, errors_shared, gather, on_rank_zero, rank
+from ...tools.files import unless_impossible
 from ..accumulation import Accumulator
 from ..estimators.measurement import Measurement
 from ..taylor_model import TaylorModel
@@ -30,7 +25,7 @@ _STORE_SECONDS = 30.0
 
 
 class EarlierWork:
-    """Finds, keeps and stores measurements; does nothing without a folder.
+    """Finds, keeps and stores measurements; does nothing without a folder, nor in one that cannot be used.
 
     All processes must do the same with it in the same order; only rank 0 reads and writes whole models, and
     measurements of single batches are kept by a single process only.
@@ -69,14 +64,15 @@ class EarlierWork:
             self.batches = list(batches)
             self._hashes = [hash_batch(batch) for batch in self.batches]
         hashes = gather(self._hashes)
-        found = on_rank_zero(partial(self._cache.find, [digest for digests in hashes for digest in digests]))
+        found = on_rank_zero(partial(self._find, [digest for digests in hashes for digest in digests]))
         if found is not None and len(found.batch_hashes) == sum(map(len, hashes)):
             self.result = found
             return
         if found is not None:
             self._part, self._done = found, shares_of_ranks(found.batch_hashes, hashes)[rank()]
         if not active():
-            self._kept = kept(self._cache.folder)
+            with self._usable("Everything is measured anew."):
+                self._kept = kept(self._cache.folder)
 
     def continue_in(self, sums: Accumulator) -> None:
         """Let sums begin with those of the batches that were measured already; rank 0 has them for all."""
@@ -112,7 +108,22 @@ class EarlierWork:
         """Store a model, and what was kept of single batches."""
         if self._cache is None:
             return
-        on_rank_zero(partial(self._cache.store, result))
-        if self._kept is not None:
-            self._kept.store()
+        on_rank_zero(partial(self._write, self._cache, result))
         self._last_store = time.monotonic()
+
+    def _find(self, hashes: Sequence[str]) -> TaylorModel | None:
+        assert self._cache is not None
+        with self._usable("Everything is measured anew."):
+            return self._cache.find(hashes)
+        return None
+
+    def _write(self, cache: TaylorCache, result: TaylorModel) -> None:
+        with self._usable("The measurement goes on without it, and is not found again."):
+            cache.store(result)
+            if self._kept is not None:
+                self._kept.store()
+
+    def _usable(self, instead: str) -> AbstractContextManager[None]:
+        """Let a folder that cannot be read or written (full, read-only, no folder) cost the cache only."""
+        assert self._cache is not None
+        return unless_impossible("The cache", self._cache.folder, instead)

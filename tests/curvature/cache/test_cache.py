@@ -211,3 +211,36 @@ def test_more_data_extends_what_is_there_and_less_does_not_use_it(tmp_path):
     equal(more, plain_profile(net, data(4), **OPTIONS))
     less = plain_profile(net, data(2), cache_dir=tmp_path, **OPTIONS)
     equal(less, plain_profile(net, data(2), **OPTIONS))
+
+
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["mkstemp", "replace", "unlink"])
+def test_a_disk_that_is_full_costs_the_cache_and_not_the_measurement(tmp_path, monkeypatch, step):
+    import os
+    import sys
+    import tempfile
+
+    monkeypatch.setattr(sys.modules["lightning_mpq.curvature.cache.earlier_work"], "_STORE_SECONDS", -1.0)
+    expected = plain_profile(model(), data(), **OPTIONS)
+    monkeypatch.setattr(tempfile if step == "mkstemp" else os, step, full_disk)
+    with pytest.warns(UserWarning, match=f"The cache {tmp_path} cannot be used.*No space left"):
+        found = plain_profile(model(), data(), cache_dir=tmp_path, **OPTIONS)
+    equal(found, expected)
+
+
+def test_a_file_in_the_place_of_the_cache_is_warned_of(tmp_path):
+    (tmp_path / "cache").write_text("a note of mine")
+    with pytest.warns(UserWarning, match="The cache .*cache cannot be used"):
+        found = plain_profile(model(), data(), cache_dir=tmp_path / "cache", **OPTIONS)
+    equal(found, plain_profile(model(), data(), **OPTIONS))
+    assert (tmp_path / "cache").read_text() == "a note of mine"
+
+
+def test_a_cache_that_cannot_be_looked_into_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.glob", full_disk)
+    with pytest.warns(UserWarning, match="Everything is measured anew"):
+        found = plain_profile(model(), data(), cache_dir=tmp_path, **OPTIONS)
+    equal(found, plain_profile(model(), data(), **OPTIONS))
