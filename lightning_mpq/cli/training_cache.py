@@ -46,9 +46,9 @@ class TrainedWeights:
 
     def load(self) -> dict[str, Tensor] | None:
         """Return the weights; None, with a warning unless there is no file, if they are not as they were stored."""
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.exists():
+                return None
             content = self.path.read_bytes()  # not mapped: the file may change under a mapping
             state = load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -82,10 +82,13 @@ class KeepTrained(Callback):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copy the weights and store them."""
+        """Copy the weights and store them; where that is impossible, the next run trains again."""
         self.state = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
         if self.entry is not None:
-            self.entry.store(self.state)
+            try:
+                self.entry.store(self.state)
+            except OSError as error:
+                log.warning("The trained weights cannot be kept in %s: %s", self.entry.path, error)
 
 
 def training_key(config: Mapping[str, Any], module: nn.Module, datamodule: L.LightningDataModule) -> str | None:

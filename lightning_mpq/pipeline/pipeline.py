@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from ..modules import packed_layers
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
 from ..report.records import PairsRow, Report
-from ..tools.distributed import mean_over_ranks, share_buffers
+from ..tools.distributed import active, mean_over_ranks, share_buffers
 from ..tools.progress import StageTimer
 from .comparison import Comparison
 from .planning import Decision, decide
@@ -76,12 +77,10 @@ class Pipeline:
             TypeError: If the model does not take the batches.
         """
         decision = self.decide(model, batches)
-        report = None
-        if metrics is None:
+        report = None if metrics is None else self.compared(decision, metrics, keep=True)
+        if report is None:
             with self.timer.stage("quantize"):
                 decision.quantizer.pack(decision.allocation.policy)
-        else:
-            report = self.compare(decision, metrics, keep=True)
         self.timer.report(1.0, "done")
         return Outcome(decision.groups, decision.taylor, decision.allocation, report)
 
@@ -107,6 +106,25 @@ class Pipeline:
         share_buffers(model)
         calibration = self.calibration(model, batches).first(None)
         return Quantizer(calibration, list(policy.by_layer()), self.settings.repair)
+
+    def compared(self, decision: Decision, metrics: Metrics, *, keep: bool = False) -> Report | None:
+        """Do what `compare` does; where that fails, say so and return None, since the policy is worth more than it.
+
+        The policies that are compared with may go wrong where the chosen one does not. Of several processes all fail:
+        one that goes on alone would leave the others waiting.
+        """
+        try:
+            return self.compare(decision, metrics, keep=keep)
+        except Exception as error:
+            if active():
+                raise
+            warnings.warn(
+                f"The comparison failed, so there is no report ({type(error).__name__}: {error}). The chosen policy "
+                "is followed without; compare=False leaves the comparison out.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return None
 
     def compare(self, decision: Decision, metrics: Metrics, *, keep: bool = False) -> Report:
         """Measure what the chosen policy, and those that it is compared with, do to the model.

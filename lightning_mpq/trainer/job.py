@@ -25,7 +25,7 @@ from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
 from .progress_bar import working
 from .strategies import refuse_several_processes
-from .validation import validation_metrics
+from .validation import Validation
 
 Metrics = Callable[[], Mapping[str, float]]
 
@@ -61,8 +61,7 @@ class QuantizationJob:
 
     def run_in_fit(self, trainer: L.Trainer, module: L.LightningModule) -> Outcome | None:
         """Quantize the float model at the end of a fit; see `run`."""
-        metrics = partial(validation_metrics, trainer, module)
-        return self.run(trainer, module, partial(self._batches, trainer, module), metrics)
+        return self.run(trainer, module, partial(self._batches, trainer, module), Validation(trainer, module))
 
     def run_on_trained(
         self, trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None
@@ -76,8 +75,10 @@ class QuantizationJob:
         loader = calibration_loader(trainer, module, datamodule)
         module.to(trainer.strategy.root_device)
 
+        validation = Validation(trainer, module, datamodule)
+
         def metrics() -> dict[str, float]:
-            found = validation_metrics(trainer, module, datamodule)
+            found = validation()
             module.to(trainer.strategy.root_device)  # trainer.validate leaves the module on the CPU
             return found
 
@@ -119,7 +120,7 @@ class QuantizationJob:
             else:
                 decision = self.pipeline.decide(module, batches)
                 if self.compare:
-                    report = self.pipeline.compare(decision, partial(validation_metrics, trainer, module))
+                    report = self.pipeline.compared(decision, Validation(trainer, module))
                 policy, quantizer = decision.allocation.policy, decision.quantizer
             finetuning.begin(trainer, module, policy, quantizer.codes(policy), quantizer.repair.apply)
             finetuning.note_loss(module, self.pipeline.calibration(module, batches))
@@ -139,7 +140,7 @@ class QuantizationJob:
             with working(trainer, self.pipeline.timer):
                 gain = finetuning.finished(module, calibration)
                 if report is not None:
-                    row = finetuned_row(module, mean_over_ranks(validation_metrics(trainer, module)))
+                    row = finetuned_row(module, mean_over_ranks(Validation(trainer, module)()))
                     report = replace(report, models=(*report.models, row), finetuning=gain)
         except BaseException:
             restore_layers(module, floats)
