@@ -25,6 +25,7 @@ from ..schemes import WeightScheme
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
 from .packed import OWN_NAMES, PACKED_TYPES, PackedLayer, packed_type
+from .state_guard import guard_state
 
 
 def pack_layer(module: nn.Module, quantized: QuantizedRows) -> PackedLayer:
@@ -203,6 +204,7 @@ def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[st
         for attribute, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[attribute] = new[id(child)]
+    guard_state(model)
     return old
 
 

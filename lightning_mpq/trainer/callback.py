@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from ..allocation import Allocation, Budget
 from ..curvature import TaylorModel
+from ..errors import CorruptModelError
 from ..finetune.resume import pack_finetuned
-from ..modules import empty_packed_model, packed_layers
 from ..network.forward import ForwardFn, LossFn
 from ..options import (
     CandidateOptions,
@@ -30,7 +30,8 @@ from ..pipeline.pipeline import Outcome, Pipeline
 from ..pipeline.settings import JobSettings
 from ..policy import BitPolicy
 from ..report.records import Report
-from .checkpoints.checkpoint import callback_state, finetuned_state, policy_in_checkpoint
+from ..tools.files import damage
+from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready, policy_in_checkpoint
 from .checkpoints.instantiator import let_lightning_load
 from .finetuning.other_callbacks import AveragingCallbacks
 from .finetuning.phase import FinetunePhase
@@ -169,7 +170,8 @@ class MixedPrecisionQuantization(Callback):
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             self._before_loading(trainer, pl_module, stage, checkpoint)
-            own_hook(checkpoint)
+            with made_ready(pl_module, checkpoint):
+                own_hook(checkpoint)
 
         # A callback learns its state only after the weights are loaded; the module's own hook comes before.
         pl_module.__dict__["on_load_checkpoint"] = on_load_checkpoint
@@ -285,15 +287,17 @@ class MixedPrecisionQuantization(Callback):
     def _before_loading(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, checkpoint: dict[str, Any]
     ) -> None:
-        """Make model and Trainer fit the checkpoint that is about to be loaded."""
+        """Refuse a checkpoint that this fit cannot go on from, and make the Trainer fit it."""
         policy = policy_in_checkpoint(checkpoint)
         if policy is not None and stage == "fit":
             raise ValueError(
                 "The checkpoint holds a packed model, which cannot be trained on. Fit from a checkpoint of the float "
                 "model, or validate, test and predict with this one."
             )
-        if policy is not None and not packed_layers(pl_module):
-            empty_packed_model(pl_module, policy)
+        path = Path(trainer.ckpt_path or "")
+        concerned = policy is not None or finetuned_state(checkpoint) is not None
+        if concerned and path.is_file() and (found := damage(path)) is not None:
+            raise CorruptModelError(f"{path} is damaged: {found}. Take another copy of the file.")
         if stage == "fit":
             state = callback_state(checkpoint) or {}
             refuse_another_policy(state, self.job.policy, self.job.pipeline.settings.budget)

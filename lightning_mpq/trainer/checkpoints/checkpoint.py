@@ -1,19 +1,21 @@
-"""Trainer checkpoints that were written after quantization: which policy they follow, and how to load them."""
+"""Trainer checkpoints that were written after quantization: which policy they follow, and how to load them whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import CorruptModelError
 from ...export.slots import fill_slots, find_slots
 from ...finetune.resume import pack_finetuned
-from ...modules import empty_packed_model, packed_layers, restore_layers
+from ...modules import empty_packed_model, packed_layers
 from ...policy import BitPolicy
+from .all_or_nothing import as_it_was_after_errors, empty_layers, try_state
 
 POLICY_KEY = "lightning_mpq.policy"
 """Where a checkpoint carries the policy of a module with `PackedCheckpoints`."""
@@ -42,9 +44,15 @@ def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
 
 
 def callback_state(checkpoint: Any) -> Mapping[str, Any] | None:
-    """Return what the callback wrote into a Trainer checkpoint; None if there was no such callback."""
+    """Return what the callback wrote into a Trainer checkpoint; None if there was no such callback.
+
+    Raises:
+        CorruptModelError: If it is nothing that the callback writes.
+    """
     for name, state in (checkpoint.get("callbacks") or {}).items():
         if str(name).startswith("MixedPrecisionQuantization"):
+            if not isinstance(state, Mapping):
+                raise CorruptModelError(f"The state of {name} in the checkpoint is damaged: a {type(state).__name__}.")
             return state
     return None
 
@@ -54,7 +62,11 @@ def finetuned_state(checkpoint: Any) -> Mapping[str, Any] | None:
     if not isinstance(checkpoint, dict):
         return None
     finetuning = (callback_state(checkpoint) or {}).get("finetuning") or {}
-    return finetuning.get("quantized") if finetuning.get("phase") == "training" else None
+    if finetuning.get("phase") != "training":
+        return None
+    if not isinstance(finetuning["quantized"], Mapping):
+        raise CorruptModelError("The checkpoint is damaged: the scales of what was fine-tuned cannot be read.")
+    return finetuning["quantized"]
 
 
 def make_ready(model: nn.Module, checkpoint: Any) -> None:
@@ -94,30 +106,59 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
             f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "
             "after quantization, or a folder written by lightning_mpq.save."
         ) from error
-    try:
-        policy, finetuned = policy_in_checkpoint(checkpoint), finetuned_state(checkpoint)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CorruptModelError(f"{path} cannot be read: {error}") from error
+    policy, finetuned = _described(checkpoint, str(path))
     if policy is None and finetuned is None:
         raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
-    floats: dict[str, nn.Module] = {}
-    before: dict[str, torch.Tensor] = {}
-    try:
-        floats = {} if policy is None else empty_packed_model(model, policy)
-        # Layers that were replaced keep their float weights, so that only the rest is copied to go back to.
-        before = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if any(value.is_meta for value in before.values()):
-            _fill(model, checkpoint["state_dict"])
-        else:
-            model.load_state_dict(checkpoint["state_dict"])
-        if finetuned is not None:
-            pack_finetuned(model, finetuned)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if before and not any(value.is_meta for value in before.values()):
-            model.load_state_dict(before)
-        restore_layers(model, floats)
-        raise CorruptModelError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    with empty_layers(model, policy), as_it_was_after_errors(model):
+        try:
+            if any(value.is_meta for value in model.state_dict().values() if isinstance(value, Tensor)):
+                _fill(model, checkpoint["state_dict"])
+            else:
+                model.load_state_dict(checkpoint["state_dict"])
+            if finetuned is not None:
+                pack_finetuned(model, finetuned)
+        except Exception as error:  # which one, depends on what is wrong in it
+            raise CorruptModelError(f"{path} does not fit {type(model).__name__}: {error}") from error
     return model
+
+
+@contextmanager
+def made_ready(module: nn.Module, checkpoint: Any) -> Iterator[None]:
+    """Make a module ready for a Trainer checkpoint that Lightning is about to load, so that all of it will fit.
+
+    Layers are replaced by empty packed ones if the checkpoint holds such. After the block, in which the module's own
+    hook may change the checkpoint, it is loaded on trial and taken back: what Lightning loads afterwards cannot fail.
+
+    Raises:
+        CorruptModelError: If the checkpoint is damaged or does not fit; the module is left as it was.
+        ValueError: If the module is packed and the checkpoint holds a float model.
+    """
+    policy, finetuned = _described(checkpoint, "The checkpoint")
+    name = type(module).__name__
+    if policy is None and packed_layers(module) and isinstance(checkpoint, dict) and checkpoint.get("state_dict"):
+        raise ValueError(
+            f"{name} is packed, and the checkpoint holds its float weights from before; nothing was loaded. Give a new "
+            f"instance for it, as in trainer.test({name}(...), ckpt_path=...), or leave ckpt_path out to go on with "
+            "the packed model as it is."
+        )
+    with empty_layers(module, policy):
+        yield
+        if policy is not None or finetuned is not None:
+            try_state(module, checkpoint["state_dict"], finetuned)
+
+
+def _described(checkpoint: Any, what: str) -> tuple[BitPolicy | None, Mapping[str, Any] | None]:
+    """Return policy and state of fine-tuning in a checkpoint, each None if it has none.
+
+    Raises:
+        CorruptModelError: If nobody can tell.
+    """
+    try:
+        return policy_in_checkpoint(checkpoint), finetuned_state(checkpoint)
+    except CorruptModelError:
+        raise
+    except Exception as error:  # which one, depends on what is wrong in it
+        raise CorruptModelError(f"{what} cannot be read: {error}") from error
 
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

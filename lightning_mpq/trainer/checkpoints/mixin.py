@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...modules import packed_layers, policy_of
-from .checkpoint import POLICY_KEY, make_ready
+from .checkpoint import POLICY_KEY, made_ready
 
 Module = TypeVar("Module")
 
@@ -31,8 +31,8 @@ class PackedCheckpoints:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace layers by empty packed ones if the checkpoint about to be loaded holds such."""
-        make_ready(self, checkpoint)  # type: ignore[arg-type]
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        with made_ready(self, checkpoint):  # type: ignore[arg-type]
+            super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
 
 def load_from_checkpoint(module_class: type[Module], path: str | Path, **options: Any) -> Module:
