@@ -17,11 +17,16 @@ from .calibration import Calibration
 from .hooks import hooked
 
 
+class SkippedBatchError(TypeError):
+    """A ``training_step`` has returned None for a batch, by which Lightning skips it."""
+
+
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Return the loss of the model's ``training_step``, whose logging calls go nowhere for that time.
 
     Raises:
         TypeError: If the model has no training_step, or it returns no loss.
+        SkippedBatchError: If it returns None.
     """
     step = getattr(model, "training_step", None)
     if not callable(step):
@@ -31,6 +36,11 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         )
     with shadowed(model, log=_ignore, log_dict=_ignore):
         result = step(batch, 0) if len(signature(step).parameters) > 1 else step(batch)
+    if result is None:
+        raise SkippedBatchError(
+            f"{type(model).__name__}.training_step returned None, which skips the batch. Give other calibration "
+            "batches (calibration_dataloader), or loss_fn=lambda model, batch: ... that returns the mean loss of one."
+        )
     loss = result.get("loss") if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
         raise TypeError(

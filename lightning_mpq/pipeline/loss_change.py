@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..network.batches import batch_weight
 from ..network.calibration import Calibration
-from ..network.evaluator import Evaluator
+from ..network.evaluator import Evaluator, SkippedBatchError
 from ..network.isolation import isolated
 from ..network.likelihood import guess_likelihood
 from ..tools.distributed import gather
@@ -108,7 +108,10 @@ class LossChange:
         return Losses(torch.cat(values), torch.cat(samples))
 
     def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:
-        return self._evaluator.loss(batch), batch_weight(batch)
+        try:
+            return self._evaluator.loss(batch), batch_weight(batch)
+        except SkippedBatchError:  # it counts as nothing, as in training
+            return torch.zeros(()), 0
 
     def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
         outputs = self._evaluator.outputs(batch)

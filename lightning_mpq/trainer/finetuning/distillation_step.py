@@ -59,6 +59,8 @@ class DistillationStep:
         def training_step(*args: Any, **named: Any) -> Any:
             with distillation.capture():
                 result = own(*args, **named)
+            if result is None:  # skips the batch, perhaps before the student was called
+                return None
             return with_extra_loss(result, distillation.loss(args[0] if args else named.get("batch")))
 
         module.__dict__["training_step"] = training_step

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from math import cos, pi
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ...finetune import FakeQuantization
@@ -43,7 +45,8 @@ def prepare_optimizers(
         handle: The fake-quantized layers.
         factor: On the learning rates.
         scale_factor: On top of it, for the scales.
-        automatic: Whether Lightning steps; schedulers are then dropped, since ``set_learning_rates`` takes their part.
+        automatic: Whether Lightning steps; schedulers then rest, since ``set_learning_rates`` takes their part. They
+            stay where the module asks for them, with the rates that are set.
 
     Raises:
         ValueError: If no optimizer holds any of the quantized weights.
@@ -71,21 +74,33 @@ def prepare_optimizers(
     for optimizer in trainer.optimizers:
         _add_scales(optimizer, handle, scale_factor)
     if automatic:
-        trainer.strategy.lr_scheduler_configs = []
+        for config in trainer.lr_scheduler_configs:
+            config.frequency = sys.maxsize  # never stepped
 
 
-def set_learning_rates(optimizers: Sequence[Optimizer], progress: float, schedule: Schedule) -> None:
-    """Set the learning rates for a moment of fine-tuning.
+def set_learning_rates(trainer: L.Trainer, progress: float, schedule: Schedule) -> None:
+    """Set the learning rates for a moment of fine-tuning, which schedulers tell when they are asked for the last ones.
+
+    A group that joined meanwhile (gradual unfreezing) decays from the rate that it was given.
 
     Args:
-        optimizers: Prepared ones, or those restored from a checkpoint of such.
+        trainer: Its optimizers are prepared ones, or those restored from a checkpoint of such.
         progress: From 0 to 1.
         schedule: "cosine" decays to 0.
     """
     decay = (1 + cos(pi * min(progress, 1.0))) / 2 if schedule == "cosine" else 1.0
-    for optimizer in optimizers:
+    for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = decay * group["initial_lr"]
+            if "initial_lr" not in group:
+                group["initial_lr"] = float(group.get("lr", 0.0))
+            rate = decay * group["initial_lr"]
+            if isinstance(group.get("lr"), Tensor):  # which compiled steps hold on to
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+    for config in trainer.lr_scheduler_configs:
+        if hasattr(config.scheduler, "_last_lr"):
+            config.scheduler._last_lr = [float(group["lr"]) for group in config.scheduler.optimizer.param_groups]
 
 
 def given_optimizers(module: L.LightningModule, make: Callable[[L.LightningModule], Any] | None) -> None:
@@ -106,20 +121,25 @@ def _home(weight: nn.Parameter, optimizers: Sequence[Optimizer]) -> tuple[Optimi
 
 def _add_scales(optimizer: Optimizer, handle: FakeQuantization, scale_factor: float) -> None:
     """Add a group with the scales of the weights that an optimizer holds, if any."""
-    scales, like = [], None
-    for weight, quantizer in handle.weights.values():
+    scales, names, like = [], [], None
+    for name, (weight, quantizer) in handle.weights.items():
         home = _home(weight, [optimizer]) if quantizer.relative_scale.requires_grad else None
         if home is not None:
             scales.append(quantizer.relative_scale)
+            names.append(f"learned_scales.{name}")
             like = like or home[1]
     if like is not None and isinstance(optimizer, LBFGS):  # which takes one group only
         like["params"] += scales
+        if "param_names" in like:
+            like["param_names"] += names
     elif like is not None:
         settings = {key: value for key, value in like.items() if key not in ("params", "name", "param_names")}
         rate = scale_factor * float(settings["initial_lr"])
         named = {"name": "learned_scales"} if "name" in like else {}
+        given: list[Any] = list(zip(names, scales, strict=True)) if "param_names" in like else scales
+        own_lr = torch.full_like(settings["lr"], rate) if isinstance(settings.get("lr"), Tensor) else rate
         optimizer.add_param_group(
-            {**settings, **named, "params": scales, "weight_decay": 0.0, "lr": rate, "initial_lr": rate}
+            {**settings, **named, "params": given, "weight_decay": 0.0, "lr": own_lr, "initial_lr": rate}
         )
 
 

@@ -6,7 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    Callback,
+    EarlyStopping,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.utilities import rank_zero_info
 
 
@@ -66,6 +72,17 @@ def restart_early_stopping(trainer: L.Trainer) -> None:
             callback.wait_count = 0
             worst = torch.tensor(torch.inf)
             callback.best_score = worst if callback.monitor_op == torch.lt else -worst
+
+
+def note_groups(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Let callbacks that unfreeze parameters by and by note the optimizers' groups before ours are added to them.
+
+    They do so at their first epoch, by names of the module's parameters, of which learned scales are none.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, BaseFinetuning):
+            for number, optimizer in enumerate(trainer.optimizers):
+                callback._store(module, number, len(optimizer.param_groups), optimizer.param_groups)
 
 
 def callbacks_of(trainer: L.Trainer) -> list[Any]:

@@ -19,7 +19,7 @@ from ...report.records import FinetuningRow
 from .distillation_step import DistillationStep
 from .fit_phase import FitPhase, PhaseName
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
-from .other_callbacks import AveragingCallbacks, restart_early_stopping
+from .other_callbacks import AveragingCallbacks, note_groups, restart_early_stopping
 from .refusals import refuse_diverged, refuse_lost_layers, refuse_unfit, warn_of_paused_statistics
 from .task_loss import finetuning_row, task_loss
 
@@ -172,6 +172,7 @@ class FinetunePhase:
             given_optimizers(module, options.optimizers)
             with self.handle.float_weights():  # configure_optimizers may ask a layer for its weight
                 renew_optimizers(trainer)
+                note_groups(trainer, module)
             self._set_up(trainer, module)
             restart_early_stopping(trainer)
             self.fit.schedule.announce(trainer)
@@ -200,7 +201,7 @@ class FinetunePhase:
         """Set the learning rates."""
         if self.phase == "training":
             progress = self.fit.schedule.progress(trainer, batch_idx)
-            set_learning_rates(trainer.optimizers, progress, self.options.schedule)
+            set_learning_rates(trainer, progress, self.options.schedule)
 
     def after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Average the gradients of the scales over processes when those of the weights are."""

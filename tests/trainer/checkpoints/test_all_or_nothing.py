@@ -2,7 +2,6 @@
 
 import copy
 
-import lightning as L
 import pytest
 import torch
 from helpers.finetuning import finetuning, fit, kind_of, same
@@ -111,10 +110,18 @@ def with_a_tensor_for_a_policy(checkpoint):
     checkpoint["callbacks"][name] = torch.zeros(1)
 
 
-@pytest.mark.parametrize(
-    "change", [without_a_tensor, of_another_shape, with_another_policy, with_a_tensor_for_a_policy]
-)
-@pytest.mark.parametrize("by", ["callback", "load"])
+DAMAGES = [without_a_tensor, of_another_shape, with_another_policy, with_a_tensor_for_a_policy]
+
+
+def load(path, module, by, mixed):
+    if by == "load":
+        mpq.load(path, module)
+    else:
+        getattr(make_trainer(path.parent, mixed), by)(module, SmallData(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("change", DAMAGES)
+@pytest.mark.parametrize("by", ["test", "load"])
 def test_a_damaged_packed_checkpoint_leaves_the_float_module(quantized, tmp_path, change, by):
     checkpoint = torch.load(quantized[2] / "packed.ckpt", weights_only=True)
     change(checkpoint)
@@ -122,10 +129,7 @@ def test_a_damaged_packed_checkpoint_leaves_the_float_module(quantized, tmp_path
     module = WithPredictions()
     before, layers = state_of(module), dict(module.named_modules())
     with pytest.raises(CorruptModelError):
-        if by == "load":
-            mpq.load(tmp_path / "bad.ckpt", module)
-        else:
-            make_trainer(tmp_path, make_callback()).test(module, SmallData(), ckpt_path=tmp_path / "bad.ckpt")
+        load(tmp_path / "bad.ckpt", module, by, make_callback())
     assert same(module.state_dict(), before)
     assert dict(module.named_modules()) == layers
 
@@ -176,11 +180,7 @@ def test_a_damaged_checkpoint_of_finetuning_leaves_the_float_module(finetuned, t
     module = SmallClassifier()
     before = state_of(module)
     with pytest.raises(CorruptModelError):
-        if by == "load":
-            mpq.load(tmp_path / "bad.ckpt", module)
-        else:
-            verb = getattr(make_trainer(tmp_path, finetuning()), by)
-            verb(module, SmallData(), ckpt_path=tmp_path / "bad.ckpt")
+        load(tmp_path / "bad.ckpt", module, by, finetuning())
     assert same(module.state_dict(), before)
     assert kind_of(module) == "float"
 

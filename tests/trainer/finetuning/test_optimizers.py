@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.finetuning import Kill, Killed, Recorder, TwoOptimizers, finetuning, fit, kind_of, same
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_mpq.options import FinetuneOptions
@@ -102,7 +102,26 @@ class Orthogonal(TwoOptimizers):
         return [torch.optim.Muon(weights, lr=0.01), torch.optim.AdamW(others, lr=0.01)]
 
 
-@pytest.mark.parametrize("make", [ByLayer, OneGroup, Orthogonal])
+class Named(SmallClassifier):
+    """Parameters with their names, in one group."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.named_parameters(), lr=0.01)
+
+
+class NamedGroups(SmallClassifier):
+    def configure_optimizers(self):
+        groups = [{"params": list(self.network[:4].named_parameters("first"))}]
+        groups.append({"params": list(self.network[4:].named_parameters("last")), "lr": 0.01})
+        return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+
+class NamedGroup(SmallClassifier):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.named_parameters(), lr=0.05, max_iter=2)
+
+
+@pytest.mark.parametrize("make", [ByLayer, OneGroup, Orthogonal, Named, NamedGroups, NamedGroup])
 def test_optimizers_of_every_kind_move_weights_and_scales_and_resume(tmp_path, make):
     class Watch(L.Callback):
         scales: torch.Tensor
@@ -125,3 +144,113 @@ def test_optimizers_of_every_kind_move_weights_and_scales_and_resume(tmp_path, m
         run("killed", finetuning(finetune=options), Kill("on_train_epoch_start", 3))
     other = run("resumed", finetuning(finetune=options), resume=tmp_path / "killed" / "last.ckpt")
     assert same(module.state_dict(), other.state_dict())
+
+
+class TellsItsRate(SmallClassifier):
+    """Asks its scheduler for the rate in every step, as for a log."""
+
+    def __init__(self, plateau):
+        L.seed_everything(0, verbose=False)
+        super().__init__()
+        self.plateau, self.told = plateau, []
+
+    def training_step(self, batch, batch_idx):
+        scheduler = self.lr_schedulers()
+        self.told.append((self.training, self.current_epoch, scheduler.get_last_lr(), self.rates()))
+        assert self.trainer.lr_scheduler_configs[0].scheduler is scheduler
+        self.log("rate", scheduler.get_last_lr()[0])
+        return super().training_step(batch, batch_idx)
+
+    def rates(self):
+        return [group["lr"] for group in self.optimizers().param_groups]
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        if self.plateau:
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+
+@pytest.mark.parametrize("plateau", [False, True])
+def test_a_module_may_ask_its_schedulers_for_the_rate_while_it_is_fine_tuned(tmp_path, plateau):
+    options = FinetuneOptions(learning_rate=0.1)
+    module = TellsItsRate(plateau)
+    fit(tmp_path / "whole", finetuning(finetune=options), module=module)
+    told = [each for training, epoch, *each in module.told if training and epoch >= 2]
+    assert len(told) == 12
+    assert all(last == rates for last, rates in told)
+    expected = 0.005 * (1 + torch.cos(torch.pi * torch.arange(12) / 12)) / 2
+    torch.testing.assert_close(torch.tensor([last[0] for last, _ in told]), expected)
+    with pytest.raises(Killed):
+        fit(
+            tmp_path / "killed",
+            finetuning(finetune=options),
+            Kill("on_train_epoch_start", 3),
+            module=TellsItsRate(plateau),
+        )
+    again = TellsItsRate(plateau)
+    fit(tmp_path / "on", finetuning(finetune=options), module=again, resume=tmp_path / "killed" / "last.ckpt")
+    assert same(module.state_dict(), again.state_dict())
+
+
+class Unfreezes(SmallClassifier):
+    """Takes its first layers into training by and by."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network[4:].parameters(), lr=0.05, momentum=0.9)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 3:
+            self.optimizers().add_param_group({"params": list(self.network[:4].parameters()), "lr": 0.01})
+
+
+def test_a_group_that_joins_decays_from_the_rate_that_it_was_given(tmp_path):
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    module = Unfreezes()
+    make_trainer(tmp_path, finetuning(), Watch()).fit(module, SmallData())
+    assert kind_of(module) == "packed"
+    assert [len(each) for each in rates] == [1] * 12 + [2] * 6 + [3] * 6
+    expected = 0.01 * (1 + torch.cos(torch.pi * torch.arange(6, 12) / 12)) / 2
+    torch.testing.assert_close(torch.tensor([each[2] for each in rates[18:]]), expected)
+
+
+class Backbone(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.backbone = self.network[:4]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("quantize_at", [None, 0])
+def test_lightnings_own_unfreezing_goes_on(tmp_path, ours_first, quantize_at):
+    module, mixed = Backbone(), finetuning(quantize_at=quantize_at)
+    others = [BackboneFinetuning(unfreeze_backbone_at_epoch=1 if quantize_at == 0 else 3)]
+    callbacks = [mixed, *others] if ours_first else [*others, mixed]
+    make_trainer(tmp_path, *callbacks).fit(module, SmallData())
+    assert kind_of(module) == "packed"
+
+
+def test_rates_that_are_tensors_stay_the_same_tensors(tmp_path):
+    class Tensors(SmallClassifier):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=torch.tensor(0.01))
+
+    held = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.current_epoch >= 2:
+                held.append([id(group["lr"]) for group in trainer.optimizers[0].param_groups])
+
+    make_trainer(tmp_path, finetuning(), Watch()).fit(Tensors(), SmallData())
+    assert len({tuple(each) for each in held}) == 1
+    assert len(set(held[0])) == 2
