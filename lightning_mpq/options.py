@@ -92,7 +92,7 @@ class CurvatureOptions:
         shrink: Whether noisy entries are drawn towards zero by their standard errors, so that the solver cannot
             exploit them.
         likelihood: What the outputs mean: "auto" guesses and says so, or e.g. ``Categorical(class_dim=1)``.
-        seed: Seed of the drawn labels.
+        seed: Seed of the drawn labels, and of the order in which a Trainer's calibration batches are drawn.
 
     Example::
 

@@ -10,19 +10,23 @@ import lightning as L
 from torch.utils.data.distributed import DistributedSampler
 
 from ..tools.distributed import errors_shared, rank, world_size
+from .own_draws import own_draws
 
 
-def batches_in_fit(trainer: L.Trainer, module: L.LightningModule, count: int) -> list[Any]:
+def batches_in_fit(trainer: L.Trainer, module: L.LightningModule, count: int, seed: int) -> list[Any]:
     """Return this process's share of the calibration batches, converted and moved as training does.
 
     Args:
         trainer: In its fit.
         module: What it trains.
         count: How many batches, all processes together.
+        seed: Of what is drawn for them, which has no part in the training.
     """
-    loader = calibration_loader(trainer, module, getattr(trainer, "datamodule", None))
+    with own_draws((), seed):
+        loader = calibration_loader(trainer, module, getattr(trainer, "datamodule", None))
     convert, move = trainer.precision_plugin.convert_input, trainer.strategy.batch_to_device
-    return [move(convert(batch)) for batch in share_of_batches(loader, count)]
+    with own_draws(loader, seed):
+        return [move(convert(batch)) for batch in share_of_batches(loader, count)]
 
 
 def calibration_loader(

@@ -58,7 +58,8 @@ class MixedPrecisionQuantization(Callback):
     calibration batches, one of them solves, and all pack the same model.
 
     Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
-    (unaugmented training data is best), otherwise from the training loader.
+    (unaugmented training data is best), otherwise from the training loader. They are drawn with a seed of their own, so
+    that the same weights give the same policy whatever was drawn before.
 
     Args:
         budget: Upper bounds on the quantized model; a number means average bits per weight.

@@ -23,6 +23,7 @@ from ..tools.distributed import alone, mean_over_ranks, share_buffers
 from .calibration_data import batches_in_fit, calibration_loader, has_own_calibration
 from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
+from .own_draws import own_draws
 from .progress_bar import working
 from .strategies import refuse_several_processes
 from .validation import Validation
@@ -72,7 +73,8 @@ class QuantizationJob:
         if datamodule is not None:
             datamodule.prepare_data()
             datamodule.setup("fit")
-        loader = calibration_loader(trainer, module, datamodule)
+        with own_draws((), self._seed):
+            loader = calibration_loader(trainer, module, datamodule)
         module.to(trainer.strategy.root_device)
 
         validation = Validation(trainer, module, datamodule)
@@ -82,8 +84,12 @@ class QuantizationJob:
             module.to(trainer.strategy.root_device)  # trainer.validate leaves the module on the CPU
             return found
 
+        def batches() -> list[Any]:
+            with own_draws(loader, self._seed):
+                return list(islice(loader, self.calibration_batches))
+
         with alone():  # whatever other processes do, such as those of a fit that is over
-            return self.run(trainer, module, lambda: list(islice(loader, self.calibration_batches)), metrics)
+            return self.run(trainer, module, batches, metrics)
 
     def run(
         self, trainer: L.Trainer, module: L.LightningModule, batches: Callable[[], list[Any]], metrics: Metrics
@@ -150,4 +156,9 @@ class QuantizationJob:
         return report
 
     def _batches(self, trainer: L.Trainer, module: L.LightningModule) -> list[Any]:
-        return batches_in_fit(trainer, module, self.calibration_batches)
+        return batches_in_fit(trainer, module, self.calibration_batches, self._seed)
+
+    @property
+    def _seed(self) -> int:
+        """Seed of the draw of calibration batches."""
+        return self.pipeline.settings.curvature.seed
