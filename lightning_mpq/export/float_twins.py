@@ -11,6 +11,7 @@ from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
 from ..modules.packed import OWN_NAMES
 from ..network.layer_kinds import LAYER_KINDS, LayerKind, ParameterView
 from ..tools.changed_class import ChangedClass, original_class
+from ..tools.clean_up import afterwards
 
 
 def float_twin(layer: PackedLayer, weight: nn.Parameter | None = None) -> nn.Module:
@@ -53,11 +54,9 @@ def float_twins(model: nn.Module) -> Iterator[Mapping[str, PackedLayer]]:
         key = shared_key(layer)
         twins[name] = float_twin(layer, weights.get(key))
         weights[key] = twins[name]._parameters["weight"]  # type: ignore[assignment]
-    restore_layers(model, twins)
-    try:
+    with afterwards(lambda: restore_layers(model, packed)):
+        restore_layers(model, twins)
         yield packed
-    finally:
-        restore_layers(model, packed)
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:

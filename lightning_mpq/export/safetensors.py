@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ..errors import CorruptModelError
 from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.convert import build_layers, empty_layer, replace_layers
+from ..network.named_weights import named_layers
+from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically
 from .manifest import (
     MANIFEST_NAME,
@@ -159,11 +161,10 @@ def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, Packed
                 f"The weight of layer {name!r} was saved with the shape {list(shape)}, but that of {own_name} "
                 f"has {list(own_shape)}. Give {own_name} the architecture that was saved."
             )
-    floats = replace_layers(model, layers)
-    try:
+    now = named_layers(model, remove_duplicate=False)
+    with afterwards(lambda: replace_layers(model, {name: now[name] for name in layers})):
+        replace_layers(model, layers)
         slots = find_slots(model)
-    finally:
-        replace_layers(model, floats)
     stored = {name for slot in slots for name in slot.places}
     if lost := [name for name, value in model.named_buffers() if value.is_meta and name not in stored]:
         raise CorruptModelError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..network.hooks import hooked
 from ..network.likelihood import Categorical, Likelihood, guess_likelihood, targets_of
 from .teacher import Teacher
 
@@ -69,11 +70,8 @@ class DistillationLoss:
     def capture(self) -> Iterator[None]:
         """Keep the inputs and outputs of the module's calls inside of a ``with`` block, for `loss`."""
         self._calls.clear()
-        handle = self.module.register_forward_hook(self._keep, with_kwargs=True)
-        try:
+        with hooked([(self.module, self._keep)], with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
     def loss(self, batch: Any = None) -> Tensor:
         """Return weight times the mean divergence over the calls captured last, and forget them.

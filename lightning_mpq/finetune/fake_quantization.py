@@ -15,11 +15,13 @@ from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..tools.clean_up import after_errors, afterwards
 from .layer import (
     FakeQuantizedLayer,
     fake_quantized_layers,
     fake_quantized_weights,
     float_weights,
+    quantizers_in,
     start_all,
     start_fake_quantization,
     stop_all,
@@ -107,12 +109,10 @@ class FakeQuantization:
             NonFiniteError: If a weight or scale is NaN or infinite; the model is then as it was.
         """
         rounded = self.quantized_rows()
-        quantizers = stop_all(self.model)
-        try:
+        found = quantizers_in(self.model)
+        with after_errors(lambda: start_all(found)):
+            stop_all(self.model)
             return pack_model(self.model, self.policy, rounded)
-        except BaseException:
-            start_all(quantizers)
-            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return policy and scales as text and tensors, which ``torch.load(weights_only=True)`` opens."""
@@ -214,12 +214,12 @@ def fake_quantize(
         raise ValueError(
             f"Layer {next(iter(already))!r} is fake-quantized already; call restore() on its handle first."
         )
-    floats = pack_model(model, policy, rounded)
-    try:
+    now = named_layers(model, remove_duplicate=False)
+    floats = {name: now[name] for name in policy.by_layer() if name in now}
+    with afterwards(lambda: restore_layers(model, floats)):
+        names = pack_model(model, policy, rounded)
         packed = dict(model.named_modules(remove_duplicate=False))
-        starts = {name: _rounded(packed[name]) for name in floats}
-    finally:
-        restore_layers(model, floats)
+        starts = {name: _rounded(packed[name]) for name in names}
     layers = {name: layer for name, layer in named_layers(model, remove_duplicate=False).items() if name in starts}
     quantizers: dict[int, tuple[nn.Module, WeightQuantizer]] = {}
     moved: dict[int, Tensor] = {}
@@ -234,10 +234,19 @@ def fake_quantize(
         moved[id(weight)] = quantizer.weights_with_codes(
             quantizer.rows(weight.detach()), starts[name].codes.to(weight.device), inset
         )
-    for key, (layer, quantizer) in quantizers.items():
-        quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
-    for layer in layers.values():
-        start_fake_quantization(layer, quantizers[id(layer.weight)][1])
+    before = {layer.weight: layer.weight.detach().clone() for layer, _ in quantizers.values()}
+
+    def undo() -> None:
+        stop_all(model)
+        with torch.no_grad():
+            for weight, values in before.items():
+                weight.copy_(values)
+
+    with after_errors(undo):
+        for key, (layer, quantizer) in quantizers.items():
+            quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
+        for layer in layers.values():
+            start_fake_quantization(layer, quantizers[id(layer.weight)][1])
     return FakeQuantization(model, policy)
 
 

@@ -12,6 +12,7 @@ from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 from ..tools.attributes import FreshRecurrentWeights
 from ..tools.changed_class import change_back, change_class
+from ..tools.clean_up import afterwards
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient
 
@@ -75,19 +76,22 @@ def fake_quantized_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter
             yield (name if known_by_layer else f"{name}.{attribute}".lstrip("."), parameter, quantizer)
 
 
-def stop_all(model: nn.Module) -> dict[FakeQuantizedLayer, dict[str, WeightQuantizer]]:
-    """Make all layers float ones again; return what `start_all` takes."""
-    found = {layer: layer.weight_quantizers for layer in fake_quantized_layers(model).values()}
-    for layer in found:
-        del layer.__dict__[QUANTIZERS]
+def quantizers_in(model: nn.Module) -> dict[FakeQuantizedLayer, dict[str, WeightQuantizer]]:
+    """Return the fake-quantized layers with their quantizers, for `start_all`."""
+    return {layer: layer.weight_quantizers for layer in fake_quantized_layers(model).values()}
+
+
+def stop_all(model: nn.Module) -> None:
+    """Make all layers float ones again."""
+    for layer in fake_quantized_layers(model).values():
+        layer.__dict__.pop(QUANTIZERS, None)
         change_back(layer)
         if isinstance(layer, nn.RNNBase):
             layer._init_flat_weights()
-    return found
 
 
 def start_all(found: Mapping[FakeQuantizedLayer, dict[str, WeightQuantizer]]) -> None:
-    """Undo `stop_all`."""
+    """Undo `stop_all` with what `quantizers_in` returned before; layers that have not been stopped go on."""
     for layer, quantizers in found.items():
         _start(layer, quantizers)
 
@@ -95,11 +99,10 @@ def start_all(found: Mapping[FakeQuantizedLayer, dict[str, WeightQuantizer]]) ->
 @contextmanager
 def float_weights(model: nn.Module) -> Iterator[None]:
     """Let fake-quantized layers be float ones for a while, with their parameters as they are."""
-    paused = stop_all(model)
-    try:
+    found = quantizers_in(model)
+    with afterwards(lambda: start_all(found)):
+        stop_all(model)
         yield
-    finally:
-        start_all(paused)
 
 
 def _start(owner: nn.Module, quantizers: dict[str, WeightQuantizer]) -> None:

@@ -12,7 +12,9 @@ from ..network.layer_kinds import rows_and_columns
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..tools.clean_up import after_errors, afterwards
 from .fake_quantization import FakeQuantization, fake_quantize
+from .layer import stop_all
 
 
 def resume_fake_quantization(
@@ -54,16 +56,15 @@ def resume_fake_quantization(
         codes = torch.zeros(rows_and_columns(layers[name]), dtype=torch.uint8)
         known[name] = QuantizedRows(codes, scale, saved.get("zero_point"), scheme)
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    handle = fake_quantize(model, policy, known, learn_scales=learn_scales, margin=margin)
-    try:
-        handle.load_state_dict(state)
-    except BaseException:
-        handle.restore()
-        raise
-    finally:
+
+    def as_loaded() -> None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
+
+    with afterwards(as_loaded), after_errors(lambda: stop_all(model)):
+        handle = fake_quantize(model, policy, known, learn_scales=learn_scales, margin=margin)
+        handle.load_state_dict(state)
     return handle
 
 
@@ -77,9 +78,5 @@ def pack_finetuned(model: nn.Module, state: Mapping[str, Any]) -> dict[str, nn.M
     Returns:
         Layer name to float layer, for `restore_layers`.
     """
-    handle = resume_fake_quantization(model, state)
-    try:
-        return handle.pack()
-    except BaseException:
-        handle.restore()
-        raise
+    with after_errors(lambda: stop_all(model)):
+        return resume_fake_quantization(model, state).pack()

@@ -22,6 +22,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
 from ..schemes import WeightScheme
+from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
 from .packed import OWN_NAMES, PACKED_TYPES, PackedLayer, packed_type
@@ -188,24 +189,34 @@ def _round(name: str, module: nn.Module, scheme: WeightScheme) -> QuantizedRows:
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Put layers in the places of those now at their names, under every name these have; return the old ones."""
+    """Put layers in the places of those now at their names, under every name these have; return the old ones.
+
+    An error or an interrupt in between leaves the old ones.
+    """
     modules = named_layers(model, remove_duplicate=False)
     if missing := [name for name in layers if name not in modules]:
         raise ValueError(_unknown_layer(missing[0], model, modules))
     old = {name: modules[name] for name in layers}
+    with after_errors(lambda: _put(model, old)):
+        _put(model, layers)
+    return old
+
+
+def _put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put layers in the places of those now at their names; what is there already stays."""
+    modules = named_layers(model, remove_duplicate=False)
     new: dict[int, nn.Module] = {}
     for name, layer in layers.items():
         if isinstance(layer, (PackedWeight, ParameterView)):
             owner, _, attribute = name.rpartition(".")
             attach(modules[owner], attribute, layer)
         else:
-            new[id(old[name])] = layer
+            new[id(modules[name])] = layer
     for parent in list(model.modules()):
         for attribute, child in parent._modules.items():
             if id(child) in new:
                 parent._modules[attribute] = new[id(child)]
     guard_state(model)
-    return old
 
 
 def _check_layer(what: str, module: nn.Module) -> None:

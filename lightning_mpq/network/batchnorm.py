@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..tools.attributes import shadowed
+from ..tools.clean_up import afterwards
 from .modes import evaluating
 
 
@@ -35,7 +36,8 @@ def batch_statistics(model: nn.Module, *, averaged: bool = False) -> Iterator[No
             same; they are the caller's to restore. Otherwise they stay as they are.
     """
     layers = batchnorm_layers(model).values()
-    with ExitStack() as stack:
+    stack = ExitStack()
+    with afterwards(stack.close):
         stack.enter_context(evaluating(model))
         for layer in layers:
             if not averaged:

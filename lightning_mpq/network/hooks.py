@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..tools.clean_up import afterwards
 
 Hook = Callable[..., Any]
 
@@ -25,11 +28,17 @@ def hooked(
         before: Modules, each with a hook as for ``register_forward_pre_hook``.
         with_kwargs: Whether hooks get the named arguments too.
     """
-    with ExitStack() as stack:
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    with afterwards(remove):
         for module, hook in after:
-            stack.callback(module.register_forward_hook(hook, with_kwargs=with_kwargs).remove)
+            handles.append(module.register_forward_hook(hook, with_kwargs=with_kwargs))
         for module, hook in before:
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs).remove)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=with_kwargs))
         yield
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
+from ..tools.clean_up import afterwards
 from .modes import evaluating
 
 
@@ -27,7 +28,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
     the random states of Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what
     they were, so that training goes on bit-identical.
     """
-    with ExitStack() as stack:
+    stack = ExitStack()
+    with afterwards(stack.close):
         stack.enter_context(_random_states(model))
         stack.enter_context(_module_states(model))
         stack.enter_context(torch.inference_mode(False))
@@ -47,13 +49,18 @@ def isolated(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _random_states(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = {device: torch.cuda.get_rng_state(device) for device in sorted(devices)}
+
+    def restore() -> None:
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, state in cuda.items():
+            torch.cuda.set_rng_state(state, device)
+
+    with afterwards(restore):
+        yield
 
 
 @contextmanager
@@ -62,12 +69,8 @@ def _module_states(model: nn.Module) -> Iterator[None]:
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     metrics = {module: _metric_state(module) for module in model.modules() if isinstance(module, Metric)}
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        with evaluating(model):
-            yield
-    finally:
+
+    def restore() -> None:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         with torch.no_grad():
@@ -76,6 +79,12 @@ def _module_states(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
         for metric, state in metrics.items():
             metric.__dict__.update(state)
+
+    with afterwards(restore):
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
 
 
 def _metric_state(metric: Metric) -> dict[str, object]:
@@ -94,8 +103,6 @@ def _metric_state(metric: Metric) -> dict[str, object]:
 @contextmanager
 def _no_attention_fast_path() -> Iterator[None]:
     enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with afterwards(lambda: torch.backends.mha.set_fastpath_enabled(enabled)):
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

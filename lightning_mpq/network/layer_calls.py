@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tools.attributes import shadowed
+from ..tools.clean_up import afterwards
+from .hooks import hooked
 from .named_weights import held_by
 
 
@@ -57,7 +59,8 @@ def watched(model: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) 
         on_call: What to do.
     """
     inside = {id(layer): name for name, layer in layers.items()}
-    with ExitStack() as stack:
+    stack = ExitStack()
+    with afterwards(stack.close):
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
                 own = {name: layer for name, layer in layers.items() if held_by(layer)[0] is module}
@@ -68,8 +71,7 @@ def watched(model: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) 
         for name, layer in layers.items():
             owner, _ = held_by(layer)
             if not isinstance(owner, nn.MultiheadAttention):
-                handle = owner.register_forward_hook(_hook(name, on_call), with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.enter_context(hooked([(owner, _hook(name, on_call))], with_kwargs=True))
         yield
 
 

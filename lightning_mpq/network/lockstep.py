@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tools.clean_up import afterwards
 from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
@@ -41,8 +42,7 @@ class LockstepForward:
             when: Whether to stop before a layer runs or after it.
         """
         self._layers, self._when = layers, when
-        self._running: _Pass | None = None
-        self._hooks = ExitStack()
+        self._gate = _Gate()
         self._passes = [
             _Pass(partial(calibration.forward, batch, number), calibration.model)
             for number, batch in enumerate(calibration.filled(), start=1)
@@ -50,17 +50,15 @@ class LockstepForward:
 
     def __enter__(self) -> LockstepForward:
         """Register the hooks at which passes stop."""
-        hooks = [(layer, partial(self._wait, name)) for name, layer in self._layers.items()]
-        self._hooks.enter_context(hooked(**{self._when: hooks}, with_kwargs=True))
+        self._block = _stopping(self._layers, self._when, self._gate, self._passes)
+        self._block.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all passes where they are, and remove the hooks."""
-        with self._hooks:
-            for each in self._passes:
-                each.cancel()
+        self._block.__exit__(kind, error, trace)
 
     def at(self, layer: str) -> Iterator[Stop]:
         """Let one pass after the other go on to a layer, and yield where it stops; the next in the order of calls.
@@ -73,11 +71,9 @@ class LockstepForward:
             yield self._advance(number, layer)
 
     def _advance(self, number: int, layer: str) -> Stop:
-        self._running = self._passes[number]
-        try:
-            stop = self._running.advance()
-        finally:
-            self._running = None
+        self._gate.running = self._passes[number]
+        with afterwards(self._gate.leave):
+            stop = self._passes[number].advance()
         if stop is None or stop.layer != layer:
             instead = "ends without a call of it" if stop is None else f"calls {stop.layer!r} first"
             raise ValueError(
@@ -86,9 +82,41 @@ class LockstepForward:
             )
         return stop
 
-    def _wait(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        if self._running is not None:
-            self._running.wait(Stop(name, call_input(args, kwargs), output))
+
+class _Gate:
+    """Where hooks let the running pass wait; calls of the model by anybody else go through."""
+
+    def __init__(self) -> None:
+        self.running: _Pass | None = None
+        self.closed = False
+
+    def leave(self) -> None:
+        self.running = None
+
+    def wait(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if self.closed:
+            raise _Cancelled  # of a pass that was running when all were ended
+        if self.running is not None:
+            self.running.wait(Stop(name, call_input(args, kwargs), output))
+
+
+@contextmanager
+def _stopping(layers: Mapping[str, nn.Module], when: When, gate: _Gate, passes: Sequence[_Pass]) -> Iterator[None]:
+    """Let passes stop at layers; at the end let all go first, so that none waits for ever, whatever happens meanwhile.
+
+    It knows nothing of a `LockstepForward`, with which it is closed if an interrupt prevents that before.
+    """
+
+    def end() -> None:
+        gate.closed = True
+        for each in passes:
+            each.cancel()
+        for each in passes:
+            each.join()
+
+    hooks = [(layer, partial(gate.wait, name)) for name, layer in layers.items()]
+    with hooked(**{when: hooks}, with_kwargs=True), afterwards(end):  # type: ignore[arg-type]
+        yield
 
 
 class _Cancelled(BaseException):
@@ -128,12 +156,15 @@ class _Pass:
             raise _Cancelled
 
     def cancel(self) -> None:
-        """End the pass where it waits."""
-        if self._thread.is_alive():
-            self._cancelled = True
-            self._go.release()
-            self._thread.join()
+        """Let the pass end where it waits, or will wait."""
+        self._cancelled = True
+        self._go.release()
         self.stop = None
+
+    def join(self) -> None:
+        """Come back when the pass has ended."""
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _main(self) -> None:
         # Whether gradients are recorded, and which CUDA device is current, belongs to each thread.

@@ -7,14 +7,18 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..tools.clean_up import afterwards
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a block with a model in eval mode; the mode of every module comes back, whatever each was."""
     modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
+
+    def restore() -> None:
         for module, mode in modes.items():
             module.training = mode
+
+    with afterwards(restore):
+        model.eval()
+        yield

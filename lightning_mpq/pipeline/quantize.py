@@ -13,12 +13,14 @@ from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
+from ..network.named_weights import named_layers
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..repair.batchnorm import restore_statistics, save_statistics
 from ..repair.repair import Repair, final_codes, reestimates, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
+from ..tools.clean_up import after_errors, afterwards
 
 RoundingOrder = Literal["independent", "sequential"]
 """Whether each layer is rounded by the float model's inputs, as candidates are, or after the layers before it."""
@@ -143,12 +145,39 @@ def apply_policy(
     model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
 ) -> Callable[[], None]:
     """Pack the layers of a policy; return the function that brings them, biases and BatchNorm statistics back."""
+    undo = _bringing_back(model, policy)
+    pack_model(model, policy, codes)
+    return undo
+
+
+@contextmanager
+def temporarily_packed(
+    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+) -> Iterator[None]:
+    """Pack the layers of a policy for the time of a ``with`` block; afterwards the float model is there again."""
+    with afterwards(_bringing_back(model, policy)):
+        pack_model(model, policy, codes)
+        yield
+
+
+@contextmanager
+def packed_unless_it_fails(
+    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+) -> Iterator[None]:
+    """Pack the layers of a policy for good; an error in the ``with`` block brings the float model back."""
+    with after_errors(_bringing_back(model, policy)):
+        pack_model(model, policy, codes)
+        yield
+
+
+def _bringing_back(model: nn.Module, policy: BitPolicy) -> Callable[[], None]:
+    """Return a function that brings the present layers of a policy, their biases and BatchNorm statistics back."""
     layers = batchnorm_layers(model)
     statistics = save_statistics(layers)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    owners = [modules[name] for name in policy.by_layer() if name in modules]
+    modules = named_layers(model, remove_duplicate=False)
+    floats = {name: modules[name] for name in policy.by_layer() if name in modules}
+    owners = floats.values()
     biases = {bias: bias.detach().clone() for owner in owners if (bias := owner._parameters.get("bias")) is not None}
-    floats = pack_model(model, policy, codes)
 
     def undo() -> None:
         restore_layers(model, floats)
@@ -158,28 +187,3 @@ def apply_policy(
                 bias.copy_(before)
 
     return undo
-
-
-@contextmanager
-def temporarily_packed(
-    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
-) -> Iterator[None]:
-    """Pack the layers of a policy for the time of a ``with`` block; afterwards the float model is there again."""
-    undo = apply_policy(model, policy, codes)
-    try:
-        yield
-    finally:
-        undo()
-
-
-@contextmanager
-def packed_unless_it_fails(
-    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
-) -> Iterator[None]:
-    """Pack the layers of a policy for good; an error in the ``with`` block brings the float model back."""
-    undo = apply_policy(model, policy, codes)
-    try:
-        yield
-    except BaseException:
-        undo()
-        raise

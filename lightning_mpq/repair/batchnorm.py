@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..network.batchnorm import batch_statistics, batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
+from ..tools.clean_up import after_errors, afterwards
 from ..tools.distributed import active, sum_over_ranks
 
 
@@ -94,11 +95,9 @@ def measure_batchnorm(
     """
     layers = batchnorm_layers(model)
     saved = save_statistics(layers)
-    try:
+    with afterwards(lambda: restore_statistics(layers, saved)):
         reestimate_batchnorm(model, batches, forward_fn=forward_fn)
         return {name: _statistics(layer) for name, layer in layers.items()}
-    finally:
-        restore_statistics(layers, saved)
 
 
 def _average_over_ranks(layers: Iterable[_BatchNorm]) -> None:
@@ -139,11 +138,8 @@ def _move(layer: _BatchNorm, stored: BatchNormStatistics, before: BatchNormStati
 def _statistics_kept_on_error(layers: dict[str, _BatchNorm]) -> Iterator[None]:
     """Put the running statistics back if the block fails."""
     saved = save_statistics(layers)
-    try:
+    with after_errors(lambda: restore_statistics(layers, saved)):
         yield
-    except BaseException:
-        restore_statistics(layers, saved)
-        raise
 
 
 def save_statistics(layers: Mapping[str, _BatchNorm]) -> dict[str, dict[str, Tensor]]:

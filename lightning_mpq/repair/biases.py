@@ -21,6 +21,7 @@ from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layerwise import LayerwiseForward
 from ..network.lockstep import LockstepForward
+from ..tools.clean_up import after_errors
 from ..tools.distributed import errors_shared
 from .output_means import MeanOutput, OutputMeans, channels_last, of_layer, sites_of_calls
 
@@ -93,17 +94,13 @@ def correct_biases(
             for name, bias in biases.items():
                 bias.copy_(before[name])
 
-    try:
-        with isolated(model), torch.no_grad():
-            for irregular, names in groupby(target.means, target.irregular.__contains__):
-                layers = {name: modules[name] for name in names}
-                if irregular:
-                    _correct_one_by_one(calibration, layers, target.means)
-                else:
-                    _correct_on_the_way(calibration, layers, target.means, lockstep)
-    except BaseException:
-        undo()
-        raise
+    with after_errors(undo), isolated(model), torch.no_grad():
+        for irregular, names in groupby(target.means, target.irregular.__contains__):
+            layers = {name: modules[name] for name in names}
+            if irregular:
+                _correct_one_by_one(calibration, layers, target.means)
+            else:
+                _correct_on_the_way(calibration, layers, target.means, lockstep)
     shifts = {name: bias.detach() - before[name] for name, bias in biases.items()}
     return BiasCorrection(shifts, dict(target.skipped), undo)
 

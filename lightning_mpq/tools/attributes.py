@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .clean_up import afterwards
+
 
 @contextmanager
 def shadowed(module: object, **attributes: object) -> Iterator[None]:
@@ -28,13 +30,15 @@ def shadowed(module: object, **attributes: object) -> Iterator[None]:
     """
     names = module.__dict__
     before = {name: names[name] for name in attributes if name in names}
-    try:
-        names.update(attributes)
-        yield
-    finally:
+
+    def restore() -> None:
         for name in attributes:
             names.pop(name, None)
         names.update(before)
+
+    with afterwards(restore):
+        names.update(attributes)
+        yield
 
 
 class FreshRecurrentWeights(nn.Module):

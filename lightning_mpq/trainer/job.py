@@ -19,6 +19,7 @@ from ..pipeline.preflight import check_call, check_policy
 from ..pipeline.quantize import Quantizer
 from ..policy import BitPolicy
 from ..report.records import Report
+from ..tools.clean_up import after_errors
 from ..tools.distributed import alone, mean_over_ranks, share_buffers
 from .calibration_data import batches_in_fit, calibration_loader, has_own_calibration
 from .finetuning.phase import FinetunePhase
@@ -142,15 +143,11 @@ class QuantizationJob:
         def calibration() -> Calibration:
             return self.pipeline.calibration(module, self._batches(trainer, module))
 
-        try:
-            with working(trainer, self.pipeline.timer):
-                gain = finetuning.finished(module, calibration)
-                if report is not None:
-                    row = finetuned_row(module, mean_over_ranks(Validation(trainer, module)()))
-                    report = replace(report, models=(*report.models, row), finetuning=gain)
-        except BaseException:
-            restore_layers(module, floats)
-            raise
+        with after_errors(lambda: restore_layers(module, floats)), working(trainer, self.pipeline.timer):
+            gain = finetuning.finished(module, calibration)
+            if report is not None:
+                row = finetuned_row(module, mean_over_ranks(Validation(trainer, module)()))
+                report = replace(report, models=(*report.models, row), finetuning=gain)
         if report is not None:
             publish(trainer, report, self.report_path)
         return report

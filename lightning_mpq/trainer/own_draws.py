@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from ..tools.clean_up import afterwards
+
 
 @contextmanager
 def own_draws(loader: Iterable[Any], seed: int) -> Iterator[None]:
@@ -30,21 +32,22 @@ def own_draws(loader: Iterable[Any], seed: int) -> Iterator[None]:
     }
     states = {key: generator.get_state() for key, generator in generators.items()}
     epochs = [(part, part.epoch) for part in parts if hasattr(part, "set_epoch") and hasattr(part, "epoch")]
-    with isolate_rng():
-        try:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            for generator in generators.values():
-                generator.manual_seed(seed)
-            for part, _ in epochs:
-                part.set_epoch(0)
-            yield
-        finally:
-            for key, generator in generators.items():
-                generator.set_state(states[key])
-            for part, epoch in epochs:
-                part.set_epoch(epoch)
+
+    def restore() -> None:
+        for key, generator in generators.items():
+            generator.set_state(states[key])
+        for part, epoch in epochs:
+            part.set_epoch(epoch)
+
+    with isolate_rng(), afterwards(restore):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        for generator in generators.values():
+            generator.manual_seed(seed)
+        for part, _ in epochs:
+            part.set_epoch(0)
+        yield
 
 
 def _parts(loader: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from ..network.modes import evaluating
 from ..tools.attributes import shadowed
+from ..tools.clean_up import afterwards
 from ..tools.distributed import gather
 from .silent import silent_callback, silent_logger
 
@@ -83,11 +84,9 @@ def validation_metrics(
                 results = trainer.validate(module, datamodule=datamodule, verbose=False)
         else:
             stage = trainer.state.stage
-            trainer.state.stage = RunningStage.VALIDATING
-            try:
+            with afterwards(lambda: setattr(trainer.state, "stage", stage)):
+                trainer.state.stage = RunningStage.VALIDATING
                 results = trainer.fit_loop.epoch_loop.val_loop.run()
-            finally:
-                trainer.state.stage = stage
     return {name: float(value) for result in results for name, value in result.items()}
 
 
@@ -104,12 +103,14 @@ def _unseen(trainer: L.Trainer) -> Iterator[None]:
     connector = trainer._logger_connector
     kept = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
     metrics = {name: dict(getattr(connector, name)) for name in kept}
-    try:
-        trainer.callbacks = [silent_callback(each) for each in before["callbacks"]]  # type: ignore[attr-defined]
-        trainer.loggers = [silent_logger(each) for each in before["loggers"]]
-        yield
-    finally:
+
+    def restore() -> None:
         for name, value in before.items():
             setattr(trainer, name, value)
         for name, values in metrics.items():
             setattr(connector, name, values)
+
+    with afterwards(restore):
+        trainer.callbacks = [silent_callback(each) for each in before["callbacks"]]  # type: ignore[attr-defined]
+        trainer.loggers = [silent_logger(each) for each in before["loggers"]]
+        yield

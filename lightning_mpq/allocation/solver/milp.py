@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mip
+import mip.highs  # which mip imports with the first solve: an interrupt within leaves "not found" for good
 import numpy as np
 
 from .difference_form import DifferenceForm

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...network.named_weights import standing_in
 from ...tools.attributes import shadowed
+from ...tools.clean_up import afterwards
 from .perturbation import Perturbations
 
 
@@ -24,7 +25,8 @@ def substituted(perturbations: Perturbations, weights: Mapping[str, Tensor]) -> 
         perturbations: Knows the layers and which are tied.
         weights: Leading layer name to the tensor that takes the place of its weight.
     """
-    with ExitStack() as stack:
+    stack = ExitStack()
+    with afterwards(stack.close):
         for leader, weight in weights.items():
             for layer in perturbations.tied(leader):
                 module = perturbations.modules[layer]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...modules import PackedLayer
 from ...quantizers import QuantizedRows
+from ...tools.clean_up import afterwards
 from ..float_twins import layer_groups, shared_key, to_weight
 from .containers import TWO_BITS_OPSET, hold
 from .graph import merge_shared, put_weight_in, take_weight_out
@@ -121,10 +122,8 @@ def _quiet() -> Iterator[None]:
     """Keep to ourselves what the exporter says about its own past and about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with afterwards(lambda: logger.setLevel(level)):
+        logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    finally:
-        logger.setLevel(level)

@@ -17,22 +17,20 @@ from ...errors import CorruptModelError
 from ...finetune.resume import pack_finetuned
 from ...modules import empty_packed_model, packed_layers, restore_layers
 from ...policy import BitPolicy
+from ...tools.clean_up import after_errors, afterwards
 
 
 @contextmanager
 def empty_layers(module: nn.Module, policy: BitPolicy | None) -> Iterator[None]:
     """Replace layers by the empty packed ones of a policy, if they are not there yet; an error takes them back."""
     floats: dict[str, nn.Module] = {}
-    try:
+    with after_errors(lambda: restore_layers(module, floats)):
         if policy is not None and not packed_layers(module):
             try:
                 floats = empty_packed_model(module, policy)
             except (TypeError, ValueError) as error:
                 raise CorruptModelError(f"The checkpoint does not fit {type(module).__name__}: {error}") from error
         yield
-    except BaseException:
-        restore_layers(module, floats)
-        raise
 
 
 @contextmanager
@@ -43,13 +41,13 @@ def as_it_was_after_errors(module: nn.Module, *, always: bool = False) -> Iterat
         name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in state.items()
     }
     kept = not any(value.is_meta for value in before.values() if isinstance(value, Tensor))
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if kept and (failed or always):
+
+    def restore() -> None:
+        if kept:
             module.load_state_dict(before)
+
+    with (afterwards if always else after_errors)(restore):
+        yield
 
 
 def try_state(module: nn.Module, state: Mapping[str, Any], finetuned: Mapping[str, Any] | None) -> None:

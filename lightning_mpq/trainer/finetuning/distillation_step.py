@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...finetune import DistillationLoss, Teacher, with_extra_loss
 from ...options import FinetuneOptions
+from ...tools.clean_up import afterwards
 
 
 class DistillationStep:
@@ -68,12 +69,11 @@ class DistillationStep:
     @contextmanager
     def paused(self, module: L.LightningModule) -> Iterator[None]:
         """Let the module's own training step answer inside of a ``with`` block."""
-        ours = module.__dict__.pop("training_step", None) if self.wanted else None
-        try:
+        ours = {name: step for name, step in module.__dict__.items() if name == "training_step" and self.wanted}
+        with afterwards(lambda: module.__dict__.update(ours)):
+            for name in ours:
+                del module.__dict__[name]
             yield
-        finally:
-            if ours is not None:
-                module.__dict__["training_step"] = ours
 
     def stop(self, module: L.LightningModule) -> None:
         """Step aside; what a checkpoint needs is kept."""

@@ -16,6 +16,7 @@ from ...options import FinetuneOptions
 from ...policy import BitPolicy
 from ...quantizers import QuantizedRows
 from ...report.records import FinetuningRow
+from ...tools.clean_up import after_errors
 from .distillation_step import DistillationStep
 from .fit_phase import FitPhase, PhaseName
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
@@ -167,7 +168,13 @@ class FinetunePhase:
         self._distillation.watch(module)
         self.handle = fake_quantize(module, policy, codes, learn_scales=options.learn_scales, margin=options.margin)
         self.fit.begin_training(trainer)
-        try:
+
+        def undo() -> None:
+            if self.handle is not None:
+                self.handle.restore()
+            self.handle = None
+
+        with after_errors(undo):
             repair()
             given_optimizers(module, options.optimizers)
             with self.handle.float_weights():  # configure_optimizers may ask a layer for its weight
@@ -176,10 +183,6 @@ class FinetunePhase:
             self._set_up(trainer, module)
             restart_early_stopping(trainer)
             self.fit.schedule.announce(trainer)
-        except BaseException:
-            self.handle.restore()
-            self.handle = None
-            raise
 
     def note_loss(self, module: L.LightningModule, calibration: Calibration) -> None:
         """Keep the task loss that fine-tuning begins with, for `finished`."""
