@@ -38,6 +38,7 @@ from .measuring import BatchMeasurement
 from .profile_progress import ProfileProgress
 from .sanity import warn_far_from_minimum
 from .shrinkage import shrink as shrunk
+from .silent_groups import all_ignored, refuse_silence, silent_groups
 from .taylor_model import TaylorModel
 
 # With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
@@ -121,7 +122,7 @@ def profile(
         The Taylor model with standard errors (None if a single batch of the hessian leaves them unknown).
 
     Raises:
-        ValueError: If there is no batch, or arguments contradict each other.
+        ValueError: If there is no batch, arguments contradict each other, or all scores are zero.
         TypeError: If the default forward or loss does not fit the model and batches.
         NonFiniteError: If a weight, an output or a loss is NaN or infinite.
 
@@ -219,7 +220,7 @@ def _measured(
             return Perturbations(model, [group for group in groups if group.name in owners], chosen, rounded=rounded)
 
         measurement: BatchMeasurement | None = None
-        meaning = calibration.likelihood
+        meaning, ignored = calibration.likelihood, 0
         evaluator = Evaluator(calibration)
         clock = ProfileProgress(calibration.batches, estimator.name, progress)
         rounds = Rounds(earlier.batches)
@@ -239,6 +240,7 @@ def _measured(
                         everything = tuple(range(len(candidates)))
                         setting = Setting(evaluator, meaning, loss, reestimated, perturbations, everything, restricted)
                         measurement = BatchMeasurement(estimator, setting)
+                    ignored += all_ignored(meaning, batch)
                     if earlier.is_done(digest):
                         clock.skip()
                         continue
@@ -254,6 +256,7 @@ def _measured(
         guess = repr(meaning) if calibration.likelihood is None else ""
         check_parts(gather((guess, sums.hashes)))
         result = sums.result()
+        refuse_silence(silent_groups(result, model, rounded), result, sum(gather(ignored)))
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
             warnings.warn(
                 f"The batches ended at a relative error of {reached:.2g} of the predictions ({result.samples} samples "
