@@ -51,7 +51,8 @@ class Budget:
 
     Attributes:
         average_bits: Bits stored for the quantized weights, scales and zero points included, per weight.
-        bytes: Bytes of the whole model: quantized weights with scales and zero points, and all that stays float.
+        bytes: Bytes of the whole model: quantized weights with scales and zero points, and all that stays float except
+            weights that no output is computed with.
         largest_group_bytes: Bytes of the largest single group.
         bit_operations: Multiply-accumulates times weight bits times activation bits, summed (BOPs).
         mac_average_bits: Average of the weight bits, weighted by multiply-accumulates.

@@ -81,7 +81,7 @@ def profile(
         model: The trained float model.
         batches: Calibration batches; their tensors are moved to the model's device. The samples lie along
             dimension 0 of the outputs.
-        groups: What shares a decision; default `find_groups` (model).
+        groups: What shares a decision; default `find_groups` (model), of weights that the model uses.
         bits: Widths to offer where neither candidates nor rounded weights are given.
         candidates: What may be chosen, in the order of groups; default those of ``rounded``, or else
             `make_candidates` (groups, bits), of which `round_candidates` keeps the best grids.
@@ -136,6 +136,9 @@ def profile(
     check_settings(estimator, loss, statistics, draws, chunk_size, tolerance)
     known = None if likelihood == "auto" else likelihood
     calibration = Calibration.of(model, batches, forward_fn=forward_fn, loss_fn=loss_fn, likelihood=known)
+    if groups is None and candidates is None and rounded is None:
+        calibration = calibration.listed("a profile")
+        groups = find_groups(model, batches=calibration)
     found = find_groups(model) if groups is None else groups
     if rounded is None and (candidates is None or any(c.scheme.weight.needs_inputs for c in candidates)):
         calibration = calibration.listed("a profile")

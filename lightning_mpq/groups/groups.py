@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..grids.base import ALL_BITS
+from ..network.calibration import Calibration
 from ..network.layer_kinds import kind_of, rows_and_columns
 from ..network.named_weights import held_by, held_weights, named_layers
+from ..network.used_weights import unused_weights
 from ..schemes import LayerScheme, WeightScheme
 from ..tools.patterns import matching
 
@@ -48,12 +52,14 @@ class LayerGroups(Sequence[LayerGroup]):
     Attributes:
         groups: The groups, in the order of their first layer.
         left_in_float: Layer name to the reason why it is not quantized.
-        float_bytes: Bytes of every parameter and buffer that stays as it is.
+        float_bytes: Bytes of every parameter and buffer that stays as it is and counts in a budget.
+        unused_bytes: Bytes of the weights that no output is computed with, which count in no budget.
     """
 
     groups: tuple[LayerGroup, ...]
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     float_bytes: int = 0
+    unused_bytes: int = 0
 
     def __getitem__(self, index: int) -> LayerGroup:  # type: ignore[override]
         """Return one group."""
@@ -67,6 +73,17 @@ class LayerGroups(Sequence[LayerGroup]):
         """Iterate over the groups."""
         return iter(self.groups)
 
+    def without(self, model: nn.Module, names: Collection[str], reason: str) -> LayerGroups:
+        """Return the same with some groups left in float, which then count in no budget."""
+        named = named_layers(model)
+        left = {layer: named[layer] for group in self if group.name in names for layer in group.layers}
+        return replace(
+            self,
+            groups=tuple(group for group in self if group.name not in names),
+            left_in_float={**self.left_in_float, **dict.fromkeys(left, reason)},
+            unused_bytes=self.unused_bytes + _bytes_of(left),
+        )
+
 
 def find_groups(
     model: nn.Module,
@@ -76,6 +93,7 @@ def find_groups(
     fixed_bits: Mapping[str, int] | None = None,
     min_bits: Mapping[str, int] | None = None,
     max_bits: Mapping[str, int] | None = None,
+    batches: Iterable[Any] | Calibration | None = None,
 ) -> LayerGroups:
     r"""Find the layers to quantize and which of them are decided together.
 
@@ -92,6 +110,9 @@ def find_groups(
         fixed_bits: Pattern to the one width its layers get.
         min_bits: Pattern to the least width its layers may get.
         max_bits: Pattern to the largest width its layers may get.
+        batches: Calibration batches, or a `Calibration` that says how the model is called on them: weights that the
+            model does not use for its outputs on them (a teacher, a discriminator, the network within a metric or a
+            loss, an expert that no sample reaches) then stay in float and count in no budget. None if all are used.
 
     Returns:
         The groups with the widths each may take, and the layers left in float with the reason.
@@ -106,20 +127,46 @@ def find_groups(
         [('0', 32, (2, 3, 4, 5, 6, 7, 8)), ('2', 16, (2, 3, 4))]
     """
     layers, left_in_float = _quantizable_layers(model)
+    everything = dict(layers)
     for pattern in keep_float:
         for name in matching(pattern, {**layers, **dict.fromkeys(left_in_float)}, "keep_float"):
             if layers.pop(name, None) is not None:
                 left_in_float[name] = f"kept in float by the pattern {pattern!r}"
+    unused: list[str] = []
+    if batches is not None and layers:
+        unused = unused_weights(Calibration.of(model, batches), layers)
+        left_in_float |= dict.fromkeys(unused, UNUSED)
+        layers = {name: layer for name, layer in layers.items() if name not in unused}
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_in_float.items())
         raise ValueError(
             f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
             f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
         )
-    members = _partition(layers, groups or {})
-    allowed = _allowed_bits(layers, fixed_bits or {}, min_bits or {}, max_bits or {})
-    found = tuple(_make_group(name, names, layers, allowed) for name, names in members.items())
-    return LayerGroups(found, left_in_float, _float_bytes(model, layers))
+    known = {**layers, **{name: everything[name] for name in unused}}  # patterns may name what turns out to be unused
+    members = _partition(known, groups or {})
+    allowed = _allowed_bits(known, fixed_bits or {}, min_bits or {}, max_bits or {})
+    of_used = {name: [layer for layer in names if layer in layers] for name, names in members.items()}
+    found = tuple(_make_group(name, names, layers, allowed) for name, names in of_used.items() if names)
+    unused_bytes = _bytes_of({name: everything[name] for name in unused})
+    if unused:
+        _say_unused(unused, unused_bytes)
+    return LayerGroups(found, left_in_float, _float_bytes(model, layers) - unused_bytes, unused_bytes)
+
+
+UNUSED = "no output is computed with it on the calibration batches"
+"""Why such weights stay in float."""
+
+
+def _say_unused(names: Sequence[str], size: int) -> None:
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    warnings.warn(
+        f"No output is computed with the weights of {shown} on the calibration batches: they stay in float, and their "
+        f"{size:,} bytes count in no budget. If they matter elsewhere (a decoder, a second head), say by forward_fn= "
+        "what the model computes; if they do not, delete them before the model is saved.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -214,6 +261,12 @@ def _make_group(
         )
     distinct = {id(layers[layer].weight): rows_and_columns(layers[layer]) for layer in names}
     return LayerGroup(name, tuple(names), tuple(distinct.values()), tuple(sorted(bits)))
+
+
+def _bytes_of(layers: Mapping[str, nn.Module]) -> int:
+    """Bytes of the weights of layers, shared ones once."""
+    weights = {id(layer.weight): layer.weight for layer in layers.values() if isinstance(layer.weight, Tensor)}
+    return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
 
 def _float_bytes(model: nn.Module, layers: Mapping[str, nn.Module]) -> int:

@@ -82,7 +82,7 @@ class Comparison:
         """Measure the float model."""
         total = stored_bytes(self.evaluator.quantizer.model).total
         weights = sum(group.weight_count for group in self.groups)
-        bits = 8 * (total - self.groups.float_bytes) / weights
+        bits = 8 * (total - self.groups.float_bytes - self.groups.unused_bytes) / weights
         return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.metrics()))
 
     def policy_row(self, name: str, policy: BitPolicy) -> ModelRow:

@@ -9,6 +9,7 @@ from ..allocation import Allocation, allocate
 from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
+from ..curvature.silent_groups import silent_groups
 from ..groups.candidates import make_candidates
 from ..groups.groups import LayerGroups, find_groups
 from ..network.calibration import Calibration
@@ -16,7 +17,8 @@ from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import on_rank_zero
-from ..tools.progress import Progress, StageTimer, silent
+from ..tools.progress import Progress, StageTimer
+from ..tools.progress import silent as silently
 from .policy_evaluator import PolicyEvaluator
 from .policy_selection import PolicySelection, other_policies
 from .quantize import Quantizer
@@ -102,7 +104,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
 def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Profiled:
     """Find the groups, round their candidates and measure the Taylor model; the model is left as it was."""
     model, options, curvature = calibration.model, settings.candidates, settings.curvature
-    groups = find_groups(model, **options.rules())
+    groups = find_groups(model, **options.rules(), batches=calibration if settings.calls_forward else None)
     candidates = make_candidates(groups, schemes=options.offered_schemes())
     rounded = None
     # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
@@ -110,8 +112,9 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
         with timer.stage("round"):
             rounded = round_candidates(model, calibration, groups, candidates, progress=timer.within(0.0, 0.15))
             candidates = rounded.candidates
-    with timer.stage("profile"):
-        unshrunk = profile(
+
+    def profiled(progress: Progress) -> TaylorModel:
+        return profile(
             model,
             calibration,
             groups=groups,
@@ -126,13 +129,21 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
             shrink=False,
             seed=curvature.seed,
             cache_dir=settings.cache_dir,
-            progress=timer.within(0.15, 0.4),
+            progress=progress,
         )
+
+    with timer.stage("profile"):
+        unshrunk = profiled(timer.within(0.15, 0.4))
+        if silent := silent_groups(unshrunk, model, rounded):
+            groups = groups.without(model, silent, "no output reacts to it on the calibration batches")
+            candidates = tuple(candidate for candidate in candidates if candidate.group not in silent)
+            rounded = None if rounded is None else replace(rounded, candidates=candidates)
+            unshrunk = profiled(silently)
     warn_of_wrong_order(unshrunk)
     return Profiled(groups, rounded, unshrunk, shrink(unshrunk) if curvature.shrink else unshrunk)
 
 
-def solve(taylor: TaylorModel, settings: JobSettings, progress: Progress = silent) -> Allocation:
+def solve(taylor: TaylorModel, settings: JobSettings, progress: Progress = silently) -> Allocation:
     """Choose the bits; of several processes rank 0 alone solves, and all get its policy."""
     solved: list[Allocation] = []
     options: dict[str, Any] = vars(settings.solver)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import nn
@@ -10,10 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from ..allocation.feasibility import check_budget
 from ..curvature.estimators.registry import estimator_named, modelled_loss
-from ..errors import NonFiniteError
+from ..errors import InfeasibleBudgetError, NonFiniteError
 from ..groups.candidates import make_candidates
 from ..groups.choices import Choices
-from ..groups.groups import find_groups
+from ..groups.groups import LayerGroups, find_groups
 from ..modules.convert import build_layers, empty_layer
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
@@ -24,7 +25,9 @@ from ..policy import BitPolicy
 from .settings import JobSettings
 
 
-def check_policy(model: nn.Module, settings: JobSettings, policy: BitPolicy | None = None) -> None:
+def check_policy(
+    model: nn.Module, settings: JobSettings, policy: BitPolicy | None = None, *, budget: bool = True
+) -> None:
     """Refuse a job that could not be done, or a policy that could not be followed. Nothing is computed.
 
     Where weights are still to come (lazy layers) or are computed by something that may be taken away again (pruning,
@@ -34,6 +37,7 @@ def check_policy(model: nn.Module, settings: JobSettings, policy: BitPolicy | No
         model: The float model, trained or not.
         settings: What is wanted.
         policy: A policy to be followed instead.
+        budget: Whether the budget is checked as if all weights were used; see `check_budget_of`.
 
     Raises:
         InfeasibleBudgetError: If a bound lies below the least possible cost.
@@ -48,9 +52,36 @@ def check_policy(model: nn.Module, settings: JobSettings, policy: BitPolicy | No
             build_layers(model, policy, empty_layer)
             return
         groups = find_groups(model, **settings.candidates.rules())
-        candidates = make_candidates(groups, schemes=settings.candidates.offered_schemes())
-        choices = Choices(tuple(groups), candidates, groups.float_bytes)
-        check_budget(choices, settings.budget, settings.solver.rules)
+        choices = _choices(groups, settings)
+        with nullcontext() if budget else suppress(InfeasibleBudgetError):
+            check_budget(choices, settings.budget, settings.solver.rules)
+
+
+def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
+    """Refuse a budget that no policy keeps, whether or not what one batch does not use will be quantized.
+
+    Args:
+        calibration: The float model, trained or not, and a batch such as it will be calibrated on.
+        settings: What is wanted.
+
+    Raises:
+        InfeasibleBudgetError: If a bound lies below the least possible cost.
+    """
+    try:
+        check_policy(calibration.model, settings)
+    except InfeasibleBudgetError:
+        with suppress(TypeError, ValueError), warnings.catch_warnings():  # it may take calibration batches alone
+            warnings.simplefilter("ignore")
+            rules = settings.candidates.rules()
+            groups = find_groups(calibration.model, **rules, batches=calibration if settings.calls_forward else None)
+            check_budget(_choices(groups, settings), settings.budget, settings.solver.rules)
+            return
+        raise
+
+
+def _choices(groups: LayerGroups, settings: JobSettings) -> Choices:
+    candidates = make_candidates(groups, schemes=settings.candidates.offered_schemes())
+    return Choices(tuple(groups), candidates, groups.float_bytes)
 
 
 def check_call(calibration: Calibration, settings: JobSettings) -> None:

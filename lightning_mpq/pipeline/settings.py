@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..allocation import Budget
+from ..curvature.estimators.registry import estimator_named, modelled_loss
 from ..network.forward import ForwardFn, LossFn
 from ..options import CandidateOptions, CurvatureOptions, RepairOptions, SelectionOptions, SolverOptions
 from ..repair.repair import reestimates
@@ -44,3 +45,10 @@ class JobSettings:
         if self.curvature.statistics == "auto":
             return reestimates(model, self.repair)
         return self.curvature.statistics == "reestimated"
+
+    @property
+    def calls_forward(self) -> bool:
+        """Whether the model's outputs are asked for; a task loss alone may be computed in any other way."""
+        estimator = estimator_named(self.curvature.estimator)
+        needs_inputs = self.candidates.rounding != "nearest"
+        return needs_inputs or estimator.asks_for_likelihood(modelled_loss(estimator, self.curvature.loss))

@@ -15,7 +15,7 @@ from ..modules import restore_layers
 from ..network.calibration import Calibration
 from ..pipeline.pipeline import Outcome, Pipeline
 from ..pipeline.planning import Decision
-from ..pipeline.preflight import check_call, check_policy
+from ..pipeline.preflight import check_budget_of, check_call, check_policy
 from ..pipeline.quantize import Quantizer
 from ..policy import BitPolicy
 from ..report.records import Report
@@ -52,14 +52,18 @@ class QuantizationJob:
 
     def check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse at the start of a fit, before any time is spent, a job that cannot be done at its end."""
-        check_policy(module, self.pipeline.settings, self.policy)
+        check_policy(module, self.pipeline.settings, self.policy, budget=False)
         if not has_own_calibration(trainer, module):
             calibration_loader(trainer, module, None)
 
     def check_batch(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
-        """Refuse on the first batch of a fit what could not be calibrated on, where it is one of those."""
-        if self.policy is None and not has_own_calibration(trainer, module):
-            check_call(self.pipeline.calibration(module, [batch]), self.pipeline.settings)
+        """Refuse on the first batch a budget that nothing keeps, and, if it is one of those, what cannot be calibrated."""
+        if self.policy is not None:
+            return
+        calibration = self.pipeline.calibration(module, [batch])
+        if not has_own_calibration(trainer, module):
+            check_call(calibration, self.pipeline.settings)
+        check_budget_of(calibration, self.pipeline.settings)
 
     def run_in_fit(self, trainer: L.Trainer, module: L.LightningModule) -> Outcome | None:
         """Quantize the float model at the end of a fit; see `run`."""

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model
+from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 
@@ -141,3 +142,32 @@ def test_a_packed_model_says_so():
 def test_a_model_without_layers_is_refused():
     with pytest.raises(ValueError, match="ReLU has no layer to quantize"):
         find_groups(nn.ReLU())
+
+
+class WithTeacher(nn.Module):
+    """A network with others beside it that its outputs are not computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.teacher = nn.Linear(6, 3), nn.Sequential(nn.Linear(6, 32), nn.Linear(32, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_weights_that_the_model_does_not_use_stay_in_float_and_count_in_no_budget():
+    everything = find_groups(WithTeacher())
+    assert [group.name for group in everything] == ["body", "teacher.0", "teacher.1"]
+    rules = {"groups": {"all": "*"}, "max_bits": {"teacher.*": 4}}
+    with pytest.warns(UserWarning, match="teacher.0, teacher.1 .* stay in float"):
+        found = find_groups(WithTeacher(), batches=[torch.randn(2, 6)], **rules)
+    assert [(group.name, group.layers, max(group.bits)) for group in found] == [("all", ("body",), 8)]
+    assert found.left_in_float.keys() == {"teacher.0", "teacher.1"}
+    assert found.unused_bytes == 4 * (6 * 32 + 32 * 3)
+    assert found.float_bytes == everything.float_bytes
+
+
+def test_weights_that_lie_beside_what_is_calibrated_are_refused_alone():
+    batches = Calibration(WithTeacher(), [torch.randn(2, 6)], forward_fn=lambda model, batch: batch)
+    with pytest.raises(ValueError, match="no layer to quantize.*body: no output"):
+        find_groups(batches.model, batches=batches)

@@ -156,6 +156,7 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice():
     found, outcome = passes_by_stage(job, model, data, dict)
     others, trials = distinct_plans(outcome) - 1, len({str(row.bits) for row in outcome.report.trials})
     assert found == {
+        "other": 1 / 4,  # whether the first batch uses every weight
         "round": 1,
         "profile": pytest.approx(1 + 1 / 4),  # a guess on the first batch what outputs mean
         "select": outputs + trials * (repaired + measured),
@@ -280,3 +281,32 @@ def test_no_data_and_quantized_models_are_refused():
     make_job(Budget(average_bits=8)).run(model, batches())
     with pytest.raises(ValueError, match="quantized already.*'0'"):
         make_job(Budget(average_bits=8)).run(model, batches())
+
+
+class Beside(nn.Module):
+    """What no output is taken of: a teacher that is never called, and a head that is called for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network, self.teacher, self.second_head = network(), nn.Linear(6, 64), nn.Linear(6, 40)
+
+    def forward(self, x):
+        return self.network(x), self.second_head(x)
+
+
+@pytest.mark.filterwarnings("ignore:No output")
+@pytest.mark.parametrize("budget", [Budget(average_bits=6.0), Budget(bytes=700.0)])
+def test_what_no_output_comes_from_stays_in_float_outside_of_the_budget(budget):
+    model = Beside()
+    teacher, head = model.teacher.weight.clone(), model.second_head.weight.clone()
+    options = SelectionOptions(policies=1, rounds=0)
+    job = make_job(budget, forward_fn=lambda m, batch: m(batch[0])[0], selection=options)
+    outcome = job.run(model, batches(), dict)
+    assert outcome.allocation.policy.bits().keys() == {"network.0", "network.2", "network.4"}
+    assert outcome.report.left_in_float.keys() == {"teacher", "second_head"}
+    assert torch.equal(model.teacher.weight, teacher)
+    assert torch.equal(model.second_head.weight, head)
+    assert outcome.report["float"].average_bits == pytest.approx(32)
+    stored = outcome.report["chosen"].stored_bytes - 4 * (teacher.numel() + head.numel())
+    assert stored == outcome.allocation.costs["bytes"]

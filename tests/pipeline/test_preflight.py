@@ -153,3 +153,29 @@ def test_training_does_not_feel_it(tmp_path):
         make_trainer(tmp_path, keep, *extra).fit(SmallClassifier(), SmallData())
         states.append(keep.state)
     assert same(*states)
+
+
+class Student(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 512), nn.Linear(512, 3)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_budget_of_bytes_for_what_the_model_uses_is_not_refused_for_the_teacher_beside_it(tmp_path, own):
+    module, data = Student(), SmallData()
+    teacher = 4 * sum(value.numel() for value in module.teacher.parameters())
+    budget = Budget(bytes=4.0 * (512 + 3) + 1500)
+    assert budget.bytes < teacher / 16
+    if own:
+        data.calibration_dataloader = data.train_dataloader
+    mixed = MixedPrecisionQuantization(budget, calibration_batches=3, compare=False)
+    make_trainer(tmp_path, mixed, max_epochs=1, limit_val_batches=0).fit(module, data)
+    assert kind_of(module) == "packed"
+    refused(
+        tmp_path,
+        InfeasibleBudgetError,
+        "least",
+        module=Student(),
+        mixed=MixedPrecisionQuantization(Budget(bytes=1500.0)),
+    )
