@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -46,12 +46,21 @@ def batch_weight(batch: Any) -> int:
     """Return the number of samples in a batch as its first tensor shows it, 1 if there is none to see.
 
     Example:
-        >>> batch_weight((torch.ones(8, 3), torch.ones(8))), batch_weight("text"), batch_weight([])
+        >>> batch_weight((torch.ones(8, 3), torch.ones(8))), batch_weight("text"), batch_weight(([], {}))
         (8, 1, 0)
     """
-    if isinstance(batch, (tuple, list, Mapping)) and not batch:
+    if _holds_nothing(batch):
         return 0
     return next((tensor.shape[0] for tensor in tensors_of(batch) if tensor.dim()), 1)
+
+
+def _holds_nothing(batch: Any) -> bool:
+    """Tell whether a batch is nothing but empty containers, or an object of its own that says it has no items."""
+    if isinstance(batch, Mapping):
+        return all(map(_holds_nothing, batch.values()))
+    if isinstance(batch, (tuple, list)):
+        return all(map(_holds_nothing, batch))
+    return not isinstance(batch, (Tensor, str)) and isinstance(batch, Sized) and not len(batch)
 
 
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
@@ -60,13 +69,22 @@ def slice_batch(batch: Any, start: int, stop: int) -> Any:
 
 
 def split_batch(batch: Any, chunk_size: int | None) -> Iterator[Any]:
-    """Yield a batch in chunks of at most ``chunk_size`` samples, whole if it is None or cannot be cut."""
+    """Yield a batch in as few chunks of at most ``chunk_size`` samples as can be, whole if it is None or cannot be cut.
+
+    Sizes differ by one at most: statistics over a chunk of a few left over would be no statistics.
+
+    Example:
+        >>> [len(chunk) for chunk in split_batch(torch.ones(33, 2), 32)]
+        [17, 16]
+    """
     count = sample_count(batch)
     if chunk_size is None or count is None or count <= chunk_size:
         yield batch
         return
-    for start in range(0, count, chunk_size):
-        yield slice_batch(batch, start, start + chunk_size)
+    size, larger = divmod(count, chunks := -(-count // chunk_size))
+    for number in range(chunks):
+        start = number * size + min(number, larger)
+        yield slice_batch(batch, start, start + size + (number < larger))
 
 
 def describe_batch(batch: Any) -> str:

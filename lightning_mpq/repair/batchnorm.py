@@ -74,6 +74,9 @@ def reestimate_batchnorm(
             layer.reset_running_stats()
         Calibration.of(model, batches, forward_fn=forward_fn).run("re-estimation of BatchNorm statistics")
         _average_over_ranks(layers.values())
+        for name, layer in layers.items():
+            if not layer.num_batches_tracked:  # never called, or never on enough values for statistics
+                _set(layer, stored[name])
         if before is not None:
             for name, layer in layers.items():
                 _move(layer, stored[name], before[name])
@@ -121,17 +124,22 @@ def _statistics(layer: _BatchNorm) -> BatchNormStatistics:
     return BatchNormStatistics(layer.running_mean.clone(), layer.running_var.clone())
 
 
+def _set(layer: _BatchNorm, statistics: BatchNormStatistics) -> None:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.copy_(statistics.mean)
+    layer.running_var.copy_(statistics.variance)
+
+
 def _move(layer: _BatchNorm, stored: BatchNormStatistics, before: BatchNormStatistics) -> None:
     """Move stored statistics by what the layer's present ones, measured after quantization, differ from those before.
 
     Where nothing varied before there is no ratio, and the present variance is taken.
     """
     now = _statistics(layer)
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_mean.copy_(stored.mean + (now.mean - before.mean))
     ratio = now.variance / torch.where(before.variance > 0, before.variance, torch.ones_like(before.variance))
-    layer.running_var.copy_(torch.where(before.variance > 0, stored.variance * ratio, now.variance))
+    variance = torch.where(before.variance > 0, stored.variance * ratio, now.variance)
+    _set(layer, BatchNormStatistics(stored.mean + (now.mean - before.mean), variance))
 
 
 @contextmanager

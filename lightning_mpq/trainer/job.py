@@ -57,7 +57,7 @@ class QuantizationJob:
             calibration_loader(trainer, module, None)
 
     def check_batch(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
-        """Refuse on the first batch a budget that nothing keeps, and, if it is one of those, what cannot be calibrated."""
+        """Refuse on the first batch a budget that nothing keeps, and a call that fails if it is one of those."""
         if self.policy is not None:
             return
         calibration = self.pipeline.calibration(module, [batch])

@@ -37,6 +37,7 @@ def test_a_batch_is_cut_where_its_samples_are_known():
     inputs, labels = torch.arange(10.0).view(5, 2), torch.arange(5)
     pieces = list(split_batch({"x": inputs, "y": labels, "name": "n"}, 2))
     assert [len(piece["y"]) for piece in pieces] == [2, 2, 1]
+    assert [len(piece) for piece in split_batch(torch.ones(65, 2), 32)] == [22, 22, 21]
     assert torch.equal(torch.cat([piece["x"] for piece in pieces]), inputs)
     assert {piece["name"] for piece in pieces} == {"n"}
     uneven = (inputs, labels[:3])

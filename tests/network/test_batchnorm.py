@@ -38,3 +38,26 @@ def test_averaged_statistics_count_every_batch_the_same():
         hidden = [model.conv(batch) for batch in batches]
     torch.testing.assert_close(model.norm.running_mean, torch.stack([h.mean((0, 2, 3)) for h in hidden]).mean(0))
     assert model.norm.momentum == 0.1
+
+
+class WithGate(nn.BatchNorm1d):
+    def forward(self, input, gate=1.0):
+        return super().forward(input) * gate
+
+
+@pytest.mark.filterwarnings("ignore:A batch, or a chunk")
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, WithGate, nn.SyncBatchNorm])
+def test_one_value_for_each_channel_is_normalised_by_the_running_statistics_and_does_not_count(kind):
+    torch.manual_seed(0)
+    layer, one, more = kind(3).eval(), torch.randn(1, 3), torch.randn(4, 3)
+    layer.running_mean.normal_()
+    before = state_of(layer)
+    with batch_statistics(layer):
+        torch.testing.assert_close(layer(one), (one - before["running_mean"]) / (1 + layer.eps) ** 0.5)
+    assert_state(layer, before)
+    with batch_statistics(layer, averaged=True):
+        layer.reset_running_stats()
+        for batch in (one, more):
+            layer(batch)
+    torch.testing.assert_close(layer.running_mean, more.mean(0))
+    assert int(layer.num_batches_tracked) == 1

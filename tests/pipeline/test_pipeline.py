@@ -310,3 +310,14 @@ def test_what_no_output_comes_from_stays_in_float_outside_of_the_budget(budget):
     assert outcome.report["float"].average_bits == pytest.approx(32)
     stored = outcome.report["chosen"].stored_bytes - 4 * (teacher.numel() + head.numel())
     assert stored == outcome.allocation.costs["bytes"]
+
+
+@pytest.mark.filterwarnings("ignore:A batch, or a chunk")
+@pytest.mark.parametrize("sizes", [(33, 65), (32, 1), (0, 33, 0)])
+def test_batches_of_any_size_do_with_batchnorm(sizes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [(torch.randn(size, 6), torch.randint(3, (size,))) for size in sizes]
+    outcome = make_job(6.0).run(model, data, dict)
+    assert outcome.report.samples == outcome.taylor.samples == sum(sizes)
+    assert len(packed_layers(model)) == 2

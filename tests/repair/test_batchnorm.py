@@ -119,3 +119,16 @@ def test_a_channel_that_did_not_vary_before_takes_its_present_variance():
 def test_statistics_of_another_network_are_refused():
     with pytest.raises(ValueError, match="BatchNorm layer '1'"):
         reestimate_batchnorm(trained(), batches(), before={})
+
+
+@pytest.mark.filterwarnings("ignore:A batch, or a chunk")
+def test_statistics_of_a_layer_that_no_batch_has_any_for_stay_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    model.idle = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model[1].running_mean.normal_()
+        model.idle.running_mean.normal_()
+    before = [layer.running_mean.clone() for layer in (model[1], model.idle)]
+    assert reestimate_batchnorm(model, [torch.randn(1, 3)], forward_fn=lambda m, x: m[1](m[0](x))) == 2
+    assert all(torch.equal(layer.running_mean, old) for layer, old in zip((model[1], model.idle), before, strict=True))
