@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from ..policy import BitPolicy
 from ..report.records import Report
 from ..tools.clean_up import after_errors
 from ..tools.distributed import alone, mean_over_ranks, share_buffers
-from .calibration_data import batches_in_fit, calibration_loader, has_own_calibration
+from .calibration_data import batches_in_fit, batches_outside_of_fit, calibration_loader, has_own_calibration
 from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
-from .own_draws import own_draws
 from .progress_bar import working
 from .strategies import refuse_several_processes
 from .validation import Validation
@@ -74,12 +72,10 @@ class QuantizationJob:
     ) -> Outcome | None:
         """Quantize a model that is trained already, outside of a fit; see `run`."""
         refuse_several_processes(trainer.strategy)
-        check_policy(module, self.pipeline.settings, self.policy)
+        check_policy(module, self.pipeline.settings, self.policy, budget=False)
         if datamodule is not None:
             datamodule.prepare_data()
             datamodule.setup("fit")
-        with own_draws((), self._seed):
-            loader = calibration_loader(trainer, module, datamodule)
         module.to(trainer.strategy.root_device)
 
         validation = Validation(trainer, module, datamodule)
@@ -89,12 +85,11 @@ class QuantizationJob:
             module.to(trainer.strategy.root_device)  # trainer.validate leaves the module on the CPU
             return found
 
-        def batches() -> list[Any]:
-            with own_draws(loader, self._seed):
-                return list(islice(loader, self.calibration_batches))
-
         with alone():  # whatever other processes do, such as those of a fit that is over
-            return self.run(trainer, module, batches, metrics)
+            batches = batches_outside_of_fit(trainer, module, datamodule, self.calibration_batches, self._seed)
+            if self.policy is None:
+                check_budget_of(self.pipeline.calibration(module, batches[:1]), self.pipeline.settings)
+            return self.run(trainer, module, lambda: batches, metrics)
 
     def run(
         self, trainer: L.Trainer, module: L.LightningModule, batches: Callable[[], list[Any]], metrics: Metrics
