@@ -15,6 +15,7 @@ from ..quantizers.quantized_rows import dequantize
 from ..schemes import WeightScheme
 from ..tools.changed_class import changed_class, original_class
 from ..tools.checks import check_one_of
+from .computed_weight import computed_weight
 
 Memory = Literal["packed", "fast"]
 STORED = ("packed_codes", "scale", "zero_point")
@@ -104,8 +105,8 @@ class PackedLayer(nn.Module):
         return packed
 
     def _weight(self) -> Tensor:
-        """Return the dequantized weight, in the float layer's shape and ``weight_dtype``."""
-        return self.dequantize() if self.dense_weight is None else self.dense_weight
+        """Return the dequantized weight, in the float layer's shape and ``weight_dtype``; it refuses writes."""
+        return computed_weight(self.dequantize() if self.dense_weight is None else self.dense_weight)
 
     weight: Tensor = property(_weight)  # type: ignore[assignment]  # read-only where the float type has a parameter
 
