@@ -208,7 +208,7 @@ def _measured(
 
         def kept(folder: Path) -> KeptMeasurements:
             own = hash_settings(model, groups, (), {**settings, "rounded": rounded is not None})
-            return KeptMeasurements(folder, own, candidate_hashes(groups, candidates, rounded), perturbations.dtype)
+            return KeptMeasurements(folder, own, candidate_hashes(groups, candidates, rounded))
 
         earlier = EarlierWork(cache_dir, key, calibration.filled(), kept)
         if earlier.result is not None:
@@ -223,6 +223,8 @@ def _measured(
             return Perturbations(model, [group for group in groups if group.name in owners], chosen, rounded=rounded)
 
         measurement: BatchMeasurement | None = None
+        # What is added up is what a cache keeps, so that sums do not tell whether they come from one.
+        narrow = torch.promote_types(perturbations.dtype, torch.float32)
         meaning, ignored = calibration.likelihood, 0
         evaluator = Evaluator(calibration)
         clock = ProfileProgress(calibration.batches, estimator.name, progress)
@@ -250,7 +252,8 @@ def _measured(
                     generator = _generator(perturbations.device, seed, digest)
                     parts = []
                     for place, chunk in enumerate(split_batch(batch, chunk_size)):
-                        parts.append(measurement.measure(chunk, generator, *earlier.known(digest, place)))
+                        measured = measurement.measure(chunk, generator, *earlier.known(digest, place))
+                        parts.append(measured.to(perturbations.device, narrow))
                         sums.add(parts[-1])
                     earlier.keep(digest, parts)
                     sums.hashes.append(digest)

@@ -16,12 +16,13 @@ from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme, WeightScheme
 from ..tools.files import write_bytes_atomically
+from .cache.fingerprint import hash_content
 
 FORMAT = "lightning_mpq.taylor"
-VERSION = 3
-"""3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the data, so that prediction
+VERSION = 4
+"""4: with a hash of the whole content. 3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the data, so that prediction
 errors are entry by entry."""
-_READABLE = (1, 2, 3)
+_READABLE = (1, 2, 3, 4)
 _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
 _PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
 
@@ -37,6 +38,7 @@ def save_fields(fields: Mapping[str, Any], path: Path) -> Path:
         "candidates": [asdict(candidate) for candidate in fields["candidates"]],
         **{name: fields[name] for name in _PLAIN},
     }
+    text["hash"] = hash_content(json.loads(json.dumps(text)), tensors)
     return write_bytes_atomically(path, to_bytes(tensors, metadata={"taylor": json.dumps(text)}))
 
 
@@ -63,6 +65,10 @@ def load_fields(path: Path) -> dict[str, Any]:
         raise CorruptModelError(
             f"{path} is a Taylor model of version {text.get('version')!r}; expected "
             f"{' or '.join(map(str, _READABLE))}. Profile again, or read it with the release that wrote it."
+        )
+    if text["version"] >= 4 and text.get("hash") != hash_content(text, tensors):
+        raise CorruptModelError(
+            f"{path} is damaged: its numbers are not those that were written. Fetch it again, or profile again."
         )
     try:
         sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}

@@ -6,6 +6,7 @@ batches are left out and its sums taken over.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ _SUFFIX = ".taylor.safetensors"
 
 
 class TaylorCache:
-    """Taylor models with one settings hash in a folder; an unreadable file counts as absent.
+    """Taylor models with one settings hash in a folder; an unreadable or damaged file counts as absent.
 
     Attributes:
         folder: The folder.
@@ -55,7 +56,10 @@ class TaylorCache:
     def _read(self, path: Path) -> TaylorModel | None:
         try:
             model = TaylorModel.load(path)
-        except (CorruptModelError, OSError):
+        except CorruptModelError as error:
+            warnings.warn(f"A cache entry is left aside and measured again: {error}", UserWarning, stacklevel=3)
+            return None
+        except OSError:
             return None
         whole = model.fingerprint == combine(model.settings_hash, model.batch_hashes)
         usable = model.settings_hash == self._settings and "blocks.curvature" in (model.sums or {})

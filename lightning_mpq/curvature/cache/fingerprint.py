@@ -27,6 +27,20 @@ def hash_tensor(tensor: Tensor) -> bytes:
     return digest.digest()
 
 
+def hash_content(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of a file's whole content, by which a damaged one is known, in hexadecimal.
+
+    Args:
+        text: What is written as JSON; its ``hash`` does not count.
+        tensors: The tensors by name.
+    """
+    own = {key: value for key, value in text.items() if key != "hash"}
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + hash_tensor(tensors[name]))
+    return digest.hexdigest()
+
+
 def hash_batch(batch: Any) -> str:
     """Return a hash of the structure of a batch and of all values in it, in hexadecimal.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -17,7 +18,7 @@ from ...groups.groups import LayerGroup
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.files import write_bytes_atomically
 from ..estimators.measurement import Measurement
-from .fingerprint import hash_tensor
+from .fingerprint import hash_content, hash_tensor
 
 MOST_BYTES = 2**28
 """Measurements beyond this many bytes are not kept; the profile that needs them measures them again."""
@@ -50,19 +51,17 @@ class KeptMeasurements:
     4,096 samples and 784 candidates by `fisher`.
     """
 
-    def __init__(self, folder: str | Path, settings_hash: str, candidates: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(self, folder: str | Path, settings_hash: str, candidates: Sequence[str]) -> None:
         """Read what earlier profiles with the same settings kept about these candidates, whole or in part.
 
         Args:
             folder: Where the files are.
             settings_hash: Hash of everything but data and candidates.
             candidates: `candidate_hashes` of all candidates.
-            dtype: Type of the numbers that are kept.
         """
         self._folder = Path(folder)
         self._settings = settings_hash
         self._candidates = list(candidates)
-        self._dtype = dtype
         self._known: dict[str, tuple[tuple[int, ...], list[Measurement]]] = {}
         self._bytes = 0
         self._files: dict[Path, tuple[set[str], set[str]]] = {}
@@ -76,11 +75,10 @@ class KeptMeasurements:
 
     def add(self, digest: str, parts: Sequence[Measurement]) -> None:
         """Keep the measurement of all candidates on a batch, if there is room."""
-        narrow = [self._narrow(part) for part in parts]
-        room = self._bytes - self._size(digest) + sum(part.nbytes for part in narrow)
+        room = self._bytes - self._size(digest) + sum(part.nbytes for part in parts)
         if room <= MOST_BYTES:
             self._bytes = room
-            self._known[digest] = (tuple(range(len(self._candidates))), narrow)
+            self._known[digest] = (tuple(range(len(self._candidates))), [part.to("cpu") for part in parts])
 
     def store(self) -> None:
         """Write what is known of all candidates to one file, which takes the place of files that it contains."""
@@ -93,11 +91,12 @@ class KeptMeasurements:
             for chunk, part in enumerate(parts):
                 values = {name: getattr(part, name) for name in _PARTS}
                 tensors |= {f"{number}.{chunk}.{n}": v.cpu().contiguous() for n, v in values.items() if v is not None}
-        text = {
+        text: dict[str, Any] = {
             "settings": self._settings,
             "candidates": self._candidates,
             "batches": [[digest, [part.samples for part in parts]] for digest, parts in whole.items()],
         }
+        text["hash"] = hash_content(text, tensors)
         name = hashlib.sha256(" ".join([*self._candidates, *sorted(whole)]).encode()).hexdigest()[:32]
         path = self._folder / f"{self._settings[:32]}-{name}{_SUFFIX}"
         if path in self._files:
@@ -118,29 +117,34 @@ class KeptMeasurements:
                 columns = tuple(i for i, key in enumerate(self._candidates) if key in set(theirs))
                 if text["settings"] != self._settings or not columns:
                     return
-                self._files[path] = (set(theirs), {digest for digest, _ in text["batches"]})
-                names = set(file.keys())
-                places = [theirs.index(self._candidates[i]) for i in columns]
-                for number, (digest, samples) in enumerate(text["batches"]):
-                    if len(self._known.get(digest, ((), []))[0]) >= len(columns):
-                        continue
-                    parts = []
-                    for chunk, size in enumerate(samples):
-                        keys = {part: f"{number}.{chunk}.{part}" for part in _PARTS}
-                        values = {part: file.get_tensor(key) for part, key in keys.items() if key in names}
-                        parts.append(Measurement(size, **values).of(places))
-                    room = self._bytes - self._size(digest) + sum(part.nbytes for part in parts)
-                    if room <= MOST_BYTES:
-                        self._bytes = room
-                        self._known[digest] = (columns, parts)
-        except (SafetensorError, KeyError, TypeError, ValueError, IndexError, OSError):
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if text.get("hash") != hash_content(text, tensors):
+                raise ValueError("its numbers are not those that were written")
+            self._take(text, tensors, columns)
+            self._files[path] = (set(theirs), {digest for digest, _ in text["batches"]})
+        except OSError:
             return
+        except (SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+            warnings.warn(
+                f"The cache entry {path} is damaged, and what it holds is measured again: {error}.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _take(self, text: dict[str, Any], tensors: dict[str, Tensor], columns: tuple[int, ...]) -> None:
+        """Take over the measurements of batches of which less is known."""
+        places = [text["candidates"].index(self._candidates[i]) for i in columns]
+        for number, (digest, samples) in enumerate(text["batches"]):
+            if len(self._known.get(digest, ((), []))[0]) >= len(columns):
+                continue
+            parts = []
+            for chunk, size in enumerate(samples):
+                values = {part: tensors.get(f"{number}.{chunk}.{part}") for part in _PARTS}
+                parts.append(Measurement(size, **values).of(places))
+            room = self._bytes - self._size(digest) + sum(part.nbytes for part in parts)
+            if room <= MOST_BYTES:
+                self._bytes = room
+                self._known[digest] = (columns, parts)
 
     def _size(self, digest: str) -> int:
         return sum(part.nbytes for part in self._known.get(digest, ((), []))[1])
-
-    def _narrow(self, part: Measurement) -> Measurement:
-        def narrow(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.detach().to("cpu", self._dtype)
-
-        return Measurement(part.samples, narrow(part.rows), narrow(part.matrix), narrow(part.gradient))

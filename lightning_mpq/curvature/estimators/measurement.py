@@ -34,6 +34,11 @@ class Measurement:
         found = (self.rows, self.matrix, self.gradient)
         return sum(tensor.numel() * tensor.element_size() for tensor in found if tensor is not None)
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Measurement:
+        """Return the same on a device, and in a type."""
+        moved = (None if t is None else t.detach().to(device, dtype) for t in (self.rows, self.matrix, self.gradient))
+        return Measurement(self.samples, *moved)
+
     def of(self, columns: Sequence[int]) -> Measurement:
         """Return the same of some candidates only."""
         index = list(columns)

@@ -2,16 +2,20 @@
 
 import json
 import pickle
+import warnings
+from functools import partial
 
 import pytest
 import torch
+from helpers.damage import flip_a_bit, zero_the_data
+from helpers.networks import mlp, vectors
 from helpers.profiles import nearest_candidates, plain_profile
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from lightning_mpq.curvature import TaylorModel
+from lightning_mpq.curvature import TaylorModel, profile
 from lightning_mpq.curvature.merge import merge
 from lightning_mpq.errors import CorruptModelError
 from lightning_mpq.groups.candidates import make_candidates
@@ -244,3 +248,44 @@ def test_a_cache_that_cannot_be_looked_into_is_warned_of(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="Everything is measured anew"):
         found = plain_profile(model(), data(), cache_dir=tmp_path, **OPTIONS)
     equal(found, plain_profile(model(), data(), **OPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["taylor", "batches"])
+@pytest.mark.parametrize("damage", [zero_the_data, *(partial(flip_a_bit, place=place) for place in (6, 1000, 2999))])
+def test_damaged_numbers_never_decide_and_are_told(tmp_path, kind, damage):
+    net, batches = mlp(6, 8, 3), vectors(16, 16)
+    settings = {"bits": [2, 4], "likelihood": Categorical(), "cache_dir": tmp_path}
+    whole = profile(net, batches, **settings)
+    (entry,) = tmp_path.glob(f"*.{kind}.safetensors")
+    for other in set(tmp_path.iterdir()) - {entry}:
+        other.unlink()
+    damage(entry)
+    if kind == "taylor":
+        with pytest.raises(CorruptModelError, match="damaged: its numbers"):
+            TaylorModel.load(entry)
+    with pytest.warns(UserWarning, match=f"{entry.name}.* damaged.*numbers"):
+        again = profile(net, batches, **settings)
+    assert torch.equal(again.curvature, whole.curvature)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was damaged is whole again
+        profile(net, batches, **settings)
+
+
+@pytest.mark.parametrize("estimator", ["fisher", "gauss_newton", "secant"])
+def test_numbers_do_not_tell_what_was_measured_before(tmp_path, estimator):
+    net, batches = mlp(6, 8, 3), vectors(16, 16, 16, 16)
+    settings = {"likelihood": Categorical(), "estimator": estimator}
+    expected = profile(net, batches, bits=[2, 4, 8], **settings)
+    histories = [(batches[:2], [2, 4, 8]), (batches[2:], [2, 4, 8]), (batches, [2, 8]), (batches, [2, 4, 8])]
+    for number, (earlier, bits) in enumerate(histories):
+        folder = tmp_path / str(number)
+        profile(net, earlier, bits=bits, cache_dir=folder, **settings)
+        if number == 3:  # the whole is lost, and its batches are left
+            next(folder.glob("*.taylor.safetensors")).unlink()
+        found = profile(net, batches, bits=[2, 4, 8], cache_dir=folder, **settings)
+        assert found.fingerprint == expected.fingerprint
+        if bits == [2, 8]:  # what is measured together is computed together, to the rounding of its type
+            assert_close(found.curvature, expected.curvature, rtol=0, atol=1e-6 * float(expected.curvature.max()))
+        else:
+            assert torch.equal(found.curvature, expected.curvature)
+            assert torch.equal(found.curvature_error, expected.curvature_error)
