@@ -15,13 +15,14 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ..curvature.cache.fingerprint import hash_tensor
 from ..tools.files import write_bytes_atomically
+from ..tools.reading import open_ordinary
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "lightning", "torchmetrics")
@@ -49,13 +50,14 @@ class TrainedWeights:
         try:
             if not self.path.exists():
                 return None
-            content = self.path.read_bytes()  # not mapped: the file may change under a mapping
+            with open_ordinary(self.path) as file, safe_open(self.path, framework="pt") as mapped:
+                metadata = mapped.metadata()  # its size fits its header, or this fails
+                content = file.read()  # not mapped: the file may change under a mapping
             state = load(content)
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, MemoryError, OSError, RuntimeError, ValueError) as error:
             log.warning("%s cannot be read (%s); training again.", self.path, error)
             return None
-        if header.get("__metadata__") != self._metadata(state):
+        if metadata != self._metadata(state):
             log.warning("%s does not hold what was stored under its name; training again.", self.path)
             return None
         return state

@@ -20,8 +20,8 @@ from .cache.fingerprint import hash_content
 
 FORMAT = "lightning_mpq.taylor"
 VERSION = 4
-"""4: with a hash of the whole content. 3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the data, so that prediction
-errors are entry by entry."""
+"""4: with a hash of the content. 3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the
+data, so that prediction errors are entry by entry."""
 _READABLE = (1, 2, 3, 4)
 _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
 _PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")

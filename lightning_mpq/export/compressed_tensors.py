@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from ..grids.registry import grid_named
 from ..modules import PackedLayer, packed_layers
+from ..tools.temporaries import temporary_folder
 from .extras import require
 from .float_twins import float_twins, weight_names
 
@@ -153,15 +152,9 @@ def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: str) -> P
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; give a folder that does not exist yet.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{uuid4().hex}"
-    temporary.mkdir()
-    try:
-        save_file(dict(tensors), temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        (temporary / CONFIG_NAME).write_text(config)
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with temporary_folder(folder.parent) as (scratch, permissions):
+        save_file(dict(tensors), scratch / WEIGHTS_NAME, metadata={"format": "pt"})
+        (scratch / WEIGHTS_NAME).chmod(permissions)
+        (scratch / CONFIG_NAME).write_text(config)
+        scratch.replace(folder)
     return folder

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from ..errors import CorruptModelError
 from ..policy import BitPolicy
+from ..tools.checks import shown
+from ..tools.reading import parse_json, read_text
 
 MANIFEST_NAME = "lightning_mpq.json"
 WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
@@ -36,6 +39,11 @@ class TensorRecord:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return int(getattr(torch, self.dtype).itemsize) * prod(self.shape)
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorRecord:
@@ -101,8 +109,8 @@ class Manifest:
             CorruptModelError: If it is no JSON, foreign, of another version, altered or malformed.
         """
         try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            body = parse_json(text)
+        except ValueError as error:
             raise CorruptModelError(f"{source} is not JSON ({error}); it is damaged or cut off. {REMEDY}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise CorruptModelError(f"{source} is not a model saved by lightning_mpq: it lacks the format {FORMAT!r}.")
@@ -152,13 +160,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_bytes().decode()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        text = read_text(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptModelError(
             f"There is no saved model in {folder}: {MANIFEST_NAME} is missing. Give the folder that save() wrote."
         ) from error
     except UnicodeDecodeError as error:
         raise CorruptModelError(f"{path} is not text ({error}). {REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise CorruptModelError(f"{path} cannot be read: {error}") from error
     return Manifest.from_json(text, str(path))
 
 
@@ -180,7 +190,7 @@ def _body_sha256(body: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected text, got {value!r}")
+        raise TypeError(f"expected text, got {shown(value)}")
     return value
 
 
@@ -190,11 +200,11 @@ def _texts(values: Any) -> dict[str, str]:
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"expected a count, got {value!r}")
+        raise TypeError(f"expected a count, got {shown(value)}")
     return value
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"expected a list of sizes, got {value!r}")
+        raise TypeError(f"expected a list of sizes, got {shown(value)}")
     return tuple(map(_count, value))

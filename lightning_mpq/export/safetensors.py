@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
 from torch import Tensor, nn
 
 from ..errors import CorruptModelError
@@ -24,6 +22,7 @@ from ..modules.convert import build_layers, empty_layer, replace_layers
 from ..network.named_weights import named_layers
 from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically
+from ..tools.locks import locked
 from .manifest import (
     MANIFEST_NAME,
     REMEDY,
@@ -58,6 +57,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
+        TimeoutError: If another process holds the folder's lock and does not give it back.
         ValueError: If no layer is packed, or the model holds something that cannot be saved.
     """
     layers = packed_layers(model)
@@ -68,7 +68,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     records = {name: TensorRecord.of(tensor) for name, tensor in tensors.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_writer(folder) as alone:
+    with locked(folder / LOCK_NAME) as alone:
         weights = write_tensors(folder, tensors, records)
         manifest = Manifest(
             model_class=f"{type(model).__module__}.{type(model).__qualname__}",
@@ -106,10 +106,13 @@ def load_folder(folder: str | os.PathLike[str], model: Model) -> Model:
     folder = Path(folder)
     try:
         layers, slots, source, tensors = _read(folder, model)
-    except CorruptModelError:
+    except CorruptModelError as error:
         # Another process may just be saving, or have saved between two steps of ours: look again while nobody can.
-        with _nobody_writing(folder):
-            layers, slots, source, tensors = _read(folder, model)
+        try:
+            with _nobody_writing(folder):
+                layers, slots, source, tensors = _read(folder, model)
+        except TimeoutError as waited:
+            raise CorruptModelError(f"{error} It may be about to be saved: {waited}") from error
     uses = Counter(source.values())  # what was one tensor may be two in this model, each in memory of its own
     found = ((slot, tensors[source[slot.name]], uses[source[slot.name]] > 1) for slot in slots)
     fill_slots((slot, value.clone() if shared else value) for slot, value, shared in found)
@@ -133,6 +136,8 @@ def _read(
         return layers, slots, source, read_tensors(path, manifest)
     except FileNotFoundError as error:
         raise CorruptModelError(f"{path} is missing, though {MANIFEST_NAME} names it. {REMEDY}") from error
+    except OSError as error:
+        raise CorruptModelError(f"{path} cannot be read: {error}. {REMEDY}") from error
 
 
 def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot]]:
@@ -207,19 +212,4 @@ def _match(slots: list[Slot], manifest: Manifest, model: nn.Module) -> dict[str,
 
 def _nobody_writing(folder: Path) -> AbstractContextManager[object]:
     """Hold the lock of a folder that was saved to; nothing is made in any other folder."""
-    return _only_writer(folder) if (folder / LOCK_NAME).exists() else nullcontext()
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; False where the file system has none, so that nothing may be removed."""
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return locked(folder / LOCK_NAME) if (folder / LOCK_NAME).exists() else nullcontext()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CorruptModelError
+from ..tools.reading import open_ordinary, require_ordinary
+from ..tools.temporaries import temporary_folder
 from .manifest import MANIFEST_NAME, REMEDY, WEIGHTS_NAME, Manifest, TensorRecord
+
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors reads
+_LEFTOVER = re.compile(rf"\.weights-.*\.tmp|\.{re.escape(MANIFEST_NAME)}\..{{8}}|\.tmp[0-9A-Za-z]{{6}}")
+"""Temporary files of releases before `tools.temporaries`, and those of safetensors that they wrote by."""
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], records: Mapping[str, TensorRecord]) -> Path:
@@ -27,19 +33,17 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], records: Mapping[
     Returns:
         The path of the file.
     """
-    temporary = folder / f".weights-{uuid4().hex}.tmp"
-    try:
-        save_file(dict(tensors), temporary)
-        with temporary.open("rb") as file:
+    with temporary_folder(folder) as (scratch, permissions):
+        written = scratch / "weights"
+        save_file(dict(tensors), written)  # by a temporary file of its own, which is for its owner only
+        written.chmod(permissions)
+        with written.open("rb") as file:
             os.fsync(file.fileno())
-        parts = [str(header_sha256(temporary)), *(record.sha256 for record in records.values())]
+        parts = [str(header_sha256(written)), *(record.sha256 for record in records.values())]
         content = sha256("".join(parts).encode()).hexdigest()
-        temporary.chmod(0o644)
-        path = temporary.replace(folder / f"weights-{content[:16]}.safetensors")
+        path = written.replace(folder / f"weights-{content[:16]}.safetensors")
         _flush_folder(folder)  # the file must be found after a crash before anything may name it
         return path
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -60,13 +64,18 @@ def read_tensors(path: Path, manifest: Manifest) -> dict[str, Tensor]:
 
     Raises:
         CorruptModelError: If the file is not the one that was saved; the message names the tensor.
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it cannot be read.
     """
-    size = path.stat().st_size
+    try:
+        size = require_ordinary(path).st_size
+    except ValueError as error:
+        raise CorruptModelError(f"{error} {REMEDY}") from error
     if size != manifest.weights_bytes:
         raise CorruptModelError(
             f"{path} has {size} bytes instead of {manifest.weights_bytes}: it is cut off or another file. {REMEDY}"
         )
+    if size > 8 + _MOST_HEADER_BYTES + sum(record.nbytes for record in manifest.tensors.values()):
+        raise CorruptModelError(f"{path} has {size} bytes, which are more than its tensors take. {REMEDY}")
     if header_sha256(path) != manifest.header_sha256:
         raise CorruptModelError(f"The header of {path} was altered after it was saved: its hash differs. {REMEDY}")
     tensors = {}
@@ -85,7 +94,7 @@ def read_tensors(path: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 def header_sha256(path: Path) -> str | None:
     """Return the hash of a safetensors file's header with its length, None if the file is too short for it."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > os.fstat(file.fileno()).st_size - 8:
@@ -94,8 +103,13 @@ def header_sha256(path: Path) -> str | None:
 
 
 def remove_leftovers(folder: Path, keep: str) -> None:
-    """Remove tensor files that no manifest names any more, and what a process that died left behind."""
+    """Remove tensor files that no manifest names any more, and what a process of an earlier release left behind.
+
+    Args:
+        folder: A folder whose lock is held.
+        keep: Name of the tensor file that the manifest names.
+    """
     for path in folder.iterdir():
         superseded = WEIGHTS_NAME.fullmatch(path.name) and path.name != keep
-        if superseded or (path.name.startswith(".weights-") and path.suffix == ".tmp"):
+        if superseded or _LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)

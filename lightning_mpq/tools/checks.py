@@ -1,8 +1,34 @@
-"""Checks of arguments that more than one place makes, each with its one sentence."""
+"""Checks of arguments that more than one place makes, each with its one sentence, and values in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from reprlib import Repr
+
+
+class _Short(Repr):
+    """Shortens texts and containers, and shows tensors and arrays, long ones, by type and shape only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlong = 40
+
+    def repr_instance(self, value: object, level: int) -> str:
+        """Return what an object of some class is."""
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple) and len(shape):
+            return f"a {type(value).__name__} {list(shape)} of {getattr(value, 'dtype', 'unknown type')}"
+        return super().repr_instance(value, level)
+
+
+shown = _Short().repr
+"""Return a value for a message, whatever its size.
+
+Example:
+    >>> shown({"bits": [1] * 100})
+    "{'bits': [1, 1, 1, 1, 1, 1, ...]}"
+"""
 
 
 def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -18,5 +44,5 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
         ValueError: solver must be one of 'highs', 'cbc', got 'gurobi'.
     """
     choices = tuple(allowed)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}.")

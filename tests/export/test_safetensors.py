@@ -1,5 +1,7 @@
 """Saved models come back to the last bit, in this process or another, and writers do not mix."""
 
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from lightning_mpq import load, save
 from lightning_mpq.errors import CorruptModelError
 from lightning_mpq.export.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lightning_mpq.modules import policy_of, stored_bytes
+from lightning_mpq.tools import locks
 
 
 def assert_same_model(loaded, net):
@@ -115,11 +118,12 @@ def test_the_folder_holds_what_it_says(saved):
 def test_saving_again_replaces_the_model_and_leaves_nothing_behind(tmp_path):
     save(packed_net(0), tmp_path)
     first = weights_file(tmp_path)
-    (tmp_path / ".weights-dead.tmp").write_bytes(b"left by a process that died")
+    for name in (".weights-dead.tmp", ".lightning_mpq.json.k3v_8x1z", ".tmpA1b2C3"):
+        (tmp_path / name).write_bytes(b"left by a process of an earlier release that died")
     (tmp_path / "notes.txt").write_text("not ours")
     save(packed_net(1), tmp_path)
     assert weights_file(tmp_path) != first
-    assert not list(tmp_path.glob(".weights-*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [module_under_test.LOCK_NAME]
     assert (tmp_path / "notes.txt").exists()
     assert_same_model(load(tmp_path, SavedNet()), packed_net(1))
     second = weights_file(tmp_path)
@@ -205,14 +209,64 @@ def test_a_reader_takes_the_new_file_if_another_process_saves_in_between(tmp_pat
 
 def test_a_file_system_without_locks_still_saves(tmp_path, monkeypatch):
     class NoLock:
-        def __init__(self, path):
+        def __init__(self, path, mode):
             pass
 
-        def acquire(self):
+        def acquire(self, timeout):
             raise NotImplementedError
 
-    monkeypatch.setattr(module_under_test, "FileLock", NoLock)
+    monkeypatch.setattr(locks, "FileLock", NoLock)
     save(packed_net(0), tmp_path)
     save(packed_net(1), tmp_path)
     assert_same_model(load(tmp_path, SavedNet()), packed_net(1))
     assert len(list(tmp_path.glob("weights-*"))) == 2  # somebody may still be reading the old one
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills processes")
+@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path, step, call):
+    save(packed_net(0), tmp_path)
+    child = os.fork()
+    if child == 0:
+        plain, calls = getattr(os, step), []
+
+        def die(*args, **options):
+            calls.append(step)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*args, **options)
+
+        setattr(os, step, die)
+        save(packed_net(1), tmp_path)
+        os._exit(0)
+    os.waitpid(child, 0)
+    loaded = load(tmp_path, SavedNet()).eval()(INDICES)
+    assert any(torch.equal(loaded, packed_net(seed)(INDICES)) for seed in (0, 1))
+    save(packed_net(2), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [module_under_test.LOCK_NAME, MANIFEST_NAME, weights_file(tmp_path).name]
+    )
+
+
+def test_a_lock_that_is_not_given_back_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "MOST_SECONDS", 0.1)
+    save(packed_net(0), tmp_path)
+    (tmp_path / MANIFEST_NAME).write_text("{")
+    with locks.locked(tmp_path / module_under_test.LOCK_NAME):
+        with pytest.warns(UserWarning, match="Waiting for the lock"), pytest.raises(TimeoutError, match=r"\.lock"):
+            save(packed_net(1), tmp_path)
+        with pytest.warns(UserWarning, match="Waiting"), pytest.raises(CorruptModelError, match=r"not JSON.*\.lock"):
+            load(tmp_path, SavedNet())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_files_have_the_permissions_that_the_umask_asks_for(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save(packed_net(0), tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}

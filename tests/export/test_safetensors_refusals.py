@@ -1,10 +1,13 @@
 """Saved models that do not belong together, or cannot be saved, are refused by name, and nothing changes."""
 
 import json
+import os
 
 import pytest
 import torch
 from helpers.saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, resign, snapshot, weights_file
+from helpers.special_files import make
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from lightning_mpq import load, save
@@ -181,3 +184,31 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'both' is in torch.sparse_coo layout"):
         save(sparse, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links and pipes")
+@pytest.mark.parametrize("which", ["manifest", "weights"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "giant", "loop"])
+def test_what_is_no_ordinary_file_is_refused_before_it_is_read(tmp_path, which, kind):
+    save(packed_net(), tmp_path)
+    path = tmp_path / MANIFEST_NAME if which == "manifest" else weights_file(tmp_path)
+    path.unlink()
+    make(kind, path)
+    with pytest.raises(CorruptModelError, match=path.name):
+        load(tmp_path, SavedNet())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links and pipes")
+@pytest.mark.parametrize("given", [BoringModel, SavedNet()])
+@pytest.mark.parametrize("kind", ["pipe", "device", "giant", "loop"])
+def test_a_checkpoint_that_is_no_ordinary_file_is_refused(tmp_path, given, kind):
+    with pytest.raises(CorruptModelError, match="x.ckpt"):
+        load(make(kind, tmp_path / "x.ckpt"), given)
+
+
+def test_a_tensor_file_larger_than_its_tensors_is_refused_before_it_is_read(tmp_path):
+    save(packed_net(), tmp_path)
+    os.truncate(weights_file(tmp_path), 2**30)
+    resign(tmp_path, weights_bytes=2**30)
+    with pytest.raises(CorruptModelError, match="more than its tensors take"):
+        load(tmp_path, SavedNet())

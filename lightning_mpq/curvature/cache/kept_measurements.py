@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from ...groups.candidates import Candidate
 from ...groups.groups import LayerGroup
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.files import write_bytes_atomically
+from ...tools.reading import parse_json, require_ordinary
 from ..estimators.measurement import Measurement
 from .fingerprint import hash_content, hash_tensor
 
@@ -111,8 +112,9 @@ class KeptMeasurements:
     def _read(self, path: Path) -> None:
         """Take over what a file holds about the candidates; one that cannot be read counts as absent."""
         try:
+            require_ordinary(path)
             with safe_open(path, framework="pt") as file:
-                text = json.loads((file.metadata() or {})["measurements"])
+                text = parse_json((file.metadata() or {})["measurements"])
                 theirs: list[str] = text["candidates"]
                 columns = tuple(i for i, key in enumerate(self._candidates) if key in set(theirs))
                 if text["settings"] != self._settings or not columns:
@@ -124,7 +126,7 @@ class KeptMeasurements:
             self._files[path] = (set(theirs), {digest for digest, _ in text["batches"]})
         except OSError:
             return
-        except (SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
+        except Exception as error:  # which one, depends on the byte that is wrong
             warnings.warn(
                 f"The cache entry {path} is damaged, and what it holds is measured again: {error}.",
                 UserWarning,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...errors import CorruptModelError
@@ -14,6 +16,9 @@ from ...modules import packed_layers
 from ...tools.files import damage
 from .checkpoint import load_checkpoint
 from .mixin import load_from_checkpoint
+
+_ARGUMENTS = re.compile(r"required positional argument|keyword.* argument|positional arguments? but|makes an instance")
+"""What a TypeError says where a class was called with the wrong arguments."""
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **options: Any) -> Any:
@@ -35,7 +40,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
 
     Raises:
         CorruptModelError: If something is missing, damaged or foreign, or the model is of another architecture.
-        TypeError: If the model has packed layers already, or a class is given for a folder.
+        TypeError: If the model has packed layers already, a class is given for a folder, or with other arguments than
+            it takes.
 
     Example::
 
@@ -45,16 +51,38 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
     path = Path(path)
     if not path.exists():
         raise CorruptModelError(f"There is no saved model at {path}: no folder of save(), and no checkpoint.")
-    if path.is_file() and (found := damage(path)) is not None:
-        raise CorruptModelError(f"{path} is damaged: {found}. Take another copy of the file.")
+    if not path.is_dir():
+        try:
+            found = damage(path)
+        except (OSError, ValueError) as error:
+            raise CorruptModelError(f"{path} cannot be read: {error}") from error
+        if found is not None:
+            raise CorruptModelError(f"{path} is damaged: {found}. Take another copy of the file.")
     if isinstance(model, type):
         if path.is_dir():
             raise TypeError(
                 f"{path} is a folder, which does not tell how to make a {model.__name__}; give an instance of it."
             )
-        return load_from_checkpoint(model, path, **options)
+        return _instance(model, path, options)
     if options:
         raise TypeError(f"{', '.join(options)} are for making an instance of a class, and a model was given.")
     if packed := packed_layers(model):
         raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
     return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)
+
+
+def _instance(module_class: type[nn.Module], path: Path, options: dict[str, Any]) -> Any:
+    """Make an instance from a checkpoint, with one kind of error for whatever may stand in the file.
+
+    Raises:
+        CorruptModelError: If the file is no checkpoint, or does not fit the class.
+        TypeError: If the class is no LightningModule, or takes other arguments.
+    """
+    try:
+        return load_from_checkpoint(module_class, path, **options)
+    except (torch.OutOfMemoryError, CorruptModelError):
+        raise
+    except Exception as error:  # which one, depends on the byte that is wrong
+        if isinstance(error, TypeError) and _ARGUMENTS.search(str(error)):
+            raise
+        raise CorruptModelError(f"{path} cannot be loaded into {module_class.__name__}: {error}") from error

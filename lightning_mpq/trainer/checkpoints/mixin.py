@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...modules import packed_layers, policy_of
+from ...tools.checks import shown
 from .checkpoint import POLICY_KEY, made_ready
 
 Module = TypeVar("Module")
@@ -53,7 +54,7 @@ def load_from_checkpoint(module_class: type[Module], path: str | Path, **options
     """
     if not isinstance(module_class, type) or not hasattr(module_class, "load_from_checkpoint"):
         raise TypeError(
-            f"load_from_checkpoint makes an instance of a LightningModule class, got {module_class!r}; "
+            f"load_from_checkpoint makes an instance of a LightningModule class, got {shown(module_class)}; "
             "lightning_mpq.load(path, model) loads into one that is there."
         )
     if issubclass(module_class, PackedCheckpoints):
