@@ -14,7 +14,7 @@ from .grids.registry import DEFAULT_GRIDS
 from .groups.candidates import offered_schemes
 from .network.likelihood import Likelihood
 from .schemes import WeightScheme
-from .tools.checks import check_one_of
+from .tools.checks import check_one_of, shown
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class RepairOptions:
         for name in ("sequential", "batchnorm", "biases"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (name, value) != ("biases", "auto"):
-                raise ValueError(f"{name} must be true or false{' or auto' * (name == 'biases')}, got {value!r}.")
+                raise ValueError(f"{name} must be true or false{' or auto' * (name == 'biases')}, got {shown(value)}.")
 
 
 @dataclass(frozen=True)
@@ -256,14 +256,14 @@ class FinetuneOptions:
         for name, value, least in (("epochs", self.epochs, 0), ("steps", self.steps, 1)):
             given = value is not None or name == "epochs"
             if given and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {value!r}.")
+                raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {shown(value)}.")
         if self.epochs and self.steps is not None:
             raise ValueError("Give epochs or steps of fine-tuning, not both.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be positive, got {shown(getattr(self, name))}.")
         for name in ("distill", "margin"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be 0 or more, got {shown(getattr(self, name))}.")
         check_one_of("schedule", self.schedule, ("cosine", "constant"))
         check_one_of("batchnorm", self.batchnorm, ("average", "frozen"))

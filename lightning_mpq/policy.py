@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .schemes import LayerScheme, WeightScheme
+from .tools.checks import shown
 from .tools.files import write_text_atomically
+from .tools.reading import parse_json, read_text
 
 POLICY_FORMAT = "lightning_mpq.policy"
 POLICY_VERSION = 2
@@ -106,7 +108,7 @@ class BitPolicy(Mapping[str, LayerScheme]):
             ValueError: If it is no policy; the message names the file.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_text(Path(path)))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -118,17 +120,19 @@ class BitPolicy(Mapping[str, LayerScheme]):
             ValueError: If the text is not JSON, not a policy, or of an unknown version.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse_json(text)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"A policy is JSON text; this is not: {error}.") from error
         if not isinstance(data, dict) or data.get("format") != POLICY_FORMAT:
             raise ValueError(f"Expected a policy with format {POLICY_FORMAT!r}, got other JSON.")
-        if data.get("version") not in _GROUP_READERS:
+        if data.get("version") not in tuple(_GROUP_READERS):
             raise ValueError(
-                f"Expected policy version {' or '.join(map(str, _GROUP_READERS))}, got {data.get('version')!r}."
+                f"Expected policy version {' or '.join(map(str, _GROUP_READERS))}, got {shown(data.get('version'))}."
             )
         if not isinstance(data.get("groups"), dict):
-            raise ValueError(f"A policy has an object 'groups' with one entry a group, got {data.get('groups')!r}.")
+            raise ValueError(
+                f"A policy has an object 'groups' with one entry a group, got {shown(data.get('groups'))}."
+            )
         read = _GROUP_READERS[data["version"]]
         groups = {name: _group_from_dict(name, values, read) for name, values in data["groups"].items()}
         return cls(
@@ -158,7 +162,7 @@ def _group_from_dict(
     given = values if isinstance(values, dict) else {}
     layers = given.get("layers")
     if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
-        raise ValueError(f"The group {name!r} of a policy needs 'layers' as a list of names; got {values!r}.")
+        raise ValueError(f"The group {name!r} of a policy needs 'layers' as a list of names; got {shown(values)}.")
     try:
         return read(given), tuple(layers)
     except (TypeError, ValueError) as error:

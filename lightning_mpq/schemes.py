@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any, Literal, get_args
 
 from .grids.registry import grid_named
-from .tools.checks import check_one_of
+from .tools.checks import check_one_of, shown
 
 SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 Rounding = Literal["nearest", "second_order"]
@@ -58,17 +58,17 @@ class WeightScheme:
     def __post_init__(self) -> None:
         """Refuse contradictions early, where the user wrote them."""
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be an integer from 2 to 8, got {self.bits!r}.")
+            raise ValueError(f"bits must be an integer from 2 to 8, got {shown(self.bits)}.")
         block = self.granularity
         if block not in ("tensor", "channel") and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
-            raise ValueError(f"granularity must be 'tensor', 'channel' or a positive block length, got {block!r}.")
+            raise ValueError(f"granularity must be 'tensor', 'channel' or a positive block length, got {shown(block)}.")
         if self.bits not in (known := grid_named(self.grid).bits):
             raise ValueError(
                 f"The grid {self.grid!r} has levels for {', '.join(map(str, known))} bits, got {self.bits}."
             )
-        clip_is_ratio = isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool)
-        if self.clip not in ("absmax", "mse", "moment") and not (clip_is_ratio and 0 < float(self.clip) <= 1):
-            raise ValueError(f"clip must be 'absmax', 'mse', 'moment' or a ratio in (0, 1], got {self.clip!r}.")
+        ratio = self.clip if isinstance(self.clip, (int, float)) and not isinstance(self.clip, bool) else 0
+        if self.clip not in ("absmax", "mse", "moment") and not 0 < ratio <= 1:
+            raise ValueError(f"clip must be 'absmax', 'mse', 'moment' or a ratio in (0, 1], got {shown(self.clip)}.")
         check_one_of("scale_dtype", self.scale_dtype, SCALE_BITS)
         check_one_of("rounding", self.rounding, get_args(Rounding))
 
@@ -101,13 +101,12 @@ class WeightScheme:
         """
         known = {f.name for f in fields(cls)}
         if not isinstance(values, Mapping):
-            raise ValueError(f"A scheme is an object with the keys {', '.join(sorted(known))}; got {values!r}.")
+            raise ValueError(f"A scheme is an object with the keys {', '.join(sorted(known))}; got {shown(values)}.")
         if unknown := set(values) - known:
-            raise ValueError(
-                f"A scheme has the keys {', '.join(sorted(known))}; got {', '.join(sorted(unknown))} as well."
-            )
+            others = ", ".join(shown(key).strip("'") for key in sorted(unknown)[:8])
+            raise ValueError(f"A scheme has the keys {', '.join(sorted(known))}; got {others} as well.")
         if "bits" not in values:
-            raise ValueError(f"A scheme needs the key 'bits', got only {sorted(values)}.")
+            raise ValueError(f"A scheme needs the key 'bits', got only {shown(sorted(values))}.")
         return cls(**values)
 
 
@@ -131,9 +130,9 @@ class LayerScheme:
     def __post_init__(self) -> None:
         """Refuse what is no scheme."""
         if not isinstance(self.weight, WeightScheme):
-            raise TypeError(f"Expected a WeightScheme, got {self.weight!r}.")
+            raise TypeError(f"Expected a WeightScheme, got {shown(self.weight)}.")
         if self.input != FLOAT:
-            raise ValueError(f"The inputs of a layer stay in float, input={FLOAT!r}; got {self.input!r}.")
+            raise ValueError(f"The inputs of a layer stay in float, input={FLOAT!r}; got {shown(self.input)}.")
 
     @classmethod
     def of(cls, scheme: WeightScheme | LayerScheme) -> LayerScheme:
@@ -165,5 +164,7 @@ class LayerScheme:
             ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
         """
         if not isinstance(values, Mapping) or not {"weight"} <= set(values) <= {"weight", "input"}:
-            raise ValueError(f"The scheme of a layer is an object with the keys 'weight' and 'input'; got {values!r}.")
+            raise ValueError(
+                f"The scheme of a layer is an object with the keys 'weight' and 'input'; got {shown(values)}."
+            )
         return cls(WeightScheme.from_dict(values["weight"]), values.get("input", FLOAT))

@@ -1,8 +1,11 @@
 """Schemes and policies: contradictions, storage counts and the JSON form."""
 
 import json
+import os
 
 import pytest
+from helpers.odd_json import odd_texts, refusal
+from helpers.special_files import make
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,3 +107,16 @@ def test_a_file_that_holds_no_policy_is_named(tmp_path):
             BitPolicy.load(path)
     with pytest.raises(FileNotFoundError):
         BitPolicy.load(tmp_path / "gone.json")
+
+
+def test_odd_values_are_refused_in_one_way_and_shortly():
+    policy = BitPolicy({"a": WeightScheme(3, 4, clip=0.5), "b": WeightScheme(2)}, {"a": ("x", "y")})
+    for text in odd_texts(policy.to_json()):
+        assert len(refusal(ValueError, BitPolicy.from_json, text)) < 2_000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links and pipes")
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "giant", "loop"])
+def test_what_is_no_ordinary_file_is_refused(tmp_path, kind):
+    with pytest.raises((OSError, ValueError), match="policy"):
+        BitPolicy.load(make(kind, tmp_path / "policy.json"))

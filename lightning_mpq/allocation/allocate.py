@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import isfinite
 
 from ..curvature.taylor_model import TaylorModel
-from ..tools.checks import check_one_of
+from ..tools.checks import check_one_of, shown
 from ..tools.progress import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
@@ -116,10 +116,10 @@ def check_settings(objective: str, solver: str, time_limit: float, gap: float, r
     check_one_of("objective", objective, OBJECTIVES)
     check_one_of("solver", solver, SOLVERS)
     if not time_limit >= 0:
-        raise ValueError(f"time_limit must be a number of seconds of at least 0, got {time_limit!r}.")
+        raise ValueError(f"time_limit must be a number of seconds of at least 0, got {shown(time_limit)}.")
     if not (gap >= 0 and isfinite(gap)):
-        raise ValueError(f"gap must be a finite number of at least 0, got {gap!r}.")
+        raise ValueError(f"gap must be a finite number of at least 0, got {shown(gap)}.")
     if not (robust >= 0 and isfinite(robust)):
-        raise ValueError(f"robust must be a finite number of standard errors of at least 0, got {robust!r}.")
+        raise ValueError(f"robust must be a finite number of standard errors of at least 0, got {shown(robust)}.")
     if robust and objective == "additive":
         raise ValueError("robust works with the quadratic objective; drop one of the two.")

@@ -8,6 +8,7 @@ from math import isfinite
 
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme
+from ..tools.checks import shown
 from .latency_table import LatencyTable
 
 CostFunction = Callable[[LayerGroup, LayerScheme], float]
@@ -99,7 +100,9 @@ class Budget:
             _check_positive(name, getattr(self, name))
         for cost in self.custom:
             if cost.limit is not None and not isfinite(cost.limit):
-                raise ValueError(f"The limit of the cost {cost.name!r} must be a finite number, got {cost.limit!r}.")
+                raise ValueError(
+                    f"The limit of the cost {cost.name!r} must be a finite number, got {shown(cost.limit)}."
+                )
         if self.within_uniform is not None:
             bits, factor = self.within_uniform
             _check_positive("the bits of within_uniform", bits)
@@ -127,4 +130,4 @@ def _check_positive(name: str, value: float | None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        raise ValueError(f"{name} must be a positive number, got {shown(value)}.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..groups.choices import Choices
 from ..schemes import FLOAT, LayerScheme
+from ..tools.checks import shown
 from .budget import Budget
 from .solver.problem import Array, Indices
 
@@ -100,7 +101,7 @@ def _operation_rows(choices: Choices, budget: Budget) -> list[CostRow]:
     for group in choices.groups:
         count = macs.get(group.name)
         if count is None or not isfinite(count) or count < 0:
-            raise ValueError(f"macs must give group {group.name!r} a count of at least 0, got {count!r}.")
+            raise ValueError(f"macs must give group {group.name!r} a count of at least 0, got {shown(count)}.")
     bits = np.array([float(c.scheme.bits) for c in choices.candidates])
     per_candidate = np.array([float(macs[c.group]) for c in choices.candidates])
     total = sum(float(macs[group.name]) for group in choices.groups)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from ..groups.candidates import Candidate
+from ..tools.checks import shown
+from ..tools.reading import parse_json, read_text
 
 _COLUMNS = ("group", "scheme", "milliseconds")
 
@@ -35,37 +36,46 @@ class LatencyTable:
         """Refuse times that are no times."""
         for (group, scheme), value in self.entries.items():
             if not isfinite(value) or value < 0:
-                raise ValueError(f"The latency of {group} @ {scheme} must be at least 0 milliseconds, got {value!r}.")
+                raise ValueError(
+                    f"The latency of {group} @ {scheme} must be at least 0 milliseconds, got {shown(value)}."
+                )
 
     @classmethod
     def read(cls, path: str | Path) -> LatencyTable:
         """Read a CSV file with the header ``group,scheme,milliseconds``, or a JSON list of such objects.
 
         Raises:
-            ValueError: If a column is missing, a time is no number, or a pair stands twice.
+            OSError: If the file cannot be read.
+            ValueError: If a column is missing, a time is no number, a pair stands twice, or it is no such file at all.
         """
         path = Path(path)
-        text = path.read_text(encoding="utf-8")
-        rows: Iterable[Mapping[str, object]]
+        text = read_text(path)
+        rows: list[Mapping[str, object]]
         if path.suffix.lower() == ".json":
             try:
-                rows = json.loads(text)
-            except json.JSONDecodeError as error:
+                rows = parse_json(text)
+            except ValueError as error:
                 raise ValueError(f"{path.name} is not JSON: {error}.") from error
+            if not isinstance(rows, list):
+                raise ValueError(f"{path.name} must be a list of objects with {', '.join(_COLUMNS)}.")
         else:
-            rows = list(csv.DictReader(text.splitlines()))
+            try:
+                rows = list(csv.DictReader(text.splitlines()))
+            except csv.Error as error:
+                raise ValueError(f"{path.name} is not CSV: {error}.") from error
         entries: dict[tuple[str, str], float] = {}
         for number, row in enumerate(rows, start=1):
-            if not isinstance(row, Mapping) or any(row.get(column) in (None, "") for column in _COLUMNS):
-                raise ValueError(f"Row {number} of {path.name} must have {', '.join(_COLUMNS)}, got {row!r}.")
+            given = [row.get(column) for column in _COLUMNS] if isinstance(row, Mapping) else [None]
+            if any(not isinstance(value, (str, int, float)) or value == "" for value in given):
+                raise ValueError(f"Row {number} of {path.name} must have {', '.join(_COLUMNS)}, got {shown(row)}.")
             key = (str(row["group"]), str(row["scheme"]).strip())
             if key in entries:
-                raise ValueError(f"{path.name} lists {key[0]} @ {key[1]} twice; keep one row.")
+                raise ValueError(f"{path.name} lists {shown(key[0])} @ {shown(key[1])} twice; keep one row.")
             try:
                 entries[key] = float(str(row["milliseconds"]))
             except ValueError as error:
                 raise ValueError(
-                    f"Row {number} of {path.name}: {row['milliseconds']!r} is no time; give milliseconds."
+                    f"Row {number} of {path.name}: {shown(row['milliseconds'])} is no time; give milliseconds."
                 ) from error
         if not entries:
             raise ValueError(f"{path.name} lists no latency; expected the columns {', '.join(_COLUMNS)}.")

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..groups.choices import Choices
 from ..schemes import LayerScheme, WeightScheme
+from ..tools.checks import shown
 from ..tools.patterns import matching
 from .solver.problem import Mask
 
@@ -46,7 +47,7 @@ class Rules:
         for name in ("max_distinct_bits", "block_depth"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+                raise ValueError(f"{name} must be a positive integer, got {shown(value)}.")
         if any(isinstance(patterns, str) for patterns in self.equal):
             raise ValueError(
                 "equal must be a list of lists of patterns, such as [['*.q', '*.k']]; got a single pattern in it."

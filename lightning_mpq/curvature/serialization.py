@@ -15,16 +15,26 @@ from ..errors import CorruptModelError
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme, WeightScheme
+from ..tools.checks import shown
 from ..tools.files import write_bytes_atomically
+from ..tools.reading import parse_json, require_ordinary
 from .cache.fingerprint import hash_content
 
 FORMAT = "lightning_mpq.taylor"
 VERSION = 4
-"""4: with a hash of the content. 3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of the
-data, so that prediction errors are entry by entry."""
+"""4: with a hash of the content. 3: with schemes of layers. 2: with schemes of weights. 1: without sums over blocks of
+the data, so that prediction errors are entry by entry."""
 _READABLE = (1, 2, 3, 4)
 _TENSORS = ("gradient", "curvature", "gradient_error", "curvature_error")
-_PLAIN = ("estimator", "loss", "samples", "float_bytes", "fingerprint", "settings_hash", "batch_hashes")
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "estimator": str,
+    "loss": str,
+    "samples": int,
+    "float_bytes": int,
+    "fingerprint": str,
+    "settings_hash": str,
+    "batch_hashes": (list, tuple),
+}
 
 
 def save_fields(fields: Mapping[str, Any], path: Path) -> Path:
@@ -52,10 +62,11 @@ def load_fields(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no Taylor model at {path}.")
     try:
+        require_ordinary(path)
         with safe_open(path, framework="pt") as file:
-            text = json.loads((file.metadata() or {}).get("taylor", "{}"))
+            text = parse_json((file.metadata() or {}).get("taylor", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, MemoryError, OSError, RuntimeError, ValueError) as error:
         raise CorruptModelError(
             f"{path} is truncated or damaged, or no safetensors file: {error}. Fetch it again, or profile again."
         ) from error
@@ -63,7 +74,7 @@ def load_fields(path: Path) -> dict[str, Any]:
         raise CorruptModelError(f"{path} is a safetensors file, but no Taylor model. Give one that `save` wrote.")
     if text.get("version") not in _READABLE:
         raise CorruptModelError(
-            f"{path} is a Taylor model of version {text.get('version')!r}; expected "
+            f"{path} is a Taylor model of version {shown(text.get('version'))}; expected "
             f"{' or '.join(map(str, _READABLE))}. Profile again, or read it with the release that wrote it."
         )
     if text["version"] >= 4 and text.get("hash") != hash_content(text, tensors):
@@ -71,30 +82,38 @@ def load_fields(path: Path) -> dict[str, Any]:
             f"{path} is damaged: its numbers are not those that were written. Fetch it again, or profile again."
         )
     try:
+        if wrong := next((name for name, kind in _PLAIN.items() if not isinstance(text[name], kind)), None):
+            raise ValueError(f"{wrong} is {shown(text[wrong])}")
         sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
         return {
             "groups": tuple(_group(group) for group in text["groups"]),
             "candidates": tuple(_candidate(candidate) for candidate in text["candidates"]),
             **{name: tensors.get(name) for name in _TENSORS},
             **{name: text[name] for name in _PLAIN if name != "batch_hashes"},
-            "batch_hashes": tuple(text["batch_hashes"]),
+            "batch_hashes": tuple(map(_text, text["batch_hashes"])),
             "sums": sums or None,
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # which one, depends on the byte that is wrong
         raise malformed(path, error) from error
 
 
 def malformed(path: Path, error: Exception) -> CorruptModelError:
     """Return the error for a file whose fields make no Taylor model."""
-    return CorruptModelError(f"{path} holds a malformed Taylor model: {error!r}. Profile again.")
+    return CorruptModelError(f"{path} holds a malformed Taylor model: {type(error).__name__}: {error}. Profile again.")
 
 
 def _group(values: dict[str, Any]) -> LayerGroup:
     shapes = tuple((int(rows), int(columns)) for rows, columns in values["shapes"])
-    return LayerGroup(values["name"], tuple(values["layers"]), shapes, tuple(values["bits"]))
+    return LayerGroup(_text(values["name"]), tuple(map(_text, values["layers"])), shapes, tuple(values["bits"]))
 
 
 def _candidate(values: dict[str, Any]) -> Candidate:
     given = values["scheme"]
     scheme = LayerScheme.from_dict(given) if "weight" in given else LayerScheme(WeightScheme.from_dict(given))
-    return Candidate(values["group"], scheme, values["stored_bits"])
+    return Candidate(_text(values["group"]), scheme, int(values["stored_bits"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {shown(value)}")
+    return value

@@ -100,6 +100,9 @@ class TaylorModel:
             if not torch.isfinite(values).all():
                 bad = int((~torch.isfinite(values)).nonzero()[0][0])
                 raise ValueError(f"The {name} is not finite at candidate {self.choices.describe(bad)}.")
+        for name, shape in (("gradient_error", (count,)), ("curvature_error", (count, count))):
+            if (errors := getattr(self, name)) is not None and tuple(errors.shape) != shape:
+                raise ValueError(f"Expected {name} of shape {list(shape)}, got {list(errors.shape)}.")
         scale = float(self.curvature.abs().max()) if count else 0.0
         if float((self.curvature - self.curvature.T).abs().max() if count else 0.0) > 1e-5 * scale:
             raise ValueError("The curvature is not symmetric beyond rounding; pass (G + G.T) / 2 if that is meant.")
@@ -169,10 +172,11 @@ class TaylorModel:
         """Read a model written by `save`.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             CorruptModelError: If the file is truncated, damaged, or not a Taylor model.
         """
         fields = load_fields(Path(path))
         try:
             return cls(**fields)
-        except (AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # which one, depends on the byte that is wrong
             raise malformed(Path(path), error) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..network.hooks import hooked
 from ..network.likelihood import Categorical, Likelihood, guess_likelihood, targets_of
+from ..tools.checks import shown
 from .teacher import Teacher
 
 
@@ -55,9 +56,9 @@ class DistillationLoss:
             ValueError: If weight or temperature is out of range.
         """
         if not weight >= 0:
-            raise ValueError(f"The weight of the distillation loss must be 0 or more, got {weight!r}.")
+            raise ValueError(f"The weight of the distillation loss must be 0 or more, got {shown(weight)}.")
         if not temperature > 0:
-            raise ValueError(f"The temperature must be positive, got {temperature!r}.")
+            raise ValueError(f"The temperature must be positive, got {shown(temperature)}.")
         self.module = module
         self.teacher = teacher
         self.weight = weight

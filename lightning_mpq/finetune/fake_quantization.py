@@ -15,6 +15,7 @@ from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..tools.checks import shown
 from ..tools.clean_up import after_errors, afterwards
 from .layer import (
     FakeQuantizedLayer,
@@ -207,9 +208,9 @@ def fake_quantize(
         ('Linear', 'PackedLinear')
     """
     if not 0 < inset <= 0.5:
-        raise ValueError(f"inset must be in (0, 0.5] steps, got {inset!r}.")
+        raise ValueError(f"inset must be in (0, 0.5] steps, got {shown(inset)}.")
     if not margin >= 0:
-        raise ValueError(f"margin must be 0 or more steps, got {margin!r}.")
+        raise ValueError(f"margin must be 0 or more steps, got {shown(margin)}.")
     if already := fake_quantized_layers(model):
         raise ValueError(
             f"Layer {next(iter(already))!r} is fake-quantized already; call restore() on its handle first."
@@ -234,7 +235,8 @@ def fake_quantize(
         moved[id(weight)] = quantizer.weights_with_codes(
             quantizer.rows(weight.detach()), starts[name].codes.to(weight.device), inset
         )
-    before = {layer.weight: layer.weight.detach().clone() for layer, _ in quantizers.values()}
+    weights = [weight for layer, _ in quantizers.values() if isinstance(weight := layer.weight, nn.Parameter)]
+    before = {weight: weight.detach().clone() for weight in weights}
 
     def undo() -> None:
         stop_all(model)

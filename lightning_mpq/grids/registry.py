@@ -6,7 +6,7 @@ from importlib import import_module
 from inspect import isabstract
 from pkgutil import iter_modules
 
-from ..tools.checks import check_one_of
+from ..tools.checks import check_one_of, shown
 from .base import Grid
 
 DEFAULT_GRIDS = ("symmetric", "asymmetric", "half")
@@ -21,7 +21,7 @@ def register_grid(grid: Grid) -> Grid:
         TypeError: If it is no grid.
     """
     if not isinstance(grid, Grid):
-        raise TypeError(f"Expected an instance of a subclass of Grid, got {grid!r}.")
+        raise TypeError(f"Expected an instance of a subclass of Grid, got {shown(grid)}.")
     _KNOWN[grid.name] = grid
     return grid
 

@@ -16,6 +16,7 @@ from ..network.layer_kinds import kind_of, rows_and_columns
 from ..network.named_weights import held_by, held_weights, named_layers
 from ..network.used_weights import unused_weights
 from ..schemes import LayerScheme, WeightScheme
+from ..tools.checks import shown
 from ..tools.patterns import matching
 
 
@@ -240,7 +241,7 @@ def _allowed_bits(
     for rule, patterns, keeps in rules:
         for pattern, bits in patterns.items():
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in ALL_BITS:
-                raise ValueError(f"{rule}[{pattern!r}] must be an integer from 2 to 8, got {bits!r}.")
+                raise ValueError(f"{rule}[{pattern!r}] must be an integer from 2 to 8, got {shown(bits)}.")
             for name in matching(pattern, layers, rule):
                 allowed[name] = {width for width in allowed[name] if keeps(width, bits)}
                 if not allowed[name]:

@@ -30,7 +30,7 @@ class ComputedWeight(Tensor):
         options = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__"):  # of an attribute, such as data
-            name = f"{getattr(func.__self__, '__name__', '')}.{name}"
+            name = f"{getattr(getattr(func, '__self__', None), '__name__', '')}.{name}"
         if _writes(name, options) and any(isinstance(each, cls) for each in _written(args, options)):
             raise RuntimeError(_refusal(name))
         with torch._C.DisableTorchFunctionSubclass():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
 from ..tools.clean_up import afterwards
+from ..tools.process_wide import ProcessWide
 from .modes import evaluating
 
 
@@ -26,10 +28,12 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     On leaving, by an error too: training modes, ``requires_grad`` flags, buffers, the states of torchmetrics, and
     the random states of Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what
-    they were, so that training goes on bit-identical.
+    they were, so that training goes on bit-identical. Of blocks that overlap in several threads the last one to end
+    puts back what the process has one of.
     """
     stack = ExitStack()
     with afterwards(stack.close):
+        stack.enter_context(_RANDOM_STATES())
         stack.enter_context(_random_states(model))
         stack.enter_context(_module_states(model))
         stack.enter_context(torch.inference_mode(False))
@@ -37,20 +41,23 @@ def isolated(model: nn.Module) -> Iterator[None]:
         for device in {"cpu"} | {parameter.device.type for parameter in model.parameters()}:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_no_attention_fast_path())
+        stack.enter_context(_DIFFERENTIABLE())
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its backward pass needs training mode
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_NO_FUSED_RNN())
         yield
 
 
 @contextmanager
 def _random_states(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with _kept_random_states(sorted(devices)):
+        yield
+
+
+@contextmanager
+def _kept_random_states(devices: Sequence[int] = ()) -> Iterator[None]:
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = {device: torch.cuda.get_rng_state(device) for device in sorted(devices)}
+    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
 
     def restore() -> None:
         random.setstate(python)
@@ -106,3 +113,15 @@ def _no_attention_fast_path() -> Iterator[None]:
     with afterwards(lambda: torch.backends.mha.set_fastpath_enabled(enabled)):
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+_RANDOM_STATES = ProcessWide(_kept_random_states)
+_DIFFERENTIABLE = ProcessWide(
+    partial(sdpa_kernel, SDPBackend.MATH),
+    _no_attention_fast_path,
+    partial(torch.compiler.set_stance, "force_eager"),
+)
+_NO_FUSED_RNN = ProcessWide(
+    partial(torch.backends.mkldnn.flags, enabled=False),
+    partial(torch.backends.cudnn.flags, enabled=False),  # its backward pass needs training mode
+)

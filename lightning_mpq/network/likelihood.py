@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import log_softmax, one_hot, softplus
 
+from ..tools.checks import shown
 from .batches import describe_batch
 
 Sampling = Literal["label", "sign"]
@@ -132,7 +133,7 @@ class Gaussian(Likelihood):
     def __post_init__(self) -> None:
         """Refuse what is no variance."""
         if not self.variance > 0:
-            raise ValueError(f"variance must be positive, got {self.variance!r}.")
+            raise ValueError(f"variance must be positive, got {shown(self.variance)}.")
 
     def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
         """Return z / standard deviation."""

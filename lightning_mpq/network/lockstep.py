@@ -115,7 +115,7 @@ def _stopping(layers: Mapping[str, nn.Module], when: When, gate: _Gate, passes: 
             each.join()
 
     hooks = [(layer, partial(gate.wait, name)) for name, layer in layers.items()]
-    with hooked(**{when: hooks}, with_kwargs=True), afterwards(end):  # type: ignore[arg-type]
+    with hooked(**{when: hooks}, with_kwargs=True), afterwards(end):
         yield
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ..tools.attributes import shadowed
+from ..tools.checks import shown
 from .layer_kinds import LAYER_KINDS, LayerKind, ParameterView
 
 _ATTENTION = {"in_proj_weight": LayerKind(parts=3)}  # rows for queries, keys and values
@@ -81,7 +82,7 @@ def register_layer(
         ((3, 4),)
     """
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
-        raise TypeError(f"Expected a subclass of nn.Module, got {layer_type!r}.")
+        raise TypeError(f"Expected a subclass of nn.Module, got {shown(layer_type)}.")
     names = [weights] if isinstance(weights, str) else list(weights)
     if not names:
         raise ValueError(f"Name at least one parameter of {layer_type.__name__} in weights=.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from math import sqrt
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from ..network.evaluator import Evaluator, SkippedBatchError
 from ..network.isolation import isolated
 from ..network.likelihood import guess_likelihood
 from ..tools.distributed import gather
+from ..tools.process_wide import quiet
 
 
 class Losses(NamedTuple):
@@ -116,8 +116,7 @@ class LossChange:
     def _keep_outputs(self, number: int, batch: Any) -> tuple[Tensor, int]:
         outputs = self._evaluator.outputs(batch)
         if self.likelihood is None:
-            with warnings.catch_warnings():  # the profile on the same batches has said already what was guessed
-                warnings.simplefilter("ignore")
+            with quiet():  # the profile on the same batches has said already what was guessed
                 self.likelihood = guess_likelihood(outputs, batch)
         self._outputs.append(outputs)
         return torch.zeros(len(outputs)), 1

@@ -17,7 +17,7 @@ from ..modules import packed_layers
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
 from ..report.records import PairsRow, Report
-from ..tools.distributed import active, mean_over_ranks, share_buffers
+from ..tools.distributed import active, errors_shared, mean_over_ranks, share_buffers
 from ..tools.progress import StageTimer
 from .comparison import Comparison
 from .planning import Decision, decide
@@ -140,7 +140,7 @@ class Pipeline:
         with timer.stage("compare"):
             evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
             reestimated = self.settings.predicts_repaired(quantizer.model)
-            over_ranks = partial(_over_ranks, metrics)
+            over_ranks = partial(metrics_over_ranks, metrics)
             comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, reestimated)
             rows = comparison.measure(decision.allocation, timer.within(0.5, 0.9), keep=keep)
         return Report(
@@ -170,5 +170,8 @@ def pairs_row(decision: Decision) -> PairsRow:
     return PairsRow(measured.between, measured.between_error, solved.between, measured.value)
 
 
-def _over_ranks(metrics: Metrics) -> dict[str, float]:
-    return mean_over_ranks(dict(metrics()))
+def metrics_over_ranks(metrics: Metrics) -> dict[str, float]:
+    """Return the mean of metrics over ranks; an error of one rank in measuring them is raised on all."""
+    with errors_shared():
+        own = dict(metrics())
+    return mean_over_ranks(own)

@@ -8,7 +8,6 @@ is rounded in sequence afterwards.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -24,6 +23,7 @@ from ..policy import BitPolicy
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..tools.distributed import on_rank_zero
+from ..tools.process_wide import quiet
 from .loss_change import Losses
 from .policy_evaluator import PolicyEvaluator
 from .reexpansion import expand_at
@@ -164,6 +164,5 @@ def other_policies(
         near = alternatives(taylor, budget, count - 1, apart_from=[allocation.policy], **settings)
         return found | {f"alternative {number}": other.policy for number, other in enumerate(near, start=1)}
 
-    with warnings.catch_warnings():  # the first policy has said already what it thinks of the budget
-        warnings.simplefilter("ignore")
+    with quiet():  # the first policy has said already what it thinks of the budget
         return on_rank_zero(solve)

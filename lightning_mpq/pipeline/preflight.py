@@ -22,6 +22,7 @@ from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
 from ..network.likelihood import guess_likelihood
 from ..policy import BitPolicy
+from ..tools.process_wide import quiet
 from .settings import JobSettings
 
 
@@ -46,8 +47,7 @@ def check_policy(
     """
     if not all(_is_ready(layer) for layer in model.modules()):
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is worth a warning is said when the policy is made
+    with quiet():  # what is worth a warning is said when the policy is made
         if policy is not None:
             build_layers(model, policy, empty_layer)
             return
@@ -100,8 +100,7 @@ def check_call(calibration: Calibration, settings: JobSettings) -> None:
         return
     estimator = estimator_named(settings.curvature.estimator)
     loss = modelled_loss(estimator, settings.curvature.loss)
-    with isolated(calibration.model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with isolated(calibration.model), torch.no_grad(), quiet():
         if not estimator.asks_for_likelihood(loss):
             if settings.candidates.rounding != "nearest":
                 calibration.forward(batch)

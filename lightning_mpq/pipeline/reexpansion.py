@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..network.named_weights import named_layers
 from ..quantizers import QuantizedRows
 from ..repair.repair import Repair
 from ..rounding.rounded_weights import RoundedWeights
+from ..tools.process_wide import ProcessWide, quiet
 
 
 def expand_at(
@@ -72,9 +73,7 @@ def expand_at(
         twin._trainer = model._trainer  # which a copy is without, and a training_step may ask for
     if loss == "divergence":
         calibration = replace(calibration, loss_fn=_divergence_from(calibration, reestimated))
-    with isolated(model), warnings.catch_warnings():
-        # Quantized weights are no minimum, and the loss is not the user's: that is the point.
-        warnings.filterwarnings("ignore", message="The network is plainly not near a minimum")
+    with isolated(model), _NOT_NEAR_A_MINIMUM():
         return profile(
             twin,
             calibration,
@@ -92,8 +91,7 @@ def _divergence_from(calibration: Calibration, reestimated: bool) -> LossFn:
     model, likelihood = calibration.model, calibration.likelihood
     if likelihood is None:
         first = next(calibration.filled())
-        with isolated(model), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with isolated(model), torch.no_grad(), quiet():
             likelihood = guess_likelihood(calibration.forward(first), first)
     meaning = likelihood
 
@@ -103,3 +101,14 @@ def _divergence_from(calibration: Calibration, reestimated: bool) -> LossFn:
         return meaning.divergence(wanted, calibration.on(twin).forward(batch), batch).mean()
 
     return loss
+
+
+@contextmanager
+def _not_near_a_minimum() -> Iterator[None]:
+    """Quantized weights are no minimum, and the loss is not the user's: that is the point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The network is plainly not near a minimum")
+        yield
+
+
+_NOT_NEAR_A_MINIMUM = ProcessWide(_not_near_a_minimum)

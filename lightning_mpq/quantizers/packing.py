@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..tools.checks import shown
+
 BLOCK = 8
 """Codes per block; a block of ``bits``-wide codes occupies ``bits`` bytes."""
 
@@ -107,4 +109,4 @@ def _shift_left(values: Tensor, shift: int) -> Tensor:
 
 def _check_bits(bits: int) -> None:
     if not 2 <= bits <= 8:
-        raise ValueError(f"Codes have 2 to 8 bits, got {bits!r}.")
+        raise ValueError(f"Codes have 2 to 8 bits, got {shown(bits)}.")

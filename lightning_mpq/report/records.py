@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..tools.checks import shown
 from ..tools.files import write_text_atomically
 from .old_words import in_present_words
 
@@ -195,11 +196,20 @@ class Report:
         Raises:
             ValueError: If the values are no report, or one of another version.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"A report is an object of JSON, got {shown(values)}.")
         if values.get("format") != REPORT_FORMAT or values.get("version") not in (1, REPORT_VERSION):
             raise ValueError(
                 f"Expected a report of format {REPORT_FORMAT!r}, version 1 or {REPORT_VERSION}, got "
-                f"{values.get('format')!r}, version {values.get('version')!r}."
+                f"{shown(values.get('format'))}, version {shown(values.get('version'))}."
             )
+        try:
+            return cls._of(values)
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"The report is malformed: {type(error).__name__}: {error}.") from error
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> Report:
         plain = in_present_words(values) if values["version"] == 1 else values
         fields = {key: value for key, value in plain.items() if key not in ("format", "version")}
         groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])

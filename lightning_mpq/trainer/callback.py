@@ -30,6 +30,7 @@ from ..pipeline.pipeline import Outcome, Pipeline
 from ..pipeline.settings import JobSettings
 from ..policy import BitPolicy
 from ..report.records import Report
+from ..tools.checks import shown
 from ..tools.files import damage
 from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready, policy_in_checkpoint
 from .checkpoints.instantiator import let_lightning_load
@@ -119,7 +120,7 @@ class MixedPrecisionQuantization(Callback):
     ) -> None:
         super().__init__()
         if isinstance(calibration_batches, bool) or not isinstance(calibration_batches, int) or calibration_batches < 1:
-            raise ValueError(f"calibration_batches must be a positive integer, got {calibration_batches!r}.")
+            raise ValueError(f"calibration_batches must be a positive integer, got {shown(calibration_batches)}.")
         options = finetune or FinetuneOptions()
         if finetune_epochs is not None or finetune_steps is not None:
             options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)

@@ -12,14 +12,14 @@ import lightning as L
 
 from ..modules import restore_layers
 from ..network.calibration import Calibration
-from ..pipeline.pipeline import Outcome, Pipeline
+from ..pipeline.pipeline import Outcome, Pipeline, metrics_over_ranks
 from ..pipeline.planning import Decision
 from ..pipeline.preflight import check_budget_of, check_call, check_policy
 from ..pipeline.quantize import Quantizer
 from ..policy import BitPolicy
 from ..report.records import Report
 from ..tools.clean_up import after_errors
-from ..tools.distributed import alone, mean_over_ranks, share_buffers
+from ..tools.distributed import alone, share_buffers
 from .calibration_data import batches_in_fit, batches_outside_of_fit, calibration_loader, has_own_calibration
 from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
@@ -145,7 +145,7 @@ class QuantizationJob:
         with after_errors(lambda: restore_layers(module, floats)), working(trainer, self.pipeline.timer):
             gain = finetuning.finished(module, calibration)
             if report is not None:
-                row = finetuned_row(module, mean_over_ranks(Validation(trainer, module)()))
+                row = finetuned_row(module, metrics_over_ranks(Validation(trainer, module)))
                 report = replace(report, models=(*report.models, row), finetuning=gain)
         if report is not None:
             publish(trainer, report, self.report_path)

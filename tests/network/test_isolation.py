@@ -1,6 +1,7 @@
 """Measuring leaves no trace: modes, flags, buffers, metrics and random states come back, after an error too."""
 
 import random
+import threading
 from contextlib import suppress
 
 import numpy as np
@@ -54,3 +55,43 @@ def test_inside_attention_and_autocast_can_be_differentiated_twice():
         (second,) = torch.autograd.grad(first.square().sum(), inputs)
     assert second.abs().sum() > 0
     assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+def torch_settings():
+    return {
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "flash": torch.backends.cuda.flash_sdp_enabled(),
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "cudnn": torch.backends.cudnn.enabled,
+        "stance": torch._dynamo.eval_frame._stance.stance,
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_blocks_that_overlap_in_two_threads_leave_the_settings_as_they_were(fails):
+    model, other = nn.LSTM(2, 2), nn.LSTM(2, 2)
+    before, generators = torch_settings(), (torch.get_rng_state(), random.getstate())
+    within, first_is_over, seen = threading.Event(), threading.Event(), []
+
+    def second():
+        with suppress(ZeroDivisionError), isolated(other):
+            within.set()
+            first_is_over.wait()
+            seen.append(torch_settings())
+            if fails:
+                raise ZeroDivisionError
+
+    thread = threading.Thread(target=second)
+    with isolated(model):
+        torch.rand(3), random.random()
+        inside = torch_settings()
+        thread.start()
+        within.wait()
+    first_is_over.set()
+    thread.join()
+    assert inside != before
+    assert seen == [inside]
+    assert torch_settings() == before
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]

@@ -2,8 +2,10 @@
 
 import io
 import json
+from contextlib import suppress
 
 import pytest
+from helpers.odd_json import oddities
 from rich.console import Console
 
 from lightning_mpq.report import GroupRow, ModelRow, RepairRow, Report, print_report
@@ -79,3 +81,9 @@ def test_the_tables_show_every_row_and_number():
         "0.021",
     ):
         assert part in shown
+
+
+def test_odd_values_are_refused_in_one_way():
+    for values in oddities(json.loads(json.dumps(make_report().to_dict()))):
+        with suppress(ValueError):
+            Report.from_dict(values)

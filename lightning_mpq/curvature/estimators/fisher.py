@@ -25,6 +25,7 @@ from ...network.batches import sample_count, slice_batch
 from ...network.evaluator import Evaluator, not_differentiable
 from ...network.layer_kinds import kind_of
 from ...network.likelihood import Likelihood
+from ...tools.checks import shown
 from .base import Estimator, Setting
 from .batch_fisher import BatchScores
 from .batched_forward_mode import BatchedForwardMode
@@ -220,7 +221,7 @@ class Fisher(Estimator):
     def __post_init__(self) -> None:
         """Refuse what is no count."""
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws must be a positive integer, got {self.draws!r}.")
+            raise ValueError(f"draws must be a positive integer, got {shown(self.draws)}.")
 
     def start(self, setting: Setting) -> SampleScores | BatchScores:
         """See `Estimator.start`."""

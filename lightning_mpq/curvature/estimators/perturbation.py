@@ -13,6 +13,7 @@ from ...network.layer_kinds import rows_to_weight, weight_rows
 from ...network.named_weights import named_layers
 from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
+from ...tools.checks import shown
 
 
 class Perturbations:
@@ -64,7 +65,7 @@ class Perturbations:
             if stop == start:
                 raise ValueError(
                     f"Expected the candidates of the group {group.name!r} at position {start}, in the order of groups; "
-                    f"got {candidates[start].group if start < len(candidates) else 'no candidate'!r}."
+                    f"got {shown(candidates[start].group if start < len(candidates) else 'no candidate')}."
                 )
             for layer in group.layers:
                 if layer not in named:

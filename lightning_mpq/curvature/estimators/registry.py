@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...tools.checks import check_one_of
+from ...tools.checks import check_one_of, shown
 from .base import LOSSES, Estimator, Loss
 from .fisher import Fisher
 from .gauss_newton import GaussNewton
@@ -25,7 +25,7 @@ def estimator_named(estimator: str | Estimator) -> Estimator:
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(
             f"estimator must be one of {', '.join(map(repr, ESTIMATORS))}, or an instance of a subclass of Estimator; "
-            f"got {estimator!r}."
+            f"got {shown(estimator)}."
         )
     return ESTIMATORS[estimator]()
 
@@ -56,4 +56,4 @@ def check_settings(
     if draws is not None and not isinstance(estimator, str) and getattr(found, "draws", draws) != draws:
         raise ValueError(f"draws={draws} contradicts {found!r}; give it to one of them.")
     if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be a positive fraction or None, got {tolerance!r}.")
+        raise ValueError(f"tolerance must be a positive fraction or None, got {shown(tolerance)}.")

@@ -15,6 +15,7 @@ from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
 from ...network.layer_kinds import ParameterView
 from ...network.modes import evaluating
+from ...tools.checks import shown
 from ...tools.files import write_bytes_atomically
 from ..extras import require
 from ..float_twins import float_twins, weight_names
@@ -96,7 +97,7 @@ def export_onnx(
 
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        raise TypeError(f"example_inputs must be a tensor or several, got {example_inputs!r}.")
+        raise TypeError(f"example_inputs must be a tensor or several, got {shown(example_inputs)}.")
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ...modules import PackedLayer
 from ...quantizers import QuantizedRows
 from ...tools.clean_up import afterwards
+from ...tools.process_wide import quiet
 from ..float_twins import layer_groups, shared_key, to_weight
 from .containers import TWO_BITS_OPSET, hold
 from .graph import merge_shared, put_weight_in, take_weight_out
@@ -124,6 +124,5 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     with afterwards(lambda: logger.setLevel(level)):
         logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield

@@ -16,6 +16,7 @@ from ...finetune import FakeQuantization
 from ...network.batchnorm import batchnorm_layers
 from ...options import FinetuneOptions
 from ...policy import BitPolicy
+from ...tools.checks import shown
 from .other_callbacks import callbacks_of
 
 
@@ -28,7 +29,7 @@ def check_epoch(quantize_at: int | None) -> None:
     if quantize_at is None:
         return
     if isinstance(quantize_at, bool) or not isinstance(quantize_at, int) or quantize_at < 0:
-        raise ValueError(f"quantize_at must be the number of an epoch, 0 or more, got {quantize_at!r}.")
+        raise ValueError(f"quantize_at must be the number of an epoch, 0 or more, got {shown(quantize_at)}.")
 
 
 def refuse_unfit(trainer: L.Trainer, module: L.LightningModule, options: FinetuneOptions) -> None:

@@ -1,0 +1,42 @@
+"""Errors of one process in the comparison reach all of them, in place of a wait without an end."""
+
+import pytest
+import torch
+from helpers.process_pool import RankError
+from torch import nn
+
+from lightning_mpq.allocation import Budget
+from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.options import CurvatureOptions
+from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.settings import JobSettings
+from lightning_mpq.tools.distributed import rank
+
+
+def fails_on_one_rank(failing: int, at: int) -> str:
+    """Run a job whose metrics fail on one rank at some call; return the type and text of the error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    calls = []
+
+    def metrics() -> dict[str, float]:
+        calls.append(1)
+        if rank() == failing and len(calls) == at:
+            raise LookupError("a metric of this rank")
+        return {"accuracy": 0.5}
+
+    settings = JobSettings(Budget(average_bits=6.0), curvature=CurvatureOptions(likelihood=Categorical()))
+    try:
+        Pipeline(settings).run(model, [torch.randn(8, 4) + rank()], metrics)
+    except LookupError as error:
+        return f"{error}"
+    return "no error"
+
+
+@pytest.mark.parametrize(("failing", "at"), [(0, 1), (1, 1), (1, 2)])
+def test_an_error_of_one_rank_in_the_metrics_reaches_all(pool, failing, at):
+    try:
+        said = pool.run(fails_on_one_rank, failing, at, seconds=120)
+    except RankError as error:
+        pytest.fail(str(error))
+    assert said == ["a metric of this rank"] * 2
