@@ -70,7 +70,7 @@ def test_batches_of_a_fit_pass_through_all_hooks(tmp_path, module, data, setting
 def test_so_do_those_of_a_trained_model_without_a_trace(tmp_path, module, data):
     model, source, trainer = module(), data(), make_trainer(tmp_path)
     (model if module is HooksOfItsOwn else source).stages.clear()
-    batches = batches_outside_of_fit(trainer, model, source, 2)
+    batches = batches_outside_of_fit(trainer, model, source, 2, seed=0)
     assert [batch[0].shape for batch in batches] == [torch.Size([16, 1, 6, 6])] * 2
     torch.testing.assert_close(torch.cat([batch[0] for batch in batches]), source.images[:32])
     assert (model if module is HooksOfItsOwn else source).stages == {(True, module.__name__)}
@@ -83,7 +83,7 @@ def test_so_do_those_of_a_trained_model_without_a_trace(tmp_path, module, data):
 
 def test_a_trained_model_in_double_precision_is_given_double_batches(tmp_path):
     trainer = make_trainer(tmp_path, precision="64-true")
-    assert batches_outside_of_fit(trainer, SmallClassifier().double(), SmallData(), 1)[0][0].dtype == torch.float64
+    assert batches_outside_of_fit(trainer, SmallClassifier().double(), SmallData(), 1, seed=0)[0][0].dtype == torch.float64
 
 
 def test_batches_without_samples_are_not_counted():

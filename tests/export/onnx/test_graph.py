@@ -33,7 +33,7 @@ def packed(make, scheme):
 
 def graph_of(weight, operation=None, **attributes):
     """Return a graph whose output is the weight, or an operation on an input and the weight."""
-    initializer = ir.val("weight", const_value=ir.tensor(weight.detach()))
+    initializer = ir.val("weight", const_value=ir.tensor(weight.detach().clone()))
     given = ir.val("x", dtype=ir.DataType.FLOAT, shape=ir.Shape(["n", weight.shape[1]]))
     node = ir.node("Identity", [initializer])
     nodes, inputs = [node], []
