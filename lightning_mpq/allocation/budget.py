@@ -62,7 +62,8 @@ class Budget:
         latency: Milliseconds, added up over groups from ``latency_table``.
         latency_table: Milliseconds of each (group, scheme).
         custom: Costs of the user's own.
-        max_loss: The predicted loss may be at most this; the policy of fewest bytes is looked for.
+        max_loss: The predicted loss may be at most this; the policy of fewest bytes is looked for. That of the
+            divergence is in nats per sample, summed over the positions of a sequence.
         within_uniform: (bits, factor): the predicted loss may be at most ``factor`` times that of the policy
             that gives every group this many bits; the policy of fewest bytes is looked for.
 

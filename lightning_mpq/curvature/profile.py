@@ -47,6 +47,7 @@ _CHUNK_SIZE = 32
 _DRAWS_A_CHUNK = 4
 
 
+@torch.inference_mode(False)  # its caller may evaluate
 def profile(
     model: nn.Module,
     batches: Iterable[Any] | Calibration,

@@ -116,7 +116,7 @@ class Manifest:
             raise CorruptModelError(f"{source} is not a model saved by lightning_mpq: it lacks the format {FORMAT!r}.")
         if body.get("version") != VERSION:
             raise CorruptModelError(
-                f"{source} has format version {body.get('version')!r}; this release reads version {VERSION}. "
+                f"{source} has format version {shown(body.get('version'))}; this release reads version {VERSION}. "
                 "Use a release of lightning_mpq that reads it, or save the model again."
             )
         try:

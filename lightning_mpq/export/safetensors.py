@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptModelError
@@ -87,6 +88,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+@torch.inference_mode(False)  # what is made here is to be trained, and changed in place
 def load_folder(folder: str | os.PathLike[str], model: Model) -> Model:
     """Turn a float model into the packed one that was saved, in place and without rounding anything.
 

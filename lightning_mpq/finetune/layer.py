@@ -13,13 +13,14 @@ from ..network.named_weights import held_by
 from ..tools.attributes import FreshRecurrentWeights
 from ..tools.changed_class import change_back, change_class
 from ..tools.clean_up import afterwards
+from ..tools.scripting import NotScriptable
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient
 
 QUANTIZERS = "weight_quantizers"
 
 
-class FakeQuantizedLayer(nn.Module):
+class FakeQuantizedLayer(NotScriptable, nn.Module):
     """Mixin whose weights are the fake-quantized ones, computed from the layer's own parameters when they are read.
 
     The inherited forward reads them, and so does everything else that asks for ``layer.weight``, as with packed

@@ -19,6 +19,7 @@ from ..network.layer_kinds import ParameterView
 from ..schemes import WeightScheme
 from ..tools.attributes import FreshRecurrentWeights
 from ..tools.changed_class import ChangedClass, change_back, change_class
+from ..tools.scripting import NotScriptable
 from .packed import PackedLayer, register_packed
 
 
@@ -41,7 +42,7 @@ class PackedWeight(PackedLayer, ParameterView):
         return packed
 
 
-class WeightHolder(nn.Module):
+class WeightHolder(NotScriptable, nn.Module):
     """Mixin of a module that holds packed weights; put in front of the module's own class by `attach`."""
 
     prefix: ClassVar[str] = "Packed"

@@ -15,6 +15,7 @@ from ..quantizers.quantized_rows import dequantize
 from ..schemes import WeightScheme
 from ..tools.changed_class import changed_class, original_class
 from ..tools.checks import check_one_of
+from ..tools.scripting import NotScriptable
 from .computed_weight import computed_weight
 
 Memory = Literal["packed", "fast"]
@@ -31,7 +32,7 @@ PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
 """Float layer type to the type that replaces it."""
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(NotScriptable, nn.Module):
     """Mixin that turns a float layer type into one that stores 2..8-bit codes instead of its weight.
 
     A packed type inherits from this class and from the layer's own type, in this order, and says no more than its

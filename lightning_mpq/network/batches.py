@@ -30,10 +30,17 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors, or the whole object if it has a ``to``, on a device, without gradients."""
+    """Return a batch with its tensors, or the whole object if it has a ``to``, on a device, without gradients.
+
+    Tensors that were made under ``torch.inference_mode()`` are copied, since nothing can be differentiated by them.
+    """
     if not isinstance(batch, (Tensor, tuple, list, Mapping)) and hasattr(batch, "to"):
         return batch.to(device)
-    return map_tensors(lambda tensor: tensor.detach().to(device, non_blocking=True), batch)
+    return map_tensors(lambda tensor: _plain(tensor.detach()).to(device, non_blocking=True), batch)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def sample_count(batch: Any) -> int | None:

@@ -45,6 +45,16 @@ class Calibration:
     loss_fn: LossFn | None = None
     likelihood: Likelihood | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse weights that can neither be differentiated nor changed in place."""
+        made = [*self.model.named_parameters(), *self.model.named_buffers()]
+        if name := next((name for name, tensor in made if tensor.is_inference()), None):
+            raise ValueError(
+                f"{name!r} of {type(self.model).__name__} was made under torch.inference_mode(), so that nothing can "
+                "be differentiated by it. Build or load the model outside of it, or pass copy.deepcopy(model), made "
+                "outside of it."
+            )
+
     @classmethod
     def of(cls, model: nn.Module, batches: Iterable[Any] | Calibration, **known: Any) -> Calibration:
         """Return the record of a model and its batches, however they were given.

@@ -53,8 +53,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 def not_differentiable(what: str) -> ValueError:
     """Return the error for outputs or a loss that carry no gradient."""
     return ValueError(
-        f"The {what} not depend on any quantized layer in a way that can be differentiated. forward_fn and loss_fn "
-        "must not detach, nor run under torch.no_grad()."
+        f"The {what} not depend on the weight of any quantized layer in a way that can be differentiated. forward_fn "
+        "and loss_fn must not detach, nor run under torch.no_grad(), and forward must use the layers' own weights. "
+        "estimator='secant' needs no derivatives."
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..allocation import Allocation
@@ -61,6 +62,7 @@ class Pipeline:
     settings: JobSettings
     timer: StageTimer = field(default_factory=StageTimer, compare=False)
 
+    @torch.inference_mode(False)  # its caller may evaluate
     def run(self, model: nn.Module, batches: Iterable[Any], metrics: Metrics | None = None) -> Outcome:
         """Quantize a trained model in place by its loss.
 

@@ -26,6 +26,7 @@ RoundingOrder = Literal["independent", "sequential"]
 """Whether each layer is rounded by the float model's inputs, as candidates are, or after the layers before it."""
 
 
+@torch.inference_mode(False)  # its caller may evaluate
 def quantize(
     model: nn.Module,
     policy: BitPolicy,

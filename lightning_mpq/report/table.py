@@ -111,7 +111,8 @@ def _summary(report: Report) -> str:
     solver = report.solver
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     lines = [
-        f"Solver: {solver['status']}, predicted loss {_number(solver['predicted_loss'])}, proven lower bound "
+        f"Solver: {solver['status']}, predicted loss {_number(solver['predicted_loss'])}{_unit(report.loss)}, proven "
+        "lower bound "
         f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %",
         f"Stages on {report.samples} samples: {stages}",
     ]
@@ -135,7 +136,13 @@ def _pairs(pairs: PairsRow) -> str:
 
 
 def _meaning(loss: str) -> str:
-    return "KL divergence from the float model, nats per sample" if loss == "divergence" else "change of the task loss"
+    if loss == "divergence":
+        return "KL divergence from the float model in nats per sample, summed over its positions and outputs"
+    return "change of the task loss, in its own unit"
+
+
+def _unit(loss: str) -> str:
+    return " nats per sample" if loss == "divergence" else ""
 
 
 def _number(value: float | None) -> str:

@@ -25,6 +25,7 @@ from .input_moments import input_moments
 from .rounded_weights import RoundedWeights
 
 
+@torch.inference_mode(False)  # its caller may evaluate
 def round_candidates(
     model: nn.Module,
     batches: Iterable[Any] | Calibration,

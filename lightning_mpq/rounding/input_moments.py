@@ -21,6 +21,7 @@ from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 from ..quantizers import InputMoment
 from ..tools.progress import Progress
+from .unseen import causes_of
 
 
 def input_moments(
@@ -74,12 +75,12 @@ def input_moments(
         shared[weight] = shared[weight].merge(moment) if weight in shared else moment
     unseen = [n for n, layer in layers.items() if id(layer.weight) not in shared or not shared[id(layer.weight)].count]
     if unseen:
-        warnings.warn(
-            f"What these weights are multiplied with is not seen: {', '.join(unseen)}. (The layer is never called, or "
-            "computes with its weight by itself?) They are rounded to the levels nearest to them.",
-            UserWarning,
-            stacklevel=2,
-        )
+        for cause, names in causes_of(calibration, {name: layers[name] for name in unseen}).items():
+            warnings.warn(
+                f"{cause}: {', '.join(names)}. Rounding to the levels nearest to the weights is what remains.",
+                UserWarning,
+                stacklevel=2,
+            )
     return shared
 
 

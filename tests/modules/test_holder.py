@@ -150,3 +150,14 @@ def test_no_dequantized_weight_outlives_a_call_of_a_recurrent_layer():
     pack_model(model, BitPolicy(dict.fromkeys(weights_of(model), SCHEME)))
     model(x)
     assert model._flat_weights == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.Embedding(4, 4), nn.LSTM(4, 4), nn.MultiheadAttention(4, 2)])
+def test_torchscript_is_refused_in_a_sentence_that_names_the_ways(model):
+    from lightning_mpq.groups.groups import find_groups
+
+    whole = nn.Sequential(model)
+    pack_model(whole, BitPolicy({group.name: WeightScheme(4) for group in find_groups(whole)}))
+    with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot compile. torch.jit.trace\(model, inputs\)"):
+        torch.jit.script(whole)

@@ -1,10 +1,13 @@
 """The one loop over calibration batches: what is passed over, counted and refused."""
 
+import copy
+
 import pytest
 import torch
 from helpers.networks import mlp, vectors
 from torch import nn
 
+import lightning_mpq as mpq
 from lightning_mpq.network.calibration import Calibration
 
 
@@ -45,3 +48,40 @@ def test_progress_counts_batches_and_errors_name_them():
     with pytest.raises(TypeError, match="input of batch 3"):
         calibration.run("measuring", lambda fraction, message: reported.append((round(fraction, 2), message)))
     assert reported == [(0.33, "measuring: 1 batches"), (0.67, "measuring: 2 batches")]
+
+
+class TestInferenceMode:
+    @staticmethod
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def test_batches_that_were_made_under_it_are_copied(self):
+        with torch.inference_mode():
+            kept = [torch.randn(8, 4) * 1]
+        taylor = mpq.profile(self.network(), kept, likelihood=mpq.Categorical())
+        assert torch.equal(
+            taylor.curvature, mpq.profile(self.network(), [kept[0].clone()], likelihood=mpq.Categorical()).curvature
+        )
+
+    def test_everything_can_be_done_under_it(self, tmp_path):
+        model, batches = self.network(), [torch.randn(8, 4)]
+        with torch.inference_mode():
+            groups = mpq.find_groups(model)
+            rounded = mpq.round_candidates(model, batches, groups, mpq.make_candidates(groups))
+            taylor = mpq.profile(model, batches, groups=groups, rounded=rounded, likelihood=mpq.Categorical())
+            policy = mpq.allocate(taylor, mpq.Budget(average_bits=8.0)).policy
+            mpq.save(mpq.quantize(model, policy, batches, rounded=rounded), tmp_path)
+            loaded = mpq.load(tmp_path, self.network())
+        for net in (model, loaded):
+            assert not any(tensor.is_inference() for tensor in net.state_dict().values())
+
+    @pytest.mark.parametrize("verb", [mpq.profile, mpq.round_candidates])
+    def test_weights_that_were_made_under_it_are_a_sentence(self, verb):
+        with torch.inference_mode():
+            born = self.network()
+        with pytest.raises(
+            ValueError, match=r"'0.weight' of Sequential was made under torch.inference_mode\(\).*deepcopy"
+        ):
+            verb(born, [torch.randn(8, 4)])
+        verb(copy.deepcopy(born), [torch.randn(8, 4)])

@@ -76,6 +76,8 @@ def test_the_tables_show_every_row_and_number():
         "body.attention[0]: not supported yet",
         "0.800 %",
         "512 samples",
+        "nats per sample, summed over its positions",
+        "nats per sample, proven lower bound",
         "sequential",
         "biases + batchnorm",
         "0.021",

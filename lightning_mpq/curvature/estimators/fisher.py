@@ -101,8 +101,6 @@ class SampleScores:
         """
         with self._taps.attached():
             outputs = self._taps.outputs(batch)
-            if not outputs.requires_grad and len(self._by_forward_mode) < len(self._groups()):
-                raise not_differentiable("outputs do")
             width = torch.float32 if outputs.device.type == "mps" else torch.float64
             scores = torch.zeros(count, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device)
             gradients = []
@@ -150,9 +148,6 @@ class SampleScores:
         rows = layer_scores(module, inputs, gradient, deltas, use.call.extra, use.call.options)
         self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
 
-    def _groups(self) -> set[tuple[int, int]]:
-        return {(columns.start, columns.stop) for columns in self._perturbations.columns.values()}
-
     def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:
         """Compare the scores of one sample with ordinary weight gradients; groups that differ go to forward mode.
 
@@ -199,6 +194,8 @@ class SampleScores:
         variables = weight_variables(self._perturbations)
         with substituted(self._perturbations, variables):
             outputs = self._evaluator.outputs(batch)
+            if not outputs.requires_grad:
+                raise not_differentiable("outputs do")
             if outputs.shape != gradient.shape:
                 raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
             slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)

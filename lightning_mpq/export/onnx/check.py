@@ -13,6 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from .trace import FIXED, succeeds
+
 EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products in float32. The default of onnxruntime rounds the inputs of fused products to 8 bits."""
 ROUGH = 0.5
@@ -53,7 +55,8 @@ def compare(
         exact, operations = _run(content, batches, EXACT)
         default, _ = _run(content, batches, {})
     except Exception as reason:  # onnxruntime's errors share no type of their own
-        advice = "" if len(batches) == 1 else " If its batch size must be fixed, pass dynamic_batch=False."
+        only_one_size = len(batches) > 1 and succeeds(lambda: _run(content, batches[:1], EXACT))
+        advice = f" {FIXED}" if only_one_size else ""
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} cannot run the exported model, and nothing was written: "
             f"{str(reason).strip()}{advice}"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ def export_onnx(
     owners = {name: (layer, layers[layer]) for name, layer in weight_names(model).items()}
     batches = two_batch_sizes(inputs) if dynamic_batch else [inputs]
     with evaluating(model), torch.no_grad():
-        expected = [model(*batch) for batch in batches]
+        expected = [_outputs(model, batch, batches) for batch in batches]
         with float_twins(model):
             exported = trace(model, batches[0], opset, dynamic_batch, input_names, output_names)
     containers = put_codes_in(exported, owners)
@@ -126,6 +127,23 @@ def export_onnx(
         default_error=checked.default_error,
         batch_sizes=tuple(len(batch[0]) for batch in batches),
     )
+
+
+def _outputs(model: nn.Module, batch: tuple[Tensor, ...], batches: Sequence[tuple[Tensor, ...]]) -> Any:
+    """Return a model's outputs on one of the batches that it is compared on.
+
+    Raises:
+        ValueError: If it takes the example inputs, and not a batch of another size.
+    """
+    try:
+        return model(*batch)
+    except Exception as error:
+        if batch is batches[0]:
+            raise
+        raise ValueError(
+            f"{type(model).__name__} takes the {len(batches[0][0])} samples of example_inputs and not "
+            f"{len(batch[0])}: {error}. If its batch size must be fixed, pass dynamic_batch=False."
+        ) from error
 
 
 def two_batch_sizes(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -25,6 +26,9 @@ from .graph import merge_shared, put_weight_in, take_weight_out
 TWO_BITS_IR_VERSION = 13
 """The first version of the file format that knows INT2."""
 
+FIXED = "With a fixed batch size it can be: pass dynamic_batch=False."
+"""Said only where it is true."""
+
 
 def trace(
     model: nn.Module,
@@ -40,27 +44,40 @@ def trace(
         ValueError: If PyTorch cannot export the model.
     """
     batch = torch.export.Dim("batch")
-    try:
+    names: dict[str, Any] = {"input_names": input_names, "output_names": output_names, "opset_version": opset}
+
+    def export(**shapes: Any) -> torch.onnx.ONNXProgram | None:
         with _quiet():
-            program = torch.onnx.export(
-                model,
-                tuple(inputs),
-                dynamo=True,
-                optimize=False,
-                opset_version=opset,
-                input_names=input_names,
-                output_names=output_names,
-                dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
-                verbose=False,
+            return torch.onnx.export(
+                model, tuple(inputs), dynamo=True, optimize=False, verbose=False, **names, **shapes
             )
+
+    try:
+        program = export(dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None)
     except Exception as error:  # the exporter's own type wraps whatever happened
-        advice = " If its batch size must be fixed, pass dynamic_batch=False." if dynamic_batch else ""
-        cause = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
+        advice = f" {FIXED}" if dynamic_batch and succeeds(export) else ""
         raise ValueError(
-            f"PyTorch cannot export {type(model).__name__} to ONNX ({type(error).__name__}: {cause}).{advice}"
+            f"PyTorch cannot export {type(model).__name__} to ONNX: {first_cause(error)}.{advice}"
         ) from error
     assert program is not None
     return program.model
+
+
+def succeeds(function: Callable[[], object]) -> bool:
+    """Tell whether something can be done, before it is recommended."""
+    try:
+        function()
+    except Exception:  # whatever it is, it is no way out
+        return False
+    return True
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the first line of what went wrong at first; what wraps it says where one may read on."""
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(" .:")
 
 
 def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer]]) -> dict[str, str]:

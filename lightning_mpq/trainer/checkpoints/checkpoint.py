@@ -82,6 +82,7 @@ def make_ready(model: nn.Module, checkpoint: Any) -> None:
         empty_packed_model(model, policy)
 
 
+@torch.inference_mode(False)  # what is made here is to be trained, and changed in place
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a Trainer checkpoint of a quantized model into a float model of the same architecture, in place.
 

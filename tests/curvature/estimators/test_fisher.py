@@ -18,6 +18,7 @@ from helpers.weight_uses import (
     make,
 )
 from torch import nn
+from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from lightning_mpq.curvature.estimators.batched_forward_mode import BatchedForwardMode
@@ -280,3 +281,33 @@ def test_ignored_positions_do_not_count():
         likelihood=Categorical(class_dim=-1, sampling="label"),
     )
     assert ((drawn.curvature - exact) / drawn.curvature_error).abs().max() < 4.5
+
+
+class Functional(nn.Module):
+    """Reads all of its weights without calling a layer."""
+
+    def __init__(self, detached=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.detached = nn.Linear(4, 8), nn.Linear(8, 3), detached
+
+    def forward(self, inputs):
+        hidden = torch.relu(linear(inputs, self.first.weight, self.first.bias))
+        outputs = linear(hidden, self.second.weight, self.second.bias)
+        return outputs.detach() if self.detached else outputs
+
+
+@pytest.mark.parametrize("estimator", ["fisher", "gauss_newton"])
+def test_weights_that_are_read_by_functional_calls_only_are_measured_by_forward_mode(estimator):
+    net, batches = Functional(), [torch.randn(16, 4)]
+    layers = nn.Sequential(net.first, nn.ReLU(), net.second)
+    with pytest.warns(UserWarning, match="first, second.*Forward mode measures them exactly"):
+        found = plain_profile(net, batches, estimator=estimator, likelihood=Categorical())
+    assert_close(
+        found.curvature, plain_profile(layers, batches, estimator=estimator, likelihood=Categorical()).curvature
+    )
+
+
+def test_outputs_that_are_detached_are_a_sentence_that_names_the_way():
+    with pytest.raises(ValueError, match="must not detach.*estimator='secant' needs no derivatives"):
+        plain_profile(Functional(detached=True), [torch.randn(16, 4)], likelihood=Categorical())
