@@ -2,6 +2,7 @@
 # make test         install into .venv, then lint, types, docs, doctests and tests
 # make docs         install into .venv, then build the documentation in build/docs, offline, warnings being errors
 # make benchmarks   install into .venv, then run every benchmark in a short form, on made-up data
+# make soak         install into .venv, then kill, interrupt and mutate; SOAK=--quick for a minute's worth
 # make constraints  write the versions that .venv holds to constraints.txt
 #
 # Another Python: make demo PYTHON=python3.12
@@ -18,7 +19,7 @@ ifeq ($(shell grep -cm 1 avx512f /proc/cpuinfo 2>/dev/null),0)
 export ONEDNN_MAX_CPU_ISA ?= AVX
 endif
 
-.PHONY: demo test docs benchmarks constraints
+.PHONY: demo test docs benchmarks soak constraints
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -37,6 +38,9 @@ docs: $(INSTALLED)
 
 benchmarks: $(INSTALLED)
 	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.runs.$$name --quick; done
+
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks.runs.soak $(SOAK)
 
 # torch first, by itself: its wheel may come from another index (set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS for that).
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

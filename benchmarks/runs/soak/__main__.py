@@ -1,0 +1,72 @@
+"""What rough handling breaks: processes killed at random moments, mutated files, and interrupts.
+
+python -m benchmarks.runs.soak
+
+Needs a system that can fork. Every kill, file and interrupt is in a process of its own; a fault is what was half
+written and found whole, what crashes or hangs, an exception that nobody documented, other numbers than before, and
+whatever is left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ...tools.results import Row, write_results
+from ...tools.targets import Target, at_most, print_targets
+from ..arguments import parsed, parser_of, settings_of
+from .interrupts import interrupts
+from .kills import kills
+from .mutated_files import mutated_files
+
+CAMPAIGNS = {"kills": kills, "mutated files": mutated_files, "interrupts": interrupts}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, print and write."""
+    parser = parser_of("soak", __doc__)
+    parser.add_argument("--kills", type=int, default=444, help="processes that are killed while they write")
+    parser.add_argument("--mutated-files", type=int, default=2000, help="files that are mutated and read")
+    parser.add_argument("--interrupts", type=int, default=529, help="calls that are interrupted")
+    parser.add_argument("--seed", type=int, default=0, help="seed of moments and mutations")
+    arguments = parsed(parser, words, kills=6, mutated_files=24, interrupts=8)
+    torch.set_num_threads(1)  # threads of torch do not survive a fork
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    counts = {
+        "kills": arguments.kills,
+        "mutated files": arguments.mutated_files,
+        "interrupts": arguments.interrupts,
+    }
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
+    with TemporaryDirectory() as folder:
+        for name, campaign in CAMPAIGNS.items():
+            begin = time.monotonic()
+            rows += campaign(Path(folder), counts[name], arguments.seed, lambda said: print(said, flush=True))
+            seconds[name] = round(time.monotonic() - begin, 1)
+    reached = targets(rows)
+    print_targets(reached, arguments.quick)
+    settings = {**settings_of(arguments), "seconds": seconds}
+    path = write_results("soak", settings=settings, results=rows, targets=reached, output=arguments.output)
+    print(f"written to {path}")
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """Return one target a campaign: no faults."""
+    found = []
+    for name in CAMPAIGNS:
+        own = [row for row in rows if row["campaign"] == name]
+        tried = sum(row["tried"] for row in own)
+        found.append(at_most(f"faults of {tried} {name}", sum(row["faults"] for row in own), 0, "promise"))
+    return found
+
+
+if __name__ == "__main__":
+    main()
