@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +14,7 @@ from torchmetrics import Metric
 from ..tools.clean_up import afterwards
 from ..tools.process_wide import ProcessWide
 from .modes import evaluating
+from .random_states import RandomStates
 
 
 @contextmanager
@@ -25,6 +24,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
     Inside, no parameter requires a gradient, autocast is off and everything runs eagerly with kernels that can
     be differentiated twice and in forward mode: the mathematical attention (fused kernels have no such
     derivatives), no fast path of MultiheadAttention and TransformerEncoderLayer, no fused recurrent layers.
+
+    Random numbers begin at the same place each time, so that a model that draws some is measured on the same ones.
 
     On leaving, by an error too: training modes, ``requires_grad`` flags, buffers, the states of torchmetrics, and
     the random states of Python, NumPy and torch (CPU, and the CUDA devices that the model lies on) are what
@@ -49,24 +50,15 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _random_states(model: nn.Module) -> Iterator[None]:
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with _kept_random_states(sorted(devices)):
+    before = RandomStates.now(model)
+    with afterwards(before.set):
+        RandomStates.seeded(model, 0).set()
         yield
 
 
 @contextmanager
-def _kept_random_states(devices: Sequence[int] = ()) -> Iterator[None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-    def restore() -> None:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        for device, state in cuda.items():
-            torch.cuda.set_rng_state(state, device)
-
-    with afterwards(restore):
+def _kept_random_states() -> Iterator[None]:
+    with afterwards(RandomStates.now(nn.Identity()).set):  # those of devices are each block's own affair
         yield
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 from .hooks import first_argument, hooked
+from .random_states import RandomStates
+from .route import Route
 
 When = Literal["before", "after"]
 
@@ -26,11 +28,13 @@ class Stop(NamedTuple):
         layer: Name of the layer.
         inputs: Its first argument.
         output: What it returned; None if it has not run yet.
+        route: What the pass has done with its data before this call, see `Route`.
     """
 
     layer: str
     inputs: Tensor
     output: Any
+    route: bytes = b""
 
 
 class LayerwiseForward:
@@ -39,6 +43,7 @@ class LayerwiseForward:
     def __init__(self, calibration: Calibration, layers: Mapping[str, nn.Module], when: When) -> None:
         """See `LockstepForward`."""
         self._calibration, self._layers, self._when = calibration, layers, when
+        self.repeated: set[str] = set()
 
     def __enter__(self) -> Self:
         """Hold nothing."""
@@ -47,25 +52,26 @@ class LayerwiseForward:
     def __exit__(self, *error: object) -> None:
         """Release nothing."""
 
-    def at(self, layer: str) -> Iterator[Stop]:
-        """Let one batch after the other pass up to a layer, and yield where it stops.
-
-        Raises:
-            ValueError: If a pass ends before.
-        """
+    def at(self, layer: str) -> Iterator[Stop | None]:
+        """Let one batch after the other pass up to a layer, and yield where it stops; None if it never comes there."""
         for number, batch in enumerate(self._calibration.filled(), start=1):
-            stop = self._pass(layer, batch, number)
-            if stop is None:
-                raise ValueError(f"Batch {number} ends without a call of the layer {layer!r}; leave it in float.")
-            yield stop
+            yield self._pass(layer, batch, number)
 
     def _pass(self, layer: str, batch: Any, number: int) -> Stop | None:
-        hooks: Any = {self._when: [(self._layers[layer], partial(_stop, layer))]}
+        route, model = Route(), self._calibration.model
+        before: list[bytes] = []
+        module, stop = self._layers[layer], partial(_stop, layer, before)
+        hooks: Any = {"before": [(module, lambda *args: before.append(route.so_far()))], "after": []}
+        hooks[self._when].append((module, stop))
+        outside = RandomStates.now(model)
         try:
-            with hooked(**hooks, with_kwargs=True), torch.no_grad():
+            RandomStates.seeded(model, number).set()
+            with hooked(**hooks, with_kwargs=True), torch.no_grad(), route:
                 self._calibration.forward(batch, number)
         except _Stopped as stopped:
             return stopped.stop
+        finally:
+            outside.set()
         return None
 
 
@@ -96,5 +102,5 @@ class _Stopped(BaseException):
         self.stop = stop
 
 
-def _stop(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-    raise _Stopped(Stop(name, call_input(args, kwargs), output))
+def _stop(name: str, route: list[bytes], module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+    raise _Stopped(Stop(name, call_input(args, kwargs), output, route[-1]))

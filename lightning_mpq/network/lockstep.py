@@ -23,14 +23,20 @@ from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
 from .layerwise import Stop, When, call_input
+from .random_states import RandomStates
+from .route import Route
 
 
 class LockstepForward:
     """One forward pass for each batch, all of which wait at the same layer; use it in a ``with`` block.
 
     It holds what each pass needs to go on: about the largest activations of the model for all batches at once.
-    Nothing carries gradients. Modes of the model are as the caller set them. `LayerwiseForward` does the same with one
-    pass for each layer, and holds nothing.
+    Nothing carries gradients. Modes of the model are as the caller set them. A pass draws the random numbers that the
+    same batch draws in any other such pass. `LayerwiseForward` does the same with one pass for each layer, and holds
+    nothing.
+
+    Attributes:
+        repeated: Layers that some pass called again when their turn was over.
     """
 
     def __init__(self, calibration: Calibration, layers: Mapping[str, nn.Module], when: When) -> None:
@@ -38,13 +44,15 @@ class LockstepForward:
 
         Args:
             calibration: The model and its batches.
-            layers: Name to the modules at which passes stop, each called at most once in a pass.
+            layers: Name to the modules at which passes stop, in the order in which they are asked for.
             when: Whether to stop before a layer runs or after it.
         """
         self._layers, self._when = layers, when
         self._gate = _Gate()
+        self._over: set[str] = set()
+        self.repeated: set[str] = set()
         self._passes = [
-            _Pass(partial(calibration.forward, batch, number), calibration.model)
+            _Pass(partial(calibration.forward, batch, number), calibration.model, number)
             for number, batch in enumerate(calibration.filled(), start=1)
         ]
 
@@ -60,27 +68,28 @@ class LockstepForward:
         """End all passes where they are, and remove the hooks."""
         self._block.__exit__(kind, error, trace)
 
-    def at(self, layer: str) -> Iterator[Stop]:
+    def at(self, layer: str) -> Iterator[Stop | None]:
         """Let one pass after the other go on to a layer, and yield where it stops; the next in the order of calls.
 
-        Raises:
-            ValueError: If a pass ends or comes to another layer first: then the model does not do the same with all
-                batches.
+        None for a pass that ends, or comes to a later layer, without a call of it; there it waits for that one's turn.
         """
-        for number in range(len(self._passes)):
-            yield self._advance(number, layer)
+        self._over.add(layer)
+        for each in self._passes:
+            yield self._advance(each, layer)
 
-    def _advance(self, number: int, layer: str) -> Stop:
-        self._gate.running = self._passes[number]
-        with afterwards(self._gate.leave):
-            stop = self._passes[number].advance()
-        if stop is None or stop.layer != layer:
-            instead = "ends without a call of it" if stop is None else f"calls {stop.layer!r} first"
-            raise ValueError(
-                f"Layer {layer!r} comes next on the first batch, but batch {number + 1} {instead}; leave layers that "
-                "are not called on every batch, or not in the same order, in float."
-            )
-        return stop
+    def _advance(self, each: _Pass, layer: str) -> Stop | None:
+        """Let a pass go on from calls of layers whose turn is over."""
+        while (waiting := each.stop) is None or waiting.layer in self._over:
+            if waiting is not None and waiting.layer == layer and not each.is_seen:
+                each.is_seen = True
+                return waiting
+            if waiting is not None and not each.is_seen:
+                self.repeated.add(waiting.layer)
+            self._gate.running = each
+            with afterwards(self._gate.leave):
+                if each.advance() is None:
+                    return None
+        return None
 
 
 class _Gate:
@@ -97,7 +106,11 @@ class _Gate:
         if self.closed:
             raise _Cancelled  # of a pass that was running when all were ended
         if self.running is not None:
-            self.running.wait(Stop(name, call_input(args, kwargs), output))
+            self.running.wait(Stop(name, call_input(args, kwargs), output, self.running.route_so_far))
+
+    def note(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if self.running is not None:
+            self.running.note_route()
 
 
 @contextmanager
@@ -115,7 +128,8 @@ def _stopping(layers: Mapping[str, nn.Module], when: When, gate: _Gate, passes: 
             each.join()
 
     hooks = [(layer, partial(gate.wait, name)) for name, layer in layers.items()]
-    with hooked(**{when: hooks}, with_kwargs=True), afterwards(end):
+    notes = hooked(before=[(layer, gate.note) for layer in layers.values()])
+    with notes, hooked(**{when: hooks}, with_kwargs=True), afterwards(end):
         yield
 
 
@@ -126,8 +140,13 @@ class _Cancelled(BaseException):
 class _Pass:
     """One forward pass in a thread of its own, which runs only while `advance` waits for it."""
 
-    def __init__(self, run: Callable[[], object], model: nn.Module) -> None:
+    def __init__(self, run: Callable[[], object], model: nn.Module, number: int) -> None:
         self.stop: Stop | None = None
+        self.is_seen = False
+        self.route_so_far = b""
+        self._route = Route()
+        self._model, self._random = model, RandomStates.seeded(model, number)
+        self._ended = False
         self._run = run
         self._device = device_of(model)
         self._error: BaseException | None = None
@@ -138,14 +157,28 @@ class _Pass:
 
     def advance(self) -> Stop | None:
         """Run to the next stop and return it, or None at the end; what the pass raises is raised here."""
-        if self._thread.ident is None:
-            self._thread.start()
-        else:
-            self._go.release()
-        self._halted.acquire()
+        self.stop, self.is_seen = None, False
+        if self._ended:
+            return None
+        outside = RandomStates.now(self._model)
+
+        def leave() -> None:
+            self._random = RandomStates.now(self._model)
+
+        with afterwards(outside.set), afterwards(leave):
+            self._random.set()
+            if self._thread.ident is None:
+                self._thread.start()
+            else:
+                self._go.release()
+            self._halted.acquire()
         if self._error is not None:
             raise self._error
         return self.stop
+
+    def note_route(self) -> None:
+        """Called inside of the pass: remember what it has done up to here."""
+        self.route_so_far = self._route.so_far()
 
     def wait(self, stop: Stop) -> None:
         """Called inside of the pass: hand over a stop, and come back when the pass may go on."""
@@ -170,11 +203,11 @@ class _Pass:
         # Whether gradients are recorded, and which CUDA device is current, belongs to each thread.
         on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         try:
-            with torch.no_grad(), on_device:
+            with torch.no_grad(), on_device, self._route:
                 self._run()
         except _Cancelled:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self._error = error
-        self.stop = None
+        self.stop, self._ended = None, True
         self._halted.release()

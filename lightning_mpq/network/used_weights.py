@@ -54,6 +54,8 @@ def unused_weights(calibration: Calibration, layers: Mapping[str, nn.Module]) ->
 class _Uses(TorchDispatchMode):
     """Sees every operation, however it is called, and notes of which weights it makes values that are not views."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, weights: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.found: set[int] = set()

@@ -20,6 +20,10 @@ from .policy_evaluator import PolicyEvaluator
 _PASSES_FOR_GROUPS_ALONE = 8
 
 
+class _WorseInSequence(Exception):
+    """Takes the chosen policy back, which was rounded in sequence."""
+
+
 class Rows(NamedTuple):
     """What a comparison has measured, for the report."""
 
@@ -69,11 +73,23 @@ class Comparison:
         progress(0.7, "measure each group alone")
         groups = self.groups_alone(chosen)
         progress(0.9, "quantize")
-        with evaluator.quantizer.packed(chosen, keep=keep):
-            for repaired in evaluator.repair_in_stages():
-                losses = evaluator.losses_now(chosen, order, repaired)
-                repair.append(RepairRow(order, repaired, losses.mean()))
-            row = self.row("chosen", chosen, repair[0].measured_loss)
+        measured: list[RepairRow] = []
+        try:
+            with evaluator.quantizer.packed(chosen, keep=keep):
+                for repaired in evaluator.repair_in_stages():
+                    losses = evaluator.losses_now(chosen, order, repaired)
+                    measured.append(RepairRow(order, repaired, losses.mean()))
+                if order == "sequential" and evaluator.is_worse(chosen, losses):
+                    raise _WorseInSequence
+                row = self.row("chosen", chosen, (repair or measured)[0].measured_loss)
+        except _WorseInSequence:
+            evaluator.quantizer.keep_independent(chosen)
+            with evaluator.quantizer.packed(chosen, keep=keep):
+                evaluator.quantizer.repair.apply()
+                row = self.row("chosen", chosen, repair[0].measured_loss)
+        # What is kept stands last.
+        in_sequence_last = evaluator.quantizer.order(chosen) == "sequential"
+        repair = [*repair, *measured] if in_sequence_last else [*measured, *repair]
         rows[chosen] = row
         compared = (replace(rows[other], name=name) for name, other in others.items())
         return Rows((float_row, *compared, row), tuple(repair), groups)

@@ -82,6 +82,7 @@ class Pipeline:
         report = None if metrics is None else self.compared(decision, metrics, keep=True)
         if report is None:
             with self.timer.stage("quantize"):
+                decision.settle()
                 decision.quantizer.pack(decision.allocation.policy)
         self.timer.report(1.0, "done")
         return Outcome(decision.groups, decision.taylor, decision.allocation, report)

@@ -64,6 +64,11 @@ class Decision:
     evaluator: PolicyEvaluator | None = field(default=None, repr=False, compare=False)
     trials: tuple[TrialRow, ...] = ()
 
+    def settle(self) -> None:
+        """Decide, where policies were measured, in which order the chosen one is rounded; a comparison does it too."""
+        if self.evaluator is not None:
+            self.evaluator.settle(self.allocation.policy)
+
 
 def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Decision:
     """Decide the bits of a trained model, and change nothing in it.

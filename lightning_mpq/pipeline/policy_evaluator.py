@@ -72,3 +72,14 @@ class PolicyEvaluator:
                     if stage == missing[-1]:
                         break
         return [self._losses[policy, order, stage] for stage in stages]
+
+    def settle(self, policy: BitPolicy) -> None:
+        """Measure a policy rounded in either order, where it is rounded in sequence, and decide for the better one."""
+        if self.quantizer.order(policy) == "sequential":
+            losses = self.losses(policy, "sequential", self.stages[-1:])[0]
+            if self.is_worse(policy, losses):
+                self.quantizer.keep_independent(policy)
+
+    def is_worse(self, policy: BitPolicy, in_sequence: Losses) -> bool:
+        """Tell whether a repaired policy does worse rounded in sequence than as its candidates were rounded."""
+        return in_sequence.mean() > self.losses(policy, "independent", self.stages[-1:])[0].mean()

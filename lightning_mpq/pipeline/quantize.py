@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -106,6 +107,7 @@ class Quantizer:
         self.calibration, self.options, self.rounded = calibration, options, rounded
         self.repair = Repair(calibration, layers, options)
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
+        self._worse_in_sequence: set[BitPolicy] = set()
 
     @property
     def model(self) -> nn.Module:
@@ -114,7 +116,18 @@ class Quantizer:
 
     def order(self, policy: BitPolicy) -> RoundingOrder:
         """Return how the codes to pack are rounded."""
-        return "sequential" if rounds_in_sequence(policy, self.options) else "independent"
+        in_sequence = policy not in self._worse_in_sequence and rounds_in_sequence(policy, self.options)
+        return "sequential" if in_sequence else "independent"
+
+    def keep_independent(self, policy: BitPolicy) -> None:
+        """Pack a policy from now on as candidates were rounded: rounded in sequence it was measured to be worse."""
+        self._worse_in_sequence.add(policy)
+        warnings.warn(
+            "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the float "
+            "model's inputs; it keeps the latter.",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def codes(self, policy: BitPolicy, order: RoundingOrder | None = None) -> Mapping[str, QuantizedRows]:
         """Return codes by layer, by default those to pack; none where a weight is rounded by itself."""

@@ -115,8 +115,11 @@ def _correct_on_the_way(
             found, outputs = MeanOutput(), []
             with errors_shared():
                 for stop in passes.at(name):
-                    outputs.append(of_layer(stop.output))
-                    found.add(layer, outputs[-1])
+                    if stop is not None:  # a quantized model may take other ways than the float one
+                        outputs.append(of_layer(stop.output))
+                        found.add(layer, outputs[-1])
+            if not found.counted_anywhere():
+                continue
             shift = _shift_bias(layer, means[name] - found.mean(layer))
             for output in outputs:  # the passes go on with what the new bias gives
                 channels_last(layer, output).add_(shift)
@@ -129,7 +132,8 @@ def _correct_one_by_one(calibration: Calibration, layers: Mapping[str, nn.Module
         found = MeanOutput()
         with hooked(after=[(sites[name], partial(_add_output, found, layer))]):
             calibration.run("bias correction")
-        _shift_bias(layer, means[name] - found.mean(layer))
+        if found.counted_anywhere():
+            _shift_bias(layer, means[name] - found.mean(layer))
 
 
 def _add_output(found: MeanOutput, layer: nn.Module, module: nn.Module, args: object, output: Any) -> None:

@@ -105,6 +105,10 @@ class MeanOutput:
         self.total = total if self.total is None else self.total + total
         self.count += len(by_channel)
 
+    def counted_anywhere(self) -> bool:
+        """Tell whether the layer was called, on whatever process; all must ask."""
+        return any(gather(self.count))
+
     def mean(self, layer: nn.Module) -> Tensor:
         """Return the mean over the layer's calls on all processes, shaped like its bias."""
         bias = layer.bias

@@ -9,10 +9,12 @@ GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
-from ..network.layer_kinds import kind_of, rows_to_weight, weight_rows
+from ..network.layer_kinds import kind_of, row_parts, rows_and_columns, rows_to_weight, weight_rows
 from ..network.layerwise import LayerwiseForward, Stop, order_of_calls
 from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
@@ -94,33 +96,108 @@ def round_sequentially(
     with errors_shared():
         order = _in_sequence(calibration, next(calibration.filled()), by_inputs)
     order = broadcast(order)
-    found = _apart(calibration, policy, set(order), rounded, damping)
-    twin = copy.deepcopy(model)
-    copies = named_layers(twin, remove_duplicate=False)
-    for layer, quantized in found.items():
-        _set_weight(copies[layer], quantized)
-    floats = {name: named_layers(model, remove_duplicate=False)[name] for name in order}
-    twins = {name: copies[name] for name in order}
+    apart = _apart(calibration, policy, set(order), rounded, damping)
     passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
-    statistics = batch_statistics if reestimated else nullcontext
-    with (
-        isolated(model),
-        isolated(twin),
-        statistics(model),
-        statistics(twin),
-        torch.no_grad(),
-        passes(calibration, floats, "after") as float_passes,
-        passes(calibration.on(twin), twins, "before") as twin_passes,
-    ):
-        for number, (layer, module) in enumerate(floats.items()):
-            if progress is not None:
-                progress(number / len(order), f"round {layer}, the {number} layers before it being rounded")
-            moments = _joint_moments(module, float_passes.at(layer), twin_passes.at(layer))
-            if not all(torch.isfinite(moment).all() for moment in moments):
-                raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
-            found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, moments, schemes[layer], damping))
-            _set_weight(twins[layer], found[layer])
-    return {layer: found[layer] for layer in schemes}
+    statistics = batch_statistics if reestimated else _as_it_is
+    while True:
+        sequence = _Sequence(calibration, {layer: schemes[layer] for layer in order}, apart, damping)
+        repeated = sequence.round(passes, statistics, progress)
+        if not repeated:
+            break
+        # Their inputs were not all seen; it takes as many passes again, for a network that calls layers as data asks.
+        order = [layer for layer in order if layer not in repeated]
+        apart |= _apart(calibration, policy, set(schemes) - repeated, rounded, damping)
+    if sequence.unpaired:
+        _say_unpaired(list(sequence.unpaired))
+    if sequence.unseen:
+        left = set(schemes) - set(sequence.unseen)
+        sequence.found |= _apart(calibration, policy, left, rounded, damping)
+    return {layer: sequence.found[layer] for layer in schemes}
+
+
+def _as_it_is(model: nn.Module) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class _Sequence:
+    """Rounds layers one after the other, in a copy of the model that takes each rounded weight at once.
+
+    Attributes:
+        found: Layer name to rounded weight.
+        unpaired: Layers rounded for the outputs of their own weights, because rows in the two passes may not be those
+            of the same samples.
+        unseen: Layers that the copy did not call.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        schemes: Mapping[str, WeightScheme],
+        known: Mapping[str, QuantizedRows],
+        damping: float,
+    ) -> None:
+        self._calibration, self._schemes, self._damping = calibration, schemes, damping
+        self._twin = copy.deepcopy(calibration.model)
+        self._copies = named_layers(self._twin, remove_duplicate=False)
+        self.found = dict(known)
+        self.unpaired: dict[str, None] = {}
+        self.unseen: dict[str, None] = {}
+        for layer, quantized in known.items():
+            _set_weight(self._copies[layer], quantized)
+
+    def round(
+        self,
+        passes: type[LockstepForward | LayerwiseForward],
+        statistics: Callable[[nn.Module], AbstractContextManager[None]],
+        progress: Progress | None,
+    ) -> set[str]:
+        """Round all layers; return those that some pass called again when they had been rounded."""
+        model, twin = self._calibration.model, self._twin
+        floats = {name: named_layers(model, remove_duplicate=False)[name] for name in self._schemes}
+        twins = {name: self._copies[name] for name in self._schemes}
+        with (
+            isolated(model),
+            isolated(twin),
+            statistics(model),
+            statistics(twin),
+            torch.no_grad(),
+            passes(self._calibration, floats, "after") as float_passes,
+            passes(self._calibration.on(twin), twins, "before") as twin_passes,
+        ):
+            for number, (layer, module) in enumerate(floats.items()):
+                if progress is not None:
+                    done = number / len(floats)
+                    progress(done, f"round {layer}, the {number} layers before it being rounded")
+                self._round_one(layer, module, float_passes.at(layer), twin_passes.at(layer))
+            repeated = gather(float_passes.repeated | twin_passes.repeated)
+        return set().union(*repeated)
+
+    def _round_one(
+        self, layer: str, module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None]
+    ) -> None:
+        moments = _joint_moments(module, floats, twins)
+        if not moments.rows:
+            self.unseen[layer] = None
+            return
+        if not moments.paired:
+            self.unpaired[layer] = None
+        if not all(torch.isfinite(moment).all() for moment in (moments.cross, moments.own)):
+            raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
+        scheme = self._schemes[layer]
+        both = (moments.cross, moments.own)
+        self.found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, both, scheme, self._damping))
+        _set_weight(self._copies[layer], self.found[layer])
+
+
+def _say_unpaired(layers: Sequence[str]) -> None:
+    shown = ", ".join(layers[:8]) + (", ..." if len(layers) > 8 else "")
+    warnings.warn(
+        f"Rounding earlier layers changes which rows of {shown} belong to which samples (sorting, selection, routing "
+        "or an early exit by activations): they are rounded by their own inputs, and not to make up for earlier "
+        "errors.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _apart(
@@ -161,21 +238,60 @@ def _set_weight(module: nn.Module, quantized: QuantizedRows) -> None:
         weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
 
 
-def _joint_moments(module: nn.Module, floats: Iterable[Stop], twins: Iterable[Stop]) -> tuple[Tensor, Tensor]:
-    """Return the means of x z^T and z z^T, [groups, columns, columns], with x from the model and z from its twin."""
-    cross = own = torch.zeros(())
-    count = 0
+class _Moments(NamedTuple):
+    """What a layer is rounded by, over all processes.
+
+    Attributes:
+        cross: Mean of x z^T, [groups, columns, columns], x from the model and z from its twin; that of z z^T where rows
+            are not paired.
+        own: Mean of z z^T.
+        rows: Number of rows of z.
+        paired: Whether rows of the two are those of the same samples and positions.
+    """
+
+    cross: Tensor
+    own: Tensor
+    rows: int
+    paired: bool
+
+
+def _joint_moments(module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None]) -> _Moments:
+    """Return the moments over all batches, of the model and its twin.
+
+    Rows are paired by their place, and so only where both passes took the same route with every batch.
+    """
+    columns = rows_and_columns(module)[1]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64
+    cross = torch.zeros(row_parts(module), columns, columns, dtype=wide, device=weight.device)
+    own, count, paired = cross.clone(), 0, True
     with errors_shared():
         for with_x, with_z in zip(floats, twins, strict=True):
-            assert with_x.output is not None
-            chunks = [unfolded_chunks(module, stop.inputs, with_x.output.shape) for stop in (with_x, with_z)]
-            for x, z in zip(*chunks, strict=True):
-                wide = torch.float32 if x.device.type == "mps" else torch.float64
-                cross = (x.mT @ z).to(wide) + cross.to(x.device)
-                own = (z.mT @ z).to(wide) + own.to(x.device)
+            paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
+            known = None if with_x is None else with_x.output.shape
+            xs = _chunks(module, with_x, known) if paired else repeat(None)
+            for z, x in zip(_chunks(module, with_z, known if paired else None), xs, strict=paired):
+                own += z.mT @ z
                 count += z.shape[1]
-    count = max(sum(gather(count)), 1)
-    return sum_over_ranks(cross) / count, sum_over_ranks(own) / count
+                if x is not None:
+                    cross += x.mT @ z
+    paired, count = all(gather(paired)), sum(gather(count))
+    own = sum_over_ranks(own) / max(count, 1)
+    return _Moments(sum_over_ranks(cross) / max(count, 1) if paired else own, own, count, paired)
+
+
+def _chunks(module: nn.Module, stop: Stop | None, output_shape: torch.Size | None) -> Iterator[Tensor]:
+    """Yield the vectors that the weight is multiplied with at a stop; none without one.
+
+    Args:
+        module: The layer.
+        stop: Where a pass waits.
+        output_shape: Of what the layer returns; None where it takes one more call to know.
+    """
+    if stop is not None:
+        shape = type(module).forward(module, stop.inputs).shape if output_shape is None else output_shape
+        yield from unfolded_chunks(module, stop.inputs, shape)
 
 
 def _round_to_float_outputs(

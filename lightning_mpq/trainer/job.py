@@ -127,6 +127,8 @@ class QuantizationJob:
                 decision = self.pipeline.decide(module, batches)
                 if self.compare:
                     report = self.pipeline.compared(decision, Validation(trainer, module))
+                else:
+                    decision.settle()
                 policy, quantizer = decision.allocation.policy, decision.quantizer
             finetuning.begin(trainer, module, policy, quantizer.codes(policy), quantizer.repair.apply)
             finetuning.note_loss(module, self.pipeline.calibration(module, batches))

@@ -1,5 +1,9 @@
 """Passes that wait at layers: same results as one pass for each layer, and no thread or hook left whatever happens."""
 
+import random
+from contextlib import ExitStack
+
+import numpy as np
 import pytest
 import torch
 from helpers.networks import vectors
@@ -81,18 +85,62 @@ def test_an_error_inside_of_a_pass_arrives_as_it_is_and_ends_the_others():
         list(passes.at("first"))
 
 
-def test_a_batch_that_takes_another_way_is_named():
+def test_a_batch_that_takes_another_way_stops_nowhere_or_waits_for_its_turn():
     model = TwoWays()
     data = [BATCHES[0], HUGE]
     with LockstepForward(Calibration(model, data), layers_of(model), "before") as passes:
-        list(passes.at("first"))
-        with pytest.raises(ValueError, match="'second' comes next .* batch 2 ends without"):
-            list(passes.at("second"))
-    with (
-        pytest.raises(ValueError, match="batch 1 calls 'first' first"),
-        LockstepForward(Calibration(model, data), layers_of(model), "before") as passes,
-    ):
-        list(passes.at("second"))
+        assert all(stop.layer == "first" for stop in passes.at("first"))
+        one, other = passes.at("second")
+        assert one.layer == "second"
+        assert other is None
+    backwards = dict(reversed(layers_of(model).items()))
+    with LockstepForward(Calibration(model, data), backwards, "before") as passes:
+        assert list(passes.at("second")) == [None, None]
+        assert [stop.layer for stop in passes.at("first")] == ["first", "first"]
+        assert passes.repeated == set()
+        assert len(model.outputs) == 1  # of the pass that went to its end
+
+
+def test_calls_that_come_too_late_are_told():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    layers = {"0": model[0], "2": model[2]}
+    forward = Calibration(model, BATCHES, forward_fn=lambda net, x: net[2](net[0](net[0](x))))
+    with LockstepForward(forward, layers, "before") as passes:
+        assert [stop.inputs.shape for stop in passes.at("0")] == [(5, 6)] * 3
+        assert [stop.layer for stop in passes.at("2")] == ["2"] * 3
+        assert passes.repeated == {"0"}
+
+
+class Draws(nn.Module):
+    """Random numbers before, between and after two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        hidden = self.first(x + torch.randn_like(x)) * random.random()
+        return self.second(nn.functional.dropout(hidden) + np.random.rand())
+
+
+def test_each_pass_draws_the_numbers_of_its_batch_however_passes_are_mixed_and_nobody_else_sees_it():
+    model, state = Draws(), torch.get_rng_state()
+    layers = {"first": model.first, "second": model.second}
+
+    def inputs(kind, twice: bool):
+        with ExitStack() as stack:
+            several = [
+                stack.enter_context(kind(Calibration(model, BATCHES), layers, "before")) for _ in range(1 + twice)
+            ]
+            stops = [[*zip(*(passes.at(name) for passes in several), strict=True)] for name in layers]
+        return [stop.inputs for together in stops for pair in together for stop in pair[-1:]]
+
+    expected = inputs(LockstepForward, False)
+    for found in (inputs(LockstepForward, True), inputs(LayerwiseForward, False)):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert not torch.equal(expected[0] - BATCHES[0], expected[1] - BATCHES[1])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_calls_of_others_are_not_stopped():

@@ -18,6 +18,7 @@ from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.options import (
     CandidateOptions,
@@ -321,3 +322,26 @@ def test_batches_of_any_size_do_with_batchnorm(sizes):
     outcome = make_job(6.0).run(model, data, dict)
     assert outcome.report.samples == outcome.taylor.samples == sum(sizes)
     assert len(packed_layers(model)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Rounded layer after layer")
+@pytest.mark.parametrize("compare", [True, False])
+def test_a_rounding_that_was_measured_to_be_worse_is_not_kept(monkeypatch, compare):
+    def spoilt(model, batches, policy, **settings):
+        return {
+            layer: quantize_rows(-weight_rows(model.get_submodule(layer)), scheme)
+            for layer, scheme in policy.weights().items()
+        }
+
+    monkeypatch.setattr("lightning_mpq.repair.repair.round_sequentially", spoilt)
+    model, data = network(), batches()
+    with torch.no_grad():
+        before = model(data[0][0])
+    outcome = make_job(6.0).run(model, data, dict if compare else None)
+    with torch.no_grad():
+        assert (model(data[0][0]) - before).abs().max() < 0.2
+    if compare:
+        report = outcome.report
+        assert report.repair[0].rounding == "sequential"
+        assert report.repair[-1].rounding == "independent"
+        assert report["chosen"].measured_loss == report.repair[-1].measured_loss < report.repair[0].measured_loss / 10

@@ -83,7 +83,9 @@ def test_so_do_those_of_a_trained_model_without_a_trace(tmp_path, module, data):
 
 def test_a_trained_model_in_double_precision_is_given_double_batches(tmp_path):
     trainer = make_trainer(tmp_path, precision="64-true")
-    assert batches_outside_of_fit(trainer, SmallClassifier().double(), SmallData(), 1, seed=0)[0][0].dtype == torch.float64
+    assert (
+        batches_outside_of_fit(trainer, SmallClassifier().double(), SmallData(), 1, seed=0)[0][0].dtype == torch.float64
+    )
 
 
 def test_batches_without_samples_are_not_counted():
