@@ -18,6 +18,7 @@ from ..network.used_weights import unused_weights
 from ..schemes import LayerScheme, WeightScheme
 from ..tools.checks import shown
 from ..tools.patterns import matching
+from .coverage import Coverage, coverage_of
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class LayerGroups(Sequence[LayerGroup]):
         left_in_float: Layer name to the reason why it is not quantized.
         float_bytes: Bytes of every parameter and buffer that stays as it is and counts in a budget.
         unused_bytes: Bytes of the weights that no output is computed with, which count in no budget.
+        coverage: How many of the model's parameters the groups hold; None where nobody counted.
     """
 
     groups: tuple[LayerGroup, ...]
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     float_bytes: int = 0
     unused_bytes: int = 0
+    coverage: Coverage | None = None
 
     def __getitem__(self, index: int) -> LayerGroup:  # type: ignore[override]
         """Return one group."""
@@ -116,7 +119,8 @@ def find_groups(
             loss, an expert that no sample reaches) then stay in float and count in no budget. None if all are used.
 
     Returns:
-        The groups with the widths each may take, and the layers left in float with the reason.
+        The groups with the widths each may take, and the layers left in float with the reason. If they hold less than
+        nine tenths of the model's parameters, a warning names the rest.
 
     Raises:
         ValueError: If nothing can be quantized, a pattern matches nothing, a layer falls in two groups,
@@ -128,11 +132,12 @@ def find_groups(
         [('0', 32, (2, 3, 4, 5, 6, 7, 8)), ('2', 16, (2, 3, 4))]
     """
     layers, left_in_float = _quantizable_layers(model)
-    everything = dict(layers)
+    everything, kept = named_layers(model), dict[str, nn.Module]()
     for pattern in keep_float:
-        for name in matching(pattern, {**layers, **dict.fromkeys(left_in_float)}, "keep_float"):
+        for name in matching(pattern, {**layers, **kept, **dict.fromkeys(left_in_float)}, "keep_float"):
             if layers.pop(name, None) is not None:
                 left_in_float[name] = f"kept in float by the pattern {pattern!r}"
+            kept[name] = everything[name]
     unused: list[str] = []
     if batches is not None and layers:
         unused = unused_weights(Calibration.of(model, batches), layers)
@@ -144,15 +149,18 @@ def find_groups(
             f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
             f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
         )
-    known = {**layers, **{name: everything[name] for name in unused}}  # patterns may name what turns out to be unused
+    without = {name: everything[name] for name in unused}
+    known = {**layers, **without}  # patterns may name what turns out to be unused
     members = _partition(known, groups or {})
     allowed = _allowed_bits(known, fixed_bits or {}, min_bits or {}, max_bits or {})
     of_used = {name: [layer for layer in names if layer in layers] for name, names in members.items()}
     found = tuple(_make_group(name, names, layers, allowed) for name, names in of_used.items() if names)
-    unused_bytes = _bytes_of({name: everything[name] for name in unused})
+    unused_bytes = _bytes_of(without)
     if unused:
         _say_unused(unused, unused_bytes)
-    return LayerGroups(found, left_in_float, _float_bytes(model, layers) - unused_bytes, unused_bytes)
+    coverage = coverage_of(model, layers, {**kept, **without})
+    coverage.warn()
+    return LayerGroups(found, left_in_float, _float_bytes(model, layers) - unused_bytes, unused_bytes, coverage)
 
 
 UNUSED = "no output is computed with it on the calibration batches"

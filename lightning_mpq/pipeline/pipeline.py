@@ -157,6 +157,7 @@ class Pipeline:
             solver=decision.allocation.to_dict(),
             seconds=dict(timer.seconds),
             samples=quantizer.calibration.samples,
+            coverage=decision.groups.coverage,
         )
 
     def calibration(self, model: nn.Module, batches: Iterable[Any]) -> Calibration:

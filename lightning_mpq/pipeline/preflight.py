@@ -14,6 +14,7 @@ from ..curvature.estimators.registry import estimator_named, modelled_loss
 from ..errors import InfeasibleBudgetError, NonFiniteError
 from ..groups.candidates import make_candidates
 from ..groups.choices import Choices
+from ..groups.coverage import Coverage
 from ..groups.groups import LayerGroups, find_groups
 from ..modules.convert import build_layers, empty_layer
 from ..network.calibration import Calibration
@@ -28,7 +29,7 @@ from .settings import JobSettings
 
 def check_policy(
     model: nn.Module, settings: JobSettings, policy: BitPolicy | None = None, *, budget: bool = True
-) -> None:
+) -> Coverage | None:
     """Refuse a job that could not be done, or a policy that could not be followed. Nothing is computed.
 
     Where weights are still to come (lazy layers) or are computed by something that may be taken away again (pruning,
@@ -40,21 +41,25 @@ def check_policy(
         policy: A policy to be followed instead.
         budget: Whether the budget is checked as if all weights were used; see `check_budget_of`.
 
+    Returns:
+        How many of the model's parameters will be quantized; None where nobody can tell yet, or the policy says it.
+
     Raises:
         InfeasibleBudgetError: If a bound lies below the least possible cost.
         ValueError: If nothing can be quantized, or patterns, rules or the policy do not fit the model.
         TypeError: If the policy names a layer that cannot be packed.
     """
     if not all(_is_ready(layer) for layer in model.modules()):
-        return
+        return None
     with quiet():  # what is worth a warning is said when the policy is made
         if policy is not None:
             build_layers(model, policy, empty_layer)
-            return
+            return None
         groups = find_groups(model, **settings.candidates.rules())
         choices = _choices(groups, settings)
         with nullcontext() if budget else suppress(InfeasibleBudgetError):
             check_budget(choices, settings.budget, settings.solver.rules)
+    return groups.coverage
 
 
 def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..groups.coverage import Coverage
 from ..tools.checks import shown
 from ..tools.files import write_text_atomically
 from .old_words import in_present_words
@@ -22,7 +23,8 @@ class ModelRow:
 
     Attributes:
         name: "float", "uniform 3 bits", "additive", "chosen" or "fine-tuned".
-        average_bits: Bits stored per quantized weight, scales and zero points included.
+        average_bits: Bits stored per quantized weight, scales and zero points included; of how many of the model's
+            parameters, `Report.coverage` says.
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
         measured_loss: Change measured on the calibration batches, as deployed: with all repair.
@@ -157,6 +159,7 @@ class Report:
         trials: The policies among which it was chosen.
         pairs: What the terms between groups contribute; None where an older report did not say.
         finetuning: The task loss before and after it; None if there was none, or its loss could not be measured.
+        coverage: How many of the model's parameters are quantized; None where an older report did not say.
 
     Example::
 
@@ -177,6 +180,7 @@ class Report:
     trials: tuple[TrialRow, ...] = ()
     pairs: PairsRow | None = None
     finetuning: FinetuningRow | None = None
+    coverage: Coverage | None = None
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -220,11 +224,14 @@ class Report:
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
         rows["pairs"] = None if (pairs := fields.get("pairs")) is None else PairsRow(**pairs)
         rows["finetuning"] = None if (row := fields.get("finetuning")) is None else FinetuningRow(**row)
+        rows["coverage"] = None if (row := fields.get("coverage")) is None else Coverage.from_dict(row)
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:
         """Return ``model/number`` to value, for a logger."""
         found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}
+        if self.coverage is not None:
+            found["coverage"] = self.coverage.share
         for row in self.models:
             short = row.name.split()[0]
             numbers = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes, **row.metrics}

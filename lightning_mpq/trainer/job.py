@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 
 from ..modules import restore_layers
 from ..network.calibration import Calibration
@@ -50,7 +51,9 @@ class QuantizationJob:
 
     def check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse at the start of a fit, before any time is spent, a job that cannot be done at its end."""
-        check_policy(module, self.pipeline.settings, self.policy, budget=False)
+        coverage = check_policy(module, self.pipeline.settings, self.policy, budget=False)
+        if coverage is not None:
+            rank_zero_info(f"MixedPrecisionQuantization: {coverage} will be quantized.")
         if not has_own_calibration(trainer, module):
             calibration_loader(trainer, module, None)
 

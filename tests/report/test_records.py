@@ -8,6 +8,7 @@ import pytest
 from helpers.odd_json import oddities
 from rich.console import Console
 
+from lightning_mpq.groups.coverage import Coverage
 from lightning_mpq.report import GroupRow, ModelRow, RepairRow, Report, print_report
 
 
@@ -29,6 +30,7 @@ def make_report() -> Report:
             RepairRow("sequential", (), 0.022),
             RepairRow("sequential", ("biases", "batchnorm"), 0.021),
         ),
+        coverage=Coverage(900, 1000, {"Mixer": (("body.mix",), 100)}),
     )
 
 
@@ -45,6 +47,7 @@ def test_scalars_hold_every_number_that_is_known():
     assert scalars["chosen/predicted_loss"] == 0.0123
     assert "uniform/predicted_loss" not in scalars
     assert scalars["solver/gap"] == 0.008
+    assert scalars["coverage"] == 0.9
     assert scalars["seconds/profile"] == 1.5
     assert all(isinstance(value, float) for value in scalars.values())
 
@@ -81,6 +84,8 @@ def test_the_tables_show_every_row_and_number():
         "sequential",
         "biases + batchnorm",
         "0.021",
+        "bits per weight of 900 of 1,000 parameters (90.0 %)",
+        "Quantized: 900 of 1,000 parameters",
     ):
         assert part in shown
 
