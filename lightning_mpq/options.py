@@ -24,8 +24,8 @@ class CandidateOptions:
     Attributes:
         bits: Widths offered to every group.
         rounding: How a width is rounded where ``schemes`` is None: "second_order" finds codes, clip range and grid of
-            each layer on the calibration batches, "nearest" needs the weight alone and takes the grid of the least
-            weight error.
+            each layer on the calibration batches, "nearest" needs the weight alone and takes clip range and grid
+            of the least squared weight error.
         grids: Grids to choose from, for each group and width.
         granularities: What may share a scale: "channel", "tensor", or the length of a block of columns; several make
             one candidate each for every width, and the program chooses by what their scales cost and gain.

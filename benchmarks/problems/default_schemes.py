@@ -14,4 +14,4 @@ def default_scheme(bits: int) -> WeightScheme:
         >>> default_scheme(3).grid, default_scheme(4).grid
         ('half', 'symmetric')
     """
-    return WeightScheme(bits, grid="half" if bits <= 3 else "symmetric")
+    return WeightScheme(bits, grid="half" if bits <= 3 else "symmetric", clip="mse")

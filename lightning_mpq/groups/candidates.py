@@ -43,7 +43,7 @@ def offered_schemes(
     Args:
         bits: Widths; a grid without levels for one of them is left out there.
         rounding: ``"second_order"``: codes, clip range and grid are found on calibration data. ``"nearest"``: codes are
-            the nearest ones, and the range is that of the weights.
+            the nearest ones, and the clip range is that of the least squared weight error.
         granularities: What may share a scale; see `WeightScheme`.
         grids: Grids to offer; `round_candidates` keeps the best of them for each group and width.
 
@@ -51,7 +51,7 @@ def offered_schemes(
         >>> [str(scheme) for scheme in offered_schemes([2, 4], grids=["half", "nf4"])]
         ['2-bit half/channel', '4-bit half/channel', '4-bit nf4/channel']
     """
-    clip: Any = "moment" if rounding == "second_order" else "absmax"
+    clip: Any = "moment" if rounding == "second_order" else "mse"
     return tuple(
         WeightScheme(width, shared, grid, clip=clip, rounding=rounding)  # type: ignore[arg-type]
         for width in sorted(set(bits))

@@ -69,9 +69,9 @@ class Coverage:
         more = len(self.rest) - _SHOWN
         return (
             f"Only {self} can be quantized; averages of bits are over these alone. Left in float: {shown}"
-            f"{f'; and {more} more types' if more > 0 else ''}. register_layer(TYPE, like=nn.Linear) makes a type known "
-            "that computes as a layer does, register_layer(TYPE, ['NAME', ...]) any other; keep_float=[...] says that "
-            "it is meant so."
+            f"{f'; and {more} more types' if more > 0 else ''}. register_layer(TYPE, like=nn.Linear) makes a type "
+            "known that computes as a layer does, register_layer(TYPE, ['NAME', ...]) any other; keep_float=[...] says "
+            "that it is meant so."
         )
 
     def warn(self) -> None:

@@ -1,11 +1,15 @@
 """Which schemes a group may be given."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from helpers.networks import mlp
 from helpers.profiles import nearest_candidates
 
-from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.quantizers import quantize_rows
 from lightning_mpq.schemes import WeightScheme
 
 
@@ -19,3 +23,20 @@ def test_candidates_follow_rules_and_refuse_gaps():
         make_candidates(found, schemes={"nobody": []})
     with pytest.raises(ValueError, match="offered twice"):
         make_candidates(found, schemes=[WeightScheme(8), WeightScheme(8)])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_nearest_rounding_clips_by_squared_error(bits):
+    """One weight far out must not take the levels of all others, and nothing is lost where none is far out."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 64).double()
+    rows[:3, 0] = 8.0
+    for scheme in offered_schemes([bits], rounding="nearest"):
+        assert scheme.clip == "mse"
+        errors = [
+            (quantize_rows(rows, each).dequantize(torch.float64) - rows).square().sum(1)
+            for each in (scheme, replace(scheme, clip="absmax"))
+        ]
+        assert (errors[0] <= errors[1]).all()
+        if bits == 4:
+            assert (errors[0][:3] < errors[1][:3]).all()

@@ -54,7 +54,7 @@ def test_a_shared_weight_counts_once():
 def test_a_job_warns_once_and_its_report_says_it():
     torch.manual_seed(0)
     data = [(torch.randn(8, 8), torch.randint(0, 3, (8,))) for _ in range(2)]
-    with pytest.warns(UserWarning) as found:
+    with pytest.warns(UserWarning, match="can be quantized") as found:
         outcome = make_job(5.0).run(mixed(16), data, lambda: {})
     assert sum("can be quantized" in str(warning.message) for warning in found) == 1
     assert str(outcome.report.coverage) == "176 of 483 parameters (36.4 %)"
