@@ -11,13 +11,13 @@ for a submodule: export models with such modules by ``strict=True``.
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from ..network.layer_kinds import ParameterView
 from ..schemes import WeightScheme
-from ..tools.attributes import FreshRecurrentWeights
+from ..tools.attributes import FreshRecurrentWeights, shadowed
 from ..tools.changed_class import ChangedClass, change_back, change_class
 from ..tools.scripting import NotScriptable
 from .packed import PackedLayer, register_packed
@@ -54,6 +54,24 @@ class WeightHolder(NotScriptable, nn.Module):
         return weight.weight
 
 
+class ExpertsHolder(WeightHolder):
+    """Experts with packed weights, which are read once for each expert and dequantized once for each call."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the experts, and drop the dequantized weights."""
+        with shadowed(self, _dequantized={}):
+            return super().forward(*args, **kwargs)
+
+    def compute(self, name: str) -> Tensor:
+        """Return a dequantized weight, within a call the same one each time."""
+        kept: dict[str, Tensor] | None = self.__dict__.get("_dequantized")
+        if kept is None:
+            return super().compute(name)
+        if name not in kept:
+            kept[name] = super().compute(name)
+        return kept[name]
+
+
 class RecurrentHolder(FreshRecurrentWeights, WeightHolder):
     """LSTM, GRU or RNN with packed weights."""
 
@@ -75,8 +93,15 @@ def attach(owner: nn.Module, attribute: str, weight: PackedWeight | ParameterVie
         owner._parameters[attribute] = weight.weight  # type: ignore[assignment]
     names = tuple(name for name in owner._parameters if isinstance(owner._modules.get(name), PackedWeight))
     if names:
-        change_class(owner, RecurrentHolder if isinstance(owner, nn.RNNBase) else WeightHolder, names)
+        change_class(owner, _holder(owner, names), names)
     elif isinstance(owner, ChangedClass):
         change_back(owner)
     if isinstance(owner, nn.RNNBase):
         owner._init_flat_weights()
+
+
+def _holder(owner: nn.Module, names: tuple[str, ...]) -> type[WeightHolder]:
+    if isinstance(owner, nn.RNNBase):
+        return RecurrentHolder
+    shapes = [weight.weight_shape for name in names if isinstance(weight := owner._modules[name], PackedWeight)]
+    return ExpertsHolder if any(len(shape) == 3 for shape in shapes) else WeightHolder

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns
+from ..network.own_operation import DECLARED, is_plain
 from ..quantizers import QuantizedRows
 from ..quantizers.packing import unpack_codes
 from ..quantizers.quantized_rows import dequantize
@@ -71,7 +72,8 @@ class PackedLayer(NotScriptable, nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         """Note the registered float layer type among the bases."""
         super().__init_subclass__(**options)
-        cls.float_type = next((base for base in cls.__mro__ if base in LAYER_KINDS), nn.Module)
+        known = (base if base in LAYER_KINDS else DECLARED.get(base) for base in cls.__mro__)
+        cls.float_type = next((base for base in known if base is not None), nn.Module)
 
     @classmethod
     def from_float(
@@ -235,10 +237,12 @@ def packed_type(module: nn.Module) -> type[PackedLayer]:
     if own in PACKED_TYPES:
         return PACKED_TYPES[own]
     needed = {name for name in vars(PackedLayer) if not name.startswith("__")} - {"extra_repr", "reset_parameters"}
-    added = own.__mro__[: own.__mro__.index(known)] if own is not known else ()
+    added = own.__mro__[: own.__mro__.index(known)] if known in own.__mro__ else (own,)
     if clash := sorted(needed & {name for base in added for name in vars(base)}):
         raise TypeError(
             f"{own.__name__} defines {clash[0]!r}, a name that packed layers need; rename it, or keep it in float."
         )
-    found: type[PackedLayer] = changed_class(cast(Any, PACKED_TYPES.get(known, PackedLayer)), own)
+    # A forward of its own must not be passed by, as those of packed types with kernels would.
+    mixin = PACKED_TYPES.get(known, PackedLayer) if is_plain(module, known) else PackedLayer
+    found: type[PackedLayer] = changed_class(cast(Any, mixin), own)
     return found

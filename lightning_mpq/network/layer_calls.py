@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
+from .experts import ExpertCall, expert_weights, experts_watched
 from .hooks import hooked
 from .named_weights import held_by
+from .own_operation import OwnOperation, wrapped_class
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -27,11 +29,14 @@ class LayerCall:
 
     Attributes:
         layer: Name of the weight's layer, see `named_layers`.
-        inputs: What the layer got first, as it is.
+        inputs: What the layer got first, as it is; of a layer that wraps an operation, what that got.
         extra: Further positional arguments.
         options: Further named arguments.
         rows: Which rows of the weight were used; None for all.
         samples_first: Brings the batch to dimension 0, of inputs and outputs alike.
+        tokens: Of an expert: which tokens of ``token_count`` its inputs are; None for inputs in the order of samples.
+        token_count: How many tokens all experts share.
+        samples_known: Whether it is known which sample each input belongs to.
     """
 
     layer: str
@@ -40,6 +45,9 @@ class LayerCall:
     options: Mapping[str, Any] = field(default_factory=dict)
     rows: slice | None = None
     samples_first: Callable[[Tensor], Tensor] = _as_it_is
+    tokens: Tensor | None = None
+    token_count: int = 0
+    samples_known: bool = True
 
 
 OnCall = Callable[[LayerCall, Tensor], Tensor]
@@ -50,8 +58,9 @@ OnCall = Callable[[LayerCall, Tensor], Tensor]
 def watched(model: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) -> Iterator[None]:
     """Report every use of the weights of layers while the context lasts.
 
-    Seen are calls of the modules that hold the weights, and within `nn.MultiheadAttention` the projections, of which
-    it calls no module. Calls whose first argument or output is no tensor are not seen.
+    Seen are calls of the modules that hold the weights, within `nn.MultiheadAttention` the projections, of which it
+    calls no module, the products of fused experts, and the operations that subclasses wrap. Calls whose first argument
+    or output is no tensor are not seen.
 
     Args:
         model: The model, for its attention modules; their fast path must be switched off.
@@ -68,10 +77,52 @@ def watched(model: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) 
                     own[inside[id(module.out_proj)]] = module.out_proj
                 if own:
                     stack.enter_context(_projections(module, own, on_call))
+        experts: dict[nn.Module, dict[str, Tensor]] = {}
         for name, layer in layers.items():
-            owner, _ = held_by(layer)
-            if not isinstance(owner, nn.MultiheadAttention):
+            owner, attribute = held_by(layer)
+            if isinstance(owner, nn.MultiheadAttention):
+                continue
+            if attribute != "weight" and attribute in expert_weights(owner):
+                experts.setdefault(owner, {})[name] = owner._parameters[attribute]  # type: ignore[assignment]
+            elif (kind := wrapped_class(layer)) is not None:
+                stack.enter_context(_own_operation(name, layer, kind, on_call))
+            else:
                 stack.enter_context(hooked([(owner, _hook(name, on_call))], with_kwargs=True))
+        for owner, weights in experts.items():
+            stack.enter_context(experts_watched(owner, weights, _on_expert(on_call)))
+        yield
+
+
+def _on_expert(on_call: OnCall) -> Callable[[ExpertCall, Tensor], Tensor]:
+    def report(call: ExpertCall, output: Tensor) -> Tensor:
+        return on_call(
+            LayerCall(
+                call.weight,
+                call.inputs,
+                rows=call.rows,
+                tokens=call.tokens,
+                token_count=call.total,
+                samples_known=call.known,
+            ),
+            output,
+        )
+
+    return report
+
+
+@contextmanager
+def _own_operation(name: str, layer: nn.Module, kind: type[nn.Module], on_call: OnCall) -> Iterator[None]:
+    """Report the operation that a layer makes with its weight, after whatever it does to its inputs."""
+    forward = layer.forward
+
+    def on_operation(inputs: Tensor, output: Tensor) -> Tensor:
+        return on_call(LayerCall(name, inputs), output)
+
+    def watched_forward(*args: Any, **kwargs: Any) -> Any:
+        with OwnOperation(layer, kind, on_operation):
+            return forward(*args, **kwargs)
+
+    with shadowed(layer, forward=watched_forward):
         yield
 
 

@@ -6,6 +6,7 @@ as an operation that is linear in its weight; this file is the only one that kno
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
+
+from .own_operation import apply_wrapped, is_plain, wrapped_class
 
 Operation = Literal["linear", "convolution", "transposed", "lookup", "any", "nonlinear"]
 
@@ -119,21 +122,32 @@ LAYER_KINDS: dict[type[nn.Module], LayerKind] = {
     ParameterView: LayerKind(),
 }
 """Types whose one weight is the parameter ``weight``, and how they use it (a `ParameterView` says it itself)."""
+_ELSEWHERE = {("transformers.pytorch_utils", "Conv1D"): LayerKind.along(1, "linear")}
+"""Types of packages that may not be there, by module and name: known once somebody else has imported them."""
 
 
 def float_class(module: nn.Module) -> type[nn.Module] | None:
     """Return the registered type that a layer behaves as, or None.
 
-    A subclass counts when it inherits `forward` unchanged; one with a forward of its own may use its
-    weight in any way, so it does not; unless it names the type that it stands in for, as packed layers do.
+    A subclass counts when it inherits `forward` unchanged. One with a forward of its own may use its weight in any
+    way, so it does not, unless it is seen, or was said, to wrap the parent's operation (`wrapped_class`), or names the
+    type that it stands in for, as packed layers do.
     """
     stands_in_for: type[nn.Module] | None = getattr(type(module), "float_type", None)
     if stands_in_for in LAYER_KINDS:
         return stands_in_for
+    _learn_of_others()
     for kind in LAYER_KINDS:
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        if isinstance(module, kind) and is_plain(module, kind):
             return kind
-    return None
+    return wrapped_class(module)
+
+
+def _learn_of_others() -> None:
+    for (package, name), kind in _ELSEWHERE.items():
+        found = getattr(sys.modules.get(package), name, None)
+        if found is not None:
+            LAYER_KINDS.setdefault(found, kind)
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -179,6 +193,8 @@ def _known_kind(module: nn.Module) -> LayerKind:
 
 def apply_weight(module: nn.Module, weight: Tensor, *inputs: Tensor, **options: object) -> Tensor:
     """Run a layer's own operation with another weight and no bias: linear in ``weight``."""
+    if (wrapped := wrapped_class(module)) is not None:
+        return apply_wrapped(module, wrapped, weight, *inputs)
     parameters = {"weight": weight}
     if getattr(module, "bias", None) is not None:
         parameters["bias"] = torch.zeros_like(module.bias)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 from .hooks import first_argument, hooked
+from .own_operation import operand
 from .random_states import RandomStates
 from .route import Route
 
@@ -26,7 +27,7 @@ class Stop(NamedTuple):
 
     Attributes:
         layer: Name of the layer.
-        inputs: Its first argument.
+        inputs: Its first argument; of a layer that wraps an operation, that of the operation.
         output: What it returned; None if it has not run yet.
         route: What the pass has done with its data before this call, see `Route`.
     """
@@ -87,11 +88,11 @@ def order_of_calls(calibration: Calibration, batch: Any, layers: Mapping[str, nn
     return calls
 
 
-def call_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return what a layer was called on, whatever the name of its argument."""
+def call_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a layer's weight is multiplied with in a call, whatever the name of its argument."""
     found = first_argument(args, dict(kwargs), next(iter(kwargs), ""))
     assert isinstance(found, Tensor)
-    return found.detach()
+    return operand(module, args, dict(kwargs), found.detach())
 
 
 class _Stopped(BaseException):
@@ -103,4 +104,4 @@ class _Stopped(BaseException):
 
 
 def _stop(name: str, route: list[bytes], module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-    raise _Stopped(Stop(name, call_input(args, kwargs), output, route[-1]))
+    raise _Stopped(Stop(name, call_input(module, args, kwargs), output, route[-1]))

@@ -1,7 +1,7 @@
 """Weights by name: those of layers, and those that a module keeps under names of its own.
 
 The name of a weight is that of its layer where the parameter is called ``weight`` (``encoder.linear1``), and the
-qualified name of the parameter otherwise (``encoder.self_attn.in_proj_weight``, ``lstm.weight_hh_l0``). Behind either
+qualified name of the parameter otherwise (``encoder.self_attn.in_proj_weight``, ``lstm.weight_hh_l0``). Under either
 name stands a module with one ``weight``: the layer, or a `ParameterView`.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from ..tools.attributes import shadowed
 from ..tools.checks import shown
+from .experts import expert_weights
 from .layer_kinds import LAYER_KINDS, LayerKind, ParameterView
+from .own_operation import DECLARED, OPERATIONS
 
 _ATTENTION = {"in_proj_weight": LayerKind(parts=3)}  # rows for queries, keys and values
 _ATTENTION |= dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight"), LayerKind())
@@ -47,17 +49,29 @@ HOLDERS: dict[type[nn.Module], Callable[[nn.Module], dict[str, LayerKind]]] = {
 
 
 def register_layer(
-    layer_type: type[nn.Module], weights: Sequence[str] = ("weight",), *, linear: bool = True, output_dim: int = 0
+    layer_type: type[nn.Module],
+    weights: Sequence[str] = ("weight",),
+    *,
+    like: type[nn.Module] | None = None,
+    linear: bool = True,
+    output_dim: int = 0,
 ) -> None:
     """Let weights of a layer type of your own be found, measured, rounded and packed.
 
     The type's ``forward`` may do anything with its weights, as long as it reads them as attributes of the module
     (``self.weight``). Once packed, these are computed from the stored codes when they are read.
 
+    Subclasses of Linear, Conv1d/2d/3d and Embedding that give ``self.weight`` to the parent's function once, after
+    any work on the inputs, are known without a word where a try without values shows it; where it does not, ``like``
+    says it.
+
     Args:
         layer_type: The type. Subclasses count as long as they inherit its ``forward``.
         weights: Names of its parameters to quantize. ``weight`` alone goes by the name of its layer; several, or
             others, each by the qualified name of the parameter.
+        like: The layer type whose function ``forward`` gives ``self.weight`` to: nn.Linear, nn.Conv1d, nn.Conv2d,
+            nn.Conv3d or nn.Embedding. Its inputs are then those of that function, as second-order and sequential
+            rounding need them; ``linear`` and ``output_dim`` are not asked.
         linear: Whether outputs are linear in each weight (with the others as they are), plus whatever does not
             depend on it. Scores for ``fisher`` then come from one backward pass for all layers. They are compared
             with automatic differentiation on the first batch, so that a wrong answer costs time only. With
@@ -65,8 +79,8 @@ def register_layer(
         output_dim: Dimension of the weights along which output channels lie; a scale belongs to one of them.
 
     Raises:
-        TypeError: If it is no module type, or one that is known already.
-        ValueError: If there is no weight.
+        TypeError: If it is no module type, one that is known already, or no subclass of a convolution in ``like``.
+        ValueError: If there is no weight, or ``like`` is no type that can be wrapped.
 
     Example:
         >>> import torch
@@ -88,13 +102,30 @@ def register_layer(
         raise ValueError(f"Name at least one parameter of {layer_type.__name__} in weights=.")
     if layer_type in BUILT_IN:
         raise TypeError(f"{layer_type.__name__} is known already; register a type of your own.")
+    for known in (LAYER_KINDS, HOLDERS, DECLARED):
+        known.pop(layer_type, None)  # type: ignore[attr-defined]
+    if like is not None:
+        _check_like(layer_type, names, like)
+        DECLARED[layer_type] = like
+        return
     kind = LayerKind.along(output_dim, "any" if linear else "nonlinear")
-    LAYER_KINDS.pop(layer_type, None)
-    HOLDERS.pop(layer_type, None)
     if names == ["weight"]:
         LAYER_KINDS[layer_type] = kind
     else:
         HOLDERS[layer_type] = lambda module: dict.fromkeys(names, kind)
+
+
+def _check_like(layer_type: type[nn.Module], names: Sequence[str], like: type[nn.Module]) -> None:
+    if like not in OPERATIONS:
+        wrapped = ", ".join(kind.__name__ for kind in OPERATIONS)
+        raise ValueError(f"like must be one of {wrapped}, got {like!r}. Register other types without like=.")
+    if list(names) != ["weight"]:
+        raise ValueError(f"A layer like {like.__name__} has one weight called 'weight', got {list(names)}.")
+    if like is not nn.Linear and not issubclass(layer_type, like):
+        raise TypeError(
+            f"{layer_type.__name__} is no subclass of {like.__name__}, whose attributes (kernel_size, stride, ...) say "
+            "what it computes. Derive it from there, or register it without like=."
+        )
 
 
 BUILT_IN = frozenset((*LAYER_KINDS, *HOLDERS))
@@ -106,7 +137,32 @@ def held_weights(module: nn.Module) -> dict[str, LayerKind]:
     for holder, names in HOLDERS.items():
         if isinstance(module, holder) and type(module).forward is holder.forward:
             return {name: kind for name, kind in names(module).items() if module._parameters.get(name) is not None}
-    return {}
+    return {name: _experts_kind(module, name) for name in expert_weights(module)}
+
+
+def _experts_kind(module: nn.Module, name: str) -> LayerKind:
+    """Return the kind of a weight [E, out, in]: a row for each output of each expert, which has inputs of its own."""
+    weight = module._parameters[name]
+    assert weight is not None
+    if getattr(module, "is_transposed", False):  # [E, in, out]
+        return LayerKind(_rows_of_transposed_experts, _transposed_experts, parts=len(weight))
+    return LayerKind(_rows_of_experts, _experts, parts=len(weight))
+
+
+def _rows_of_experts(weight: Tensor, groups: int) -> Tensor:
+    return weight.reshape(-1, weight.shape[2])
+
+
+def _experts(rows: Tensor, shape: Size, groups: int) -> Tensor:
+    return rows.reshape(shape)
+
+
+def _rows_of_transposed_experts(weight: Tensor, groups: int) -> Tensor:
+    return weight.transpose(1, 2).reshape(-1, weight.shape[1])
+
+
+def _transposed_experts(rows: Tensor, shape: Size, groups: int) -> Tensor:
+    return rows.reshape(shape[0], shape[2], shape[1]).transpose(1, 2)
 
 
 def named_layers(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Module]:

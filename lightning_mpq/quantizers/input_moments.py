@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..network.layer_kinds import (
-    ParameterView,
     float_class,
     kind_of,
     row_parts,
@@ -79,6 +78,8 @@ class InputMoment:
             rows: Which rows of the weight were used, whole blocks of them; None for all.
         """
         inputs = inputs.detach()
+        if not inputs.numel():  # an expert that no token meets
+            return
         if self.row_counts is not None:
             self.row_counts += torch.bincount(inputs.reshape(-1), minlength=len(self.row_counts))
             self.count += inputs.numel()
@@ -197,7 +198,8 @@ def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | t
 
 def _is_product(module: nn.Module) -> bool:
     """Tell whether rows are multiplied with the vectors along the last dimension of the inputs."""
-    return isinstance(module, ParameterView) or float_class(module) is nn.Linear
+    kind = kind_of(module)
+    return kind is not None and kind.operation == "linear"
 
 
 def _with_batch(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> tuple[Tensor, torch.Size]:

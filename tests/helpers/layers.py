@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from helpers.wrapped_layers import Centred, SamePadding, ScaledEmbedding
 from torch import Tensor, nn
 
 from lightning_mpq.modules import pack_layer
@@ -33,6 +34,9 @@ LAYER_CASES: dict[str, Case] = {
     "conv-transpose3d": (lambda: nn.ConvTranspose3d(2, 3, 2, bias=False), lambda: torch.randn(1, 2, 2, 2, 2)),
     "embedding": (lambda: nn.Embedding(11, 7, padding_idx=0), lambda: torch.randint(0, 11, (2, 5))),
     "embedding-byte-rows": (lambda: nn.Embedding(9, 16), lambda: torch.randint(0, 9, (4,))),
+    "conv2d-same-padding": (lambda: SamePadding(3, 4, 3, stride=2), lambda: torch.randn(2, 3, 6, 5)),
+    "linear-centred": (lambda: Centred(13, 5), lambda: torch.randn(3, 13)),
+    "embedding-scaled": (lambda: ScaledEmbedding(9, 16), lambda: torch.randint(0, 8, (4,))),
     "embedding-max-norm": (lambda: nn.Embedding(6, 8, max_norm=0.5), lambda: torch.randint(0, 6, (3, 1))),
 }
 

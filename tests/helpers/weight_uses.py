@@ -1,6 +1,7 @@
 """Small networks in which weights are used in every way that the estimators must cope with."""
 
 import torch
+from helpers.wrapped_layers import Centred, Routed, SamePadding, ScaledEmbedding
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
@@ -201,6 +202,36 @@ class Registered(nn.Module):
         return self.bilinear(self.squared(x).mean(1), self.factors(self.factors(x).tanh()).mean(1))
 
 
+class Wrapped(nn.Module):
+    """Subclasses that wrap their parent's operation."""
+
+    shape = (2, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = SamePadding(2, 4, 3, stride=2)
+        self.second = SamePadding(4, 4, 3, groups=2, bias=False)
+        self.last = Centred(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).tanh()).tanh().mean((2, 3)))
+
+
+class MixtureOfExperts(nn.Module):
+    """A scaled embedding, and experts fused to one tensor, which meet tokens of several samples at once."""
+
+    shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = ScaledEmbedding(6, 4)
+        self.routed = Routed()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.routed(self.embed(ids)).mean(1))
+
+
 MODELS = {
     kind.__name__: kind
     for kind in (
@@ -212,6 +243,8 @@ MODELS = {
         Attention,
         Decoder,
         Registered,
+        Wrapped,
+        MixtureOfExperts,
     )
 }
 

@@ -134,7 +134,8 @@ def test_the_task_loss_at_the_quantized_point_is_that_of_the_training_step():
 def test_it_predicts_a_nearby_plan_better_than_the_expansion_at_the_float_weights():
     model = network()
     taylor, rounded, policy = around_two_bits(model, "hessian")
-    at_float = make_job(4.0, candidates=CandidateOptions(bits=(2, 3), rounding="nearest"))
+    schemes = tuple(dict.fromkeys(candidate.scheme.weight for candidate in rounded.candidates))
+    at_float = make_job(4.0, candidates=CandidateOptions(schemes=schemes))
     first = profiled(at_float, model, [(b, torch.zeros(12, dtype=torch.long)) for b in batches()]).taylor
     change = LossChange(Calibration(model, batches(), likelihood=Categorical()), "divergence")
 

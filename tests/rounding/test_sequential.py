@@ -7,6 +7,7 @@ from statistics import geometric_mean
 import pytest
 import torch
 from helpers.routing import EarlyExit, Experts, Loops, Routed, Sampling, Sorted, TopK, routed
+from helpers.wrapped_layers import SamePadding
 from torch import nn
 
 from lightning_mpq.errors import NonFiniteError
@@ -137,6 +138,25 @@ def test_the_model_and_the_random_state_are_as_they_were_and_shared_weights_shar
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_a_layer_that_pads_by_itself_is_rounded_as_one_that_is_given_padded_inputs(lockstep):
+    torch.manual_seed(0)
+    own = nn.Sequential(SamePadding(2, 4, 3, stride=2), nn.Tanh(), SamePadding(4, 3, 3)).double()
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 3, 3)).double()
+    plain.load_state_dict(own.state_dict())
+    twin = nn.Sequential(nn.ZeroPad2d(1), plain[0], plain[1], nn.ZeroPad2d(1), plain[2])
+    data = samples(8, 2, 7, 7).split(4)
+    for rounding in (
+        round_sequentially,
+        lambda model, data, policy, **_: round_policy(Calibration(model, data), policy),
+    ):
+        found = rounding(own, data, policy_of(own, 2), lockstep=lockstep)
+        expected = rounding(twin, data, policy_of(twin, 2), lockstep=lockstep)
+        for name, other in (("0", "1"), ("2", "4")):
+            assert torch.equal(found[name].codes, expected[other].codes)
+            assert torch.equal(found[name].scale, expected[other].scale)
 
 
 def test_numbers_that_are_not_finite_are_refused_with_the_layers_name_and_no_thread_stays():

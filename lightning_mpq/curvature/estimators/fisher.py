@@ -138,14 +138,22 @@ class SampleScores:
         kind = kind_of(module)
         inputs, fixed = use.inputs, kind is not None and kind.operation == "any"
         leading = gradient if fixed else inputs
+        if not use.call.samples_known:
+            self._by_forward_mode[columns.start, columns.stop] = use.layer
+            return
+        deltas = self._perturbations.of_layer(use.layer)
+        options = {"extra": use.call.extra, "options": use.call.options, "rows": use.call.rows}
+        if use.call.tokens is not None:
+            rows = layer_scores(module, inputs, gradient, deltas, **options)
+            sample = use.call.tokens * samples // use.call.token_count
+            self._scores[:, columns] = self._scores[:, columns].index_add(0, sample, rows.to(self._scores))
+            return
         if leading.dim() == 0 or leading.shape[0] % samples:
             if fixed or inputs.dim() < 2 or inputs.shape[1] != samples:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
                 return
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
-        deltas = self._perturbations.of_layer(use.layer)
-        deltas = deltas if use.call.rows is None else deltas[:, use.call.rows]
-        rows = layer_scores(module, inputs, gradient, deltas, use.call.extra, use.call.options)
+        rows = layer_scores(module, inputs, gradient, deltas, **options)
         self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
 
     def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import embedding, linear, pad
 
-from ...network.layer_kinds import Operation, apply_weight, kind_of
+from ...network.layer_kinds import Operation, apply_weight, kind_of, weight_rows
 from ...network.named_weights import held_by
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -32,6 +32,7 @@ def layer_scores(
     perturbations: Tensor,
     extra: Sequence[Any] = (),
     options: Mapping[str, Any] | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Return ``<dY_m, D_b * X_m>`` for every row m along dimension 0 of the outputs.
 
@@ -42,6 +43,7 @@ def layer_scores(
         perturbations: D, [B, *weight shape].
         extra: Further positional arguments of the layer's forward.
         options: Further named arguments of it (``output_size`` of ConvTranspose).
+        rows: Which rows of the weight were used, of one whose rows are multiplied with vectors; None for all.
 
     Returns:
         [M, B], in the type of the inputs' operation.
@@ -52,8 +54,9 @@ def layer_scores(
         return _lookup_scores(inputs, output_gradient, perturbations)
     if operation == "any":
         return _applied_scores(module, (inputs, *extra), named, output_gradient, perturbations)
-    if operation == "linear" and inputs.dim() == 1:
-        inputs, output_gradient = inputs[:, None], output_gradient[:, None]
+    if operation == "linear":
+        matrices = torch.stack([weight_rows(module, d) for d in perturbations])
+        return _product_scores(inputs, output_gradient, matrices if rows is None else matrices[:, rows])
     count, width = inputs.shape[0], perturbations.shape[0]
     positions = _positions(module, inputs, output_gradient)
     if width * positions <= width + positions:
@@ -70,6 +73,22 @@ def layer_scores(
         for i in range(0, count, step)
     ]
     return torch.cat(chunks)
+
+
+def _product_scores(inputs: Tensor, output_gradient: Tensor, matrices: Tensor) -> Tensor:
+    """Return the scores of a weight whose rows, [B, rows, columns], are multiplied with vectors."""
+    if inputs.dim() == 1:
+        inputs, output_gradient = inputs[:, None], output_gradient[:, None]
+    width, positions = len(matrices), prod(inputs.shape[1:-1])
+    if width * positions <= width + positions:
+        return torch.stack([(linear(inputs, d) * output_gradient).flatten(1).sum(1) for d in matrices], 1)
+    weights = matrices.flatten(1)
+    step = max(1, _CHUNK_ELEMENTS // max(weights.shape[1], 1))
+    chunks = [
+        output_gradient[i : i + step].flatten(1, -2).transpose(1, 2) @ inputs[i : i + step].flatten(1, -2)
+        for i in range(0, len(inputs), step)
+    ]
+    return torch.cat([chunk.flatten(1) @ weights.T for chunk in chunks])
 
 
 def _lookup_scores(indices: Tensor, output_gradient: Tensor, perturbations: Tensor) -> Tensor:
@@ -105,23 +124,16 @@ def _operation(module: nn.Module) -> Operation:
 
 def _positions(module: nn.Module, inputs: Tensor, output_gradient: Tensor) -> int:
     """Return at how many positions of one sample the weight is used."""
-    if _operation(module) == "linear":
-        return prod(inputs.shape[1:-1])
     return prod((inputs if isinstance(module, _TRANSPOSED) else output_gradient).shape[2:])
 
 
 def _columns(module: nn.Module, weights: int) -> int:
     """Return how many values are unfolded for each position."""
-    if _operation(module) == "linear":
-        return 0
     return weights // (module.in_channels if isinstance(module, _TRANSPOSED) else module.out_channels) * module.groups  # type: ignore[operator,return-value]
 
 
 def _weight_gradients(module: nn.Module, inputs: Tensor, output_gradient: Tensor) -> Tensor:
     """Return the weight gradient of each sample, [M, *weight shape]."""
-    if _operation(module) == "linear":
-        positions = inputs.flatten(1, -2)
-        return output_gradient.flatten(1, -2).transpose(1, 2) @ positions
     if isinstance(module, _TRANSPOSED):
         # A transposed convolution is the adjoint of a convolution: input and output change places.
         low = [int(p) for p in module.padding]

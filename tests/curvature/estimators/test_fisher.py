@@ -12,9 +12,11 @@ from helpers.weight_uses import (
     Convolutions,
     Decoder,
     HiddenUses,
+    MixtureOfExperts,
     Registered,
     Squared,
     TiedLanguageModel,
+    Wrapped,
     make,
 )
 from torch import nn
@@ -45,6 +47,14 @@ def test_all_labels_enumerated_give_the_exact_fisher_matrix(kind):
     assert float(exact.abs().min()) > 0  # every pair of candidates is really tested
     assert taylor.gradient.abs().max() == 0
     assert taylor.samples == len(inputs)
+
+
+@pytest.mark.parametrize("kind", [Wrapped, MixtureOfExperts])
+def test_wrapped_operations_and_experts_cost_no_further_passes(kind):
+    model, batch = make(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain_profile(model, [batch], bits=[2], likelihood=Categorical())
 
 
 def test_groups_of_several_layers_perturb_all_of_them_together():

@@ -1,0 +1,93 @@
+"""Layers as others write them: subclasses that wrap their parent's operation, and experts fused to one tensor."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear, one_hot, pad
+
+
+class SamePadding(nn.Conv2d):
+    """Pads so that outputs are as large as inputs, as EfficientNets converted from TensorFlow do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        amounts = []
+        for size, kernel, stride in zip(x.shape[-1:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            amounts += [missing // 2, missing - missing // 2]
+        return conv2d(pad(x, amounts), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Centred(nn.Linear):
+    """Takes the mean away from its inputs, and leaves the rest to its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(-1, keepdim=True))
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Scales what it looks up, as encoders and decoders of many language models do."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids + 1) * 3.0
+
+
+class Standardized(nn.Conv2d):
+    """Computes with another weight than its own: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight - self.weight.mean(), self.bias, self.stride, self.padding)
+
+
+class PaddedByArgument(nn.Conv2d):
+    """Pads otherwise than its attributes say: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, padding=2)
+
+
+class Activated(nn.Linear):
+    """Its outputs are not those of the operation, whose bias could not be corrected by them: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh()
+
+
+class Moody(nn.Conv2d):
+    """Looks at values, which a try without values cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad(x, [1, 1, 1, 1]) if x.abs().max() > 0 else x)
+
+
+class Experts(nn.Module):
+    """Experts as `transformers` keeps them: [E, out, in], the tokens of one after those of another."""
+
+    def __init__(self, count: int = 3, width: int = 4, inner: int = 3) -> None:
+        super().__init__()
+        self.num_experts = count
+        self.gate_up_proj = nn.Parameter(torch.randn(count, 2 * inner, width))
+        self.down_proj = nn.Parameter(torch.randn(count, width, inner))
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        found = torch.zeros_like(hidden_states)
+        mask = one_hot(top_k_index, self.num_experts).permute(2, 1, 0)
+        for hit in torch.greater(mask.sum((-1, -2)), 0).nonzero():
+            expert = hit[0]
+            place, token = torch.where(mask[expert])
+            gate, up = linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            outputs = linear(gate.sigmoid() * up, self.down_proj[expert])
+            found = found.index_add(0, token, outputs * top_k_weights[token, place, None])
+        return found
+
+
+class Routed(nn.Module):
+    """A router, and its experts."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, 3)
+        self.experts = Experts(width=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, index = self.router(tokens).softmax(-1).topk(2)
+        return self.experts(tokens, index, weights).reshape(x.shape)
