@@ -242,7 +242,8 @@ def _measured(
                         if meaning is None and estimator.asks_for_likelihood(loss):
                             first = next(split_batch(batch, chunk_size))
                             with torch.no_grad():
-                                meaning = guess_likelihood(evaluator.outputs(first), first)
+                                outputs = evaluator.outputs(first)
+                                meaning = guess_likelihood(outputs, first, evaluator.output_name)
                         everything = tuple(range(len(candidates)))
                         setting = Setting(evaluator, meaning, loss, reestimated, perturbations, everything, restricted)
                         measurement = BatchMeasurement(estimator, setting)

@@ -14,6 +14,7 @@ from ..tools.progress import Progress
 from .batches import batch_weight, to_device
 from .forward import ForwardFn, LossFn, device_of, forward_batch
 from .likelihood import Likelihood
+from .outputs import NamedOutputs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Calibration:
         batches: Calibration batches: this process's own, where there are several processes. Those without a sample are
             passed over.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch, or on the first item of
-            a tuple or list.
+            a tuple or list; a mapping goes to the arguments of its names. Of several outputs by name ``logits`` are
+            taken, or else ``last_hidden_state``.
         loss_fn: ``(model, batch) -> scalar``, the task loss; by default that of the model's ``training_step``.
         likelihood: What the outputs mean; None to guess.
 
@@ -100,7 +102,11 @@ class Calibration:
         Raises:
             TypeError: If the model does not take it.
         """
-        return forward_batch(self.model, batch, self.forward_fn, number)
+        return self.named_outputs(batch, number).value
+
+    def named_outputs(self, batch: Any, number: int = 1) -> NamedOutputs:
+        """Return the same with the name under which the model returns it."""
+        return NamedOutputs.of(forward_batch(self.model, batch, self.forward_fn, number))
 
     def each(self, use: Callable[[int, Any], object], purpose: str, progress: Progress | None = None) -> int:
         """Go once through the batches, on the model's device.

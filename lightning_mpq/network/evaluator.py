@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -69,12 +70,14 @@ class Evaluator:
     Attributes:
         model: The model.
         batch_number: Which batch is being measured, for messages; from 1.
+        output_name: Under which name the model returned its outputs last; None if bare.
     """
 
     def __init__(self, calibration: Calibration) -> None:
         """Keep how the model is called, and take the loss of its ``training_step`` where no other is given."""
         self.model = calibration.model
         self.batch_number = 1
+        self.output_name: str | None = None
         self._calibration = calibration
         self._loss = calibration.loss_fn or default_loss
 
@@ -85,12 +88,20 @@ class Evaluator:
             TypeError: If the outputs are not one floating-point tensor with a sample in each row.
             NonFiniteError: If they are not finite; names the first module whose output is not.
         """
-        outputs = self._calibration.forward(batch, self.batch_number)
+        outputs, name = self._calibration.named_outputs(batch, self.batch_number)
+        if name == "last_hidden_state" and self.output_name is None:
+            warnings.warn(
+                f"{type(self.model).__name__} returns no 'logits'; its 'last_hidden_state' is measured. Pass "
+                "forward_fn=lambda model, batch: ... that returns what is used of it, such as a pooled embedding.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.output_name = name
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
             raise TypeError(
                 "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
                 f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
-                "model(batch)['logits']."
+                "model(batch)['scores']; 'logits' and 'last_hidden_state' are found by themselves."
             )
         if not torch.isfinite(outputs).all():
             raise self._non_finite("outputs of the model are", batch, partial(self._calibration.forward, batch))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import describe_batch, to_device
+from .batches import describe_batch, tensors_of, to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 """(model, batch) to outputs."""
@@ -21,7 +22,9 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
 
     Args:
         model: The module.
-        batch: With no ``forward_fn``: the input tensor, or a tuple or list whose first item it is.
+        batch: With no ``forward_fn``: the input tensor, a mapping from arguments of ``forward`` to tensors, or a tuple
+            or list whose first item is one of these. What ``forward`` does not name is left out, and so are targets
+            that it does not ask for.
         forward_fn: ``(model, batch) -> outputs``.
         number: Which batch this is, from 1, for messages.
 
@@ -32,20 +35,41 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
     if forward_fn is not None:
         return forward_fn(model, batch)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(inputs, Tensor):
+    named = isinstance(inputs, Mapping) and bool(tensors_of(inputs))
+    if not isinstance(inputs, Tensor) and not named:
         raise TypeError(
-            f"Expected batch {number} to be a tensor, or a tuple or list that begins with one, got "
+            f"Expected batch {number} to be a tensor or a mapping, or a tuple or list that begins with one, got "
             f"{describe_batch(batch)}. Pass forward_fn=lambda model, batch: ... to say how the model is called."
         )
     try:
-        return model(inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else _call_by_name(model, inputs)
     except torch.OutOfMemoryError:
         raise
     except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
         raise TypeError(
-            f"{type(model).__name__}.forward does not take the input of batch {number}, {inputs.dtype} "
-            f"{list(inputs.shape)}: {error}. Pass forward_fn=lambda model, batch: ... to say how it is called."
+            f"{type(model).__name__}.forward does not take the input of batch {number}, "
+            f"{f'{inputs.dtype} {list(inputs.shape)}' if isinstance(inputs, Tensor) else describe_batch(inputs)}: "
+            f"{error}. Pass forward_fn=lambda model, batch: ... to say how it is called."
         ) from error
+
+
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""Names under which a mapping holds targets."""
+
+
+def _call_by_name(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """Call a model on a mapping: by its keys, or on the mapping itself if ``forward`` takes one argument, unnamed."""
+    expected = signature(getattr(model, "_orig_mod", model).forward).parameters  # of a compiled model, its own
+    others = {key: value for key, value in batch.items() if key not in TARGETS}
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in expected.values()):
+        chosen = {key: value for key, value in others.items() if key in expected or isinstance(value, Tensor)}
+    else:
+        chosen = {key: value for key, value in others.items() if key in expected}
+    wanted = {key for key, parameter in expected.items() if parameter.default is Parameter.empty}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        wanted.add("labels")  # of which transformers makes the decoder's inputs
+    chosen |= {key: batch[key] for key in TARGETS if key in batch and key in expected and key in wanted}
+    return model(**chosen) if chosen else model(batch)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 from .hooks import first_argument, hooked
+from .layer_kinds import kind_of
 from .own_operation import operand
 from .random_states import RandomStates
 from .route import Route
+from .tokens import real_tokens, token_mask
 
 When = Literal["before", "after"]
 
@@ -27,7 +29,8 @@ class Stop(NamedTuple):
 
     Attributes:
         layer: Name of the layer.
-        inputs: Its first argument; of a layer that wraps an operation, that of the operation.
+        inputs: Its first argument; of a layer that wraps an operation, that of the operation. Tokens that the batch's
+            attention mask hides are left out.
         output: What it returned; None if it has not run yet.
         route: What the pass has done with its data before this call, see `Route`.
     """
@@ -61,7 +64,7 @@ class LayerwiseForward:
     def _pass(self, layer: str, batch: Any, number: int) -> Stop | None:
         route, model = Route(), self._calibration.model
         before: list[bytes] = []
-        module, stop = self._layers[layer], partial(_stop, layer, before)
+        module, stop = self._layers[layer], partial(_stop, layer, before, token_mask(batch))
         hooks: Any = {"before": [(module, lambda *args: before.append(route.so_far()))], "after": []}
         hooks[self._when].append((module, stop))
         outside = RandomStates.now(model)
@@ -88,11 +91,15 @@ def order_of_calls(calibration: Calibration, batch: Any, layers: Mapping[str, nn
     return calls
 
 
-def call_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def call_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], mask: Tensor | None = None
+) -> Tensor:
     """Return what a layer's weight is multiplied with in a call, whatever the name of its argument."""
     found = first_argument(args, dict(kwargs), next(iter(kwargs), ""))
     assert isinstance(found, Tensor)
-    return operand(module, args, dict(kwargs), found.detach())
+    inputs = operand(module, args, dict(kwargs), found.detach())
+    kind = kind_of(module)
+    return real_tokens(inputs, mask) if kind is not None and kind.operation == "linear" else inputs
 
 
 class _Stopped(BaseException):
@@ -103,5 +110,13 @@ class _Stopped(BaseException):
         self.stop = stop
 
 
-def _stop(name: str, route: list[bytes], module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-    raise _Stopped(Stop(name, call_input(module, args, kwargs), output, route[-1]))
+def _stop(
+    name: str,
+    route: list[bytes],
+    mask: Tensor | None,
+    module: nn.Module,
+    args: Any,
+    kwargs: Any,
+    output: Any = None,
+) -> None:
+    raise _Stopped(Stop(name, call_input(module, args, kwargs, mask), output, route[-1]))

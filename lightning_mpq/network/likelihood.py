@@ -20,7 +20,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import log_softmax, one_hot, softplus
 
 from ..tools.checks import shown
-from .batches import describe_batch
+from .batches import describe_batch, tensors_of
+from .forward import TARGETS
+from .tokens import counting, token_mask
 
 Sampling = Literal["label", "sign"]
 
@@ -111,13 +113,16 @@ class Categorical(Likelihood):
         return terms.flatten(1).sum(1)
 
     def _mask(self, outputs: Tensor, batch: Any) -> Tensor:
-        """Return 1 where a position counts and 0 where its target is ``ignore_index``; broadcasts to outputs."""
-        targets = targets_of(batch)
+        """Return 1 where a position counts and 0 where its target is ``ignore_index`` or its token does not count."""
+        targets, tokens = targets_of(batch), token_mask(batch)
         shape = list(outputs.shape)
         del shape[self.class_dim]
-        if targets is None or list(targets.shape) != shape:
-            return outputs.new_ones(())
-        return (targets != self.ignore_index).to(outputs).unsqueeze(self.class_dim)
+        mask = outputs.new_ones(())
+        if targets is not None and list(targets.shape) == shape:
+            mask = (targets != self.ignore_index).to(outputs).unsqueeze(self.class_dim)
+        if tokens is not None and list(tokens.shape) == shape:
+            mask = mask * tokens.to(outputs).unsqueeze(self.class_dim)
+        return mask
 
 
 @dataclass(frozen=True)
@@ -137,15 +142,15 @@ class Gaussian(Likelihood):
 
     def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
         """Return z / standard deviation."""
-        return directions / sqrt(self.variance)
+        return directions / sqrt(self.variance) * counting(outputs, batch)
 
     def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
         """Return u / standard deviation."""
-        return directions / sqrt(self.variance)
+        return directions / sqrt(self.variance) * counting(outputs, batch)
 
     def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
         """Return the squared change of each sample's outputs / (2 variance)."""
-        return (outputs - others).square().flatten(1).sum(1) / (2 * self.variance)
+        return ((outputs - others).square() * counting(outputs, batch)).flatten(1).sum(1) / (2 * self.variance)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ class Bernoulli(Likelihood):
 
     def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
         """Return ``sqrt(p (1 - p)) z``."""
-        return (outputs.sigmoid() * (-outputs).sigmoid()).sqrt() * directions
+        return (outputs.sigmoid() * (-outputs).sigmoid()).sqrt() * directions * counting(outputs, batch)
 
     def root_transpose_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:
         """Return ``sqrt(p (1 - p)) u``; L is diagonal."""
@@ -163,7 +168,7 @@ class Bernoulli(Likelihood):
     def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
         """Return ``sum p log(p / q) + (1 - p) log((1 - p) / (1 - q))`` in a form that cannot overflow."""
         terms = outputs.sigmoid() * (outputs - others) + softplus(others) - softplus(outputs)
-        return terms.flatten(1).sum(1)
+        return (terms * counting(outputs, batch)).flatten(1).sum(1)
 
 
 def targets_of(batch: Any) -> Tensor | None:
@@ -172,26 +177,32 @@ def targets_of(batch: Any) -> Tensor | None:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         found = batch[1]
     elif isinstance(batch, Mapping):
-        found = next((batch[key] for key in ("labels", "label", "targets", "target", "y") if key in batch), None)
+        found = next((batch[key] for key in TARGETS if key in batch), None)
     return found if isinstance(found, Tensor) else None
 
 
-def guess_likelihood(outputs: Tensor, batch: Any) -> Likelihood:
+def guess_likelihood(outputs: Tensor, batch: Any, name: str | None = None) -> Likelihood:
     """Guess the distribution from outputs and targets, and say in a warning what was taken.
 
-    Integer targets: `Categorical`, with the classes along the dimension of the outputs that the targets lack (1
-    before -1). Real targets shaped like the outputs: `Bernoulli` if all are 0 or 1, else `Gaussian`. No targets:
-    `Categorical` along dimension 1 of a matrix with several columns, else `Gaussian` for one column.
+    Integer targets: `Categorical`, with the classes along the dimension of the outputs that the targets lack. Real
+    targets shaped like the outputs: `Bernoulli` if all are 0 or 1, else `Gaussian`. No targets: `Categorical` for
+    ``logits``, at each token where there is one for each, and along dimension 1 of a bare matrix with several columns
+    that cannot be embeddings or what went in; `Gaussian` for a ``last_hidden_state`` and a bare matrix with one column.
+
+    Args:
+        outputs: The model's outputs.
+        batch: What they are of.
+        name: Under which name the model returned them; None if bare.
 
     Raises:
-        ValueError: If the outputs look like probabilities instead of logits, or nothing fits.
+        ValueError: If the outputs look like probabilities instead of logits, or it could be one or the other.
     """
-    targets = targets_of(batch)
-    guess = _guess(outputs.detach(), targets)
+    guess = _guess(outputs.detach(), batch, name)
     if guess is None:
         raise ValueError(
             f"likelihood='auto' cannot tell what outputs {list(outputs.shape)} mean with the batch "
-            f"{describe_batch(batch)}. Pass likelihood=Categorical(class_dim=...), Gaussian() or Bernoulli()."
+            f"{describe_batch(batch)}. Pass likelihood=Categorical(class_dim=...) for logits of classes, Gaussian() "
+            "for embeddings and other real values, or Bernoulli() for logits of yes and no."
         )
     if isinstance(guess, Categorical) and _are_probabilities(outputs.detach(), guess.class_dim):
         raise ValueError(
@@ -206,20 +217,48 @@ def guess_likelihood(outputs: Tensor, batch: Any) -> Likelihood:
     return guess
 
 
-def _guess(outputs: Tensor, targets: Tensor | None) -> Likelihood | None:
+def _guess(outputs: Tensor, batch: Any, name: str | None) -> Likelihood | None:
+    if name == "last_hidden_state":
+        return Gaussian()
+    targets = targets_of(batch)
+    if targets is None:
+        return _guess_without_targets(outputs, batch, name)
+    if not targets.is_floating_point() and not targets.is_complex():
+        found = [dim for dim in (1, -1) if _lack_classes(outputs, targets, dim)]
+        if found and (len(found) == 1 or outputs.dim() == 2):
+            return Categorical(found[0])
+        if found:  # as many positions as classes
+            return Categorical(-1) if name == "logits" and token_mask(batch) is not None else None
+    if targets.numel() != outputs.numel():
+        return None
+    if outputs.dim() > 1 and outputs.shape[1] > 1 and _are_probabilities(targets.reshape(outputs.shape), 1):
+        return None  # one-hot labels of classes, or several of yes and no
+    return Bernoulli() if ((targets == 0) | (targets == 1)).all() else Gaussian()
+
+
+def _guess_without_targets(outputs: Tensor, batch: Any, name: str | None) -> Likelihood | None:
+    """Guess from the outputs and what they are of."""
+    given = next(iter(tensors_of(batch)), None)
+    of_tokens = given is not None and not given.is_floating_point() and given.dim() == 2
+    if name == "logits":
+        at_tokens = of_tokens and given is not None and outputs.dim() == 3 and outputs.shape[:2] == given.shape
+        if at_tokens or (outputs.dim() == 2 and outputs.shape[1] > 1):
+            return Categorical(-1 if at_tokens else 1)
+        return None
+    if outputs.dim() != 2 or of_tokens or (given is not None and given.numel() == outputs.numel()):
+        return None  # may be an embedding, or a copy of what went in
+    if outputs.shape[1] == 1:
+        return Gaussian()
+    lengths = outputs.norm(dim=1)
+    return None if bool(((lengths - 1).abs() < 1e-3).all()) else Categorical()
+
+
+def _lack_classes(outputs: Tensor, targets: Tensor, class_dim: int) -> bool:
+    """Tell whether targets have a class for each position of outputs whose classes lie along a dimension."""
     shape = list(outputs.shape)
-    if targets is not None and not targets.is_floating_point() and not targets.is_complex():
-        for class_dim in (1, -1):
-            if outputs.dim() > 1 and shape[class_dim] > 1:
-                positions = shape[:class_dim] + shape[class_dim:][1:]
-                if list(targets.shape) == positions:
-                    return Categorical(class_dim)
-    if targets is not None and targets.numel() == outputs.numel():
-        binary = ((targets == 0) | (targets == 1)).all()
-        return Bernoulli() if binary else Gaussian()
-    if targets is None and outputs.dim() == 2:
-        return Categorical() if shape[1] > 1 else Gaussian()
-    return None
+    if outputs.dim() < 2 or shape[class_dim] < 2:
+        return False
+    return list(targets.shape) == shape[:class_dim] + shape[class_dim:][1:]
 
 
 def _are_probabilities(outputs: Tensor, class_dim: int) -> bool:

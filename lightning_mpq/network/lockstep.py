@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..tools.clean_up import afterwards
 from .calibration import Calibration
@@ -25,6 +25,7 @@ from .hooks import hooked
 from .layerwise import Stop, When, call_input
 from .random_states import RandomStates
 from .route import Route
+from .tokens import token_mask
 
 
 class LockstepForward:
@@ -52,7 +53,7 @@ class LockstepForward:
         self._over: set[str] = set()
         self.repeated: set[str] = set()
         self._passes = [
-            _Pass(partial(calibration.forward, batch, number), calibration.model, number)
+            _Pass(partial(calibration.forward, batch, number), calibration.model, number, token_mask(batch))
             for number, batch in enumerate(calibration.filled(), start=1)
         ]
 
@@ -106,7 +107,9 @@ class _Gate:
         if self.closed:
             raise _Cancelled  # of a pass that was running when all were ended
         if self.running is not None:
-            self.running.wait(Stop(name, call_input(module, args, kwargs), output, self.running.route_so_far))
+            self.running.wait(
+                Stop(name, call_input(module, args, kwargs, self.running.mask), output, self.running.route_so_far)
+            )
 
     def note(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if self.running is not None:
@@ -140,8 +143,9 @@ class _Cancelled(BaseException):
 class _Pass:
     """One forward pass in a thread of its own, which runs only while `advance` waits for it."""
 
-    def __init__(self, run: Callable[[], object], model: nn.Module, number: int) -> None:
+    def __init__(self, run: Callable[[], object], model: nn.Module, number: int, mask: Tensor | None) -> None:
         self.stop: Stop | None = None
+        self.mask = mask
         self.is_seen = False
         self.route_so_far = b""
         self._route = Route()

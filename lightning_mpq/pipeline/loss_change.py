@@ -117,7 +117,7 @@ class LossChange:
         outputs = self._evaluator.outputs(batch)
         if self.likelihood is None:
             with quiet():  # the profile on the same batches has said already what was guessed
-                self.likelihood = guess_likelihood(outputs, batch)
+                self.likelihood = guess_likelihood(outputs, batch, self._evaluator.output_name)
         self._outputs.append(outputs)
         return torch.zeros(len(outputs)), 1
 

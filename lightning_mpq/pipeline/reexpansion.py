@@ -92,7 +92,8 @@ def _divergence_from(calibration: Calibration, reestimated: bool) -> LossFn:
     if likelihood is None:
         first = next(calibration.filled())
         with isolated(model), torch.no_grad(), quiet():
-            likelihood = guess_likelihood(calibration.forward(first), first)
+            outputs, name = calibration.named_outputs(first)
+            likelihood = guess_likelihood(outputs, first, name)
     meaning = likelihood
 
     def loss(twin: nn.Module, batch: Any) -> Tensor:

@@ -19,6 +19,7 @@ from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
 from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
+from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
 from ..tools.progress import Progress
 from .unseen import causes_of
@@ -28,6 +29,8 @@ def input_moments(
     calibration: Calibration, layers: Mapping[str, nn.Module], progress: Progress | None = None
 ) -> dict[int, InputMoment]:
     """Measure what weights are multiplied with in one pass over the batches, those of all processes.
+
+    Tokens that a batch's ``attention_mask`` hides do not count.
 
     Seen are the inputs of layers, of the projections within attention, and of recurrent layers: of the first one's
     ``weight_ih`` and, by its outputs, of the last one's ``weight_hh``. Not seen are other uses of a weight, the
@@ -48,18 +51,18 @@ def input_moments(
     recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], _RECURRENT)}
     known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
     found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
-    number = 0
+    number, mask = 0, None
 
     def add(call: LayerCall, output: Tensor) -> Tensor:
-        inputs = call.inputs
+        inputs = _that_count(call, mask, _operation(layers[call.layer]))
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         found[call.layer].update(layers[call.layer], inputs, output.shape, call.rows)
         return output
 
     def forward(batch_number: int, batch: Any) -> None:
-        nonlocal number
-        number = batch_number
+        nonlocal number, mask
+        number, mask = batch_number, token_mask(batch)
         calibration.forward(batch, number)
 
     with (
@@ -85,6 +88,17 @@ def input_moments(
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _that_count(call: LayerCall, mask: Tensor | None, operation: str) -> Tensor:
+    """Return the inputs of a call without tokens that do not count."""
+    if mask is None or operation not in ("linear", "lookup"):
+        return call.inputs
+    if call.tokens is not None and call.token_count == mask.numel():
+        return call.inputs[mask.flatten().to(call.tokens.device)[call.tokens]]
+    if call.inputs.dim() < 2:
+        return call.inputs
+    return real_tokens(call.samples_first(call.inputs), mask, lookup=operation == "lookup")
 
 
 def _operation(layer: nn.Module) -> str:

@@ -1,0 +1,104 @@
+"""Batches of padded tokens: what is hidden counts neither in moments nor in scores, on whichever side it is."""
+
+import pytest
+import torch
+from helpers.profiles import plain_profile
+from torch import Tensor, nn
+
+from lightning_mpq.groups.candidates import offered_schemes
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
+from lightning_mpq.network.tokens import real_tokens, token_mask
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.rounding.input_moments import input_moments
+from lightning_mpq.rounding.sequential import round_sequentially
+
+IDS = [[3, 1, 4], [1, 5, 2, 6, 5], [2]]
+
+
+class Tagger(nn.Module):
+    """Logits at each token, which see all tokens that the mask does not hide; called and answering by names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 6)
+        self.inner, self.flat, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        assert labels is None  # nobody asked for a loss
+        x, mask = self.embed(input_ids), attention_mask[..., None].to(self.embed.weight)
+        x = self.inner(x + (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).tanh()
+        x = self.flat(x.flatten(0, 1)).unflatten(0, x.shape[:2]).tanh()
+        return {"loss": x.sum(), "logits": self.head(x)}
+
+
+def padded(side: str) -> dict[str, Tensor]:
+    longest = max(map(len, IDS))
+    rows, masks = [], []
+    for ids in IDS:
+        fill = longest - len(ids)
+        rows.append([7] * fill + ids if side == "left" else ids + [7] * fill)
+        masks.append([0] * fill + [1] * len(ids) if side == "left" else [1] * len(ids) + [0] * fill)
+    batch = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+    return {**batch, "labels": torch.tensor(rows)}
+
+
+def one_by_one() -> list[dict[str, Tensor]]:
+    return [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in IDS]
+
+
+def tagger() -> nn.Module:
+    torch.manual_seed(0)
+    return Tagger().double().eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_moments_are_those_of_the_sequences_one_by_one(side):
+    model = tagger()
+    layers = {name: model.get_submodule(name) for name in ("embed", "inner", "flat", "head")}
+    found = input_moments(Calibration(model, [padded(side)]), layers)
+    expected = input_moments(Calibration(model, one_by_one()), layers)
+    for layer in layers.values():
+        own, other = found[id(layer.weight)], expected[id(layer.weight)]
+        assert own.count == other.count == 9
+        torch.testing.assert_close(own.matrix(), other.matrix())
+    assert found[id(model.embed.weight)].row_counts[7] == 0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("likelihood", [Categorical(class_dim=-1), Gaussian(), Bernoulli()])
+def test_scores_and_divergence_are_those_of_the_sequences_one_by_one(side, likelihood):
+    model = tagger()
+    groups = find_groups(model, keep_float=["embed"])  # whose padding would be read by nobody
+    settings = {"groups": groups, "bits": [2, 4], "likelihood": likelihood, "estimator": "gauss_newton"}
+    found = plain_profile(model, [padded(side)], **settings)
+    expected = plain_profile(model, one_by_one(), **settings)
+    torch.testing.assert_close(found.curvature, expected.curvature)
+    outputs = Calibration(model, []).forward(padded(side))
+    alone = [Calibration(model, []).forward(batch) for batch in one_by_one()]
+    own = likelihood.divergence(outputs, 0.9 * outputs, padded(side))
+    others = [likelihood.divergence(o, 0.9 * o, b) for o, b in zip(alone, one_by_one(), strict=True)]
+    torch.testing.assert_close(own, torch.cat(others))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_sequential_rounding_does_not_see_the_padding(side, lockstep):
+    model = tagger()
+    groups = find_groups(model)
+    scheme = offered_schemes([2], grids=["half"])[0]
+    policy = BitPolicy({g.name: scheme for g in groups}, {g.name: g.layers for g in groups})
+    found = round_sequentially(model, [padded(side)], policy, lockstep=lockstep)
+    expected = round_sequentially(model, one_by_one(), policy, lockstep=lockstep)
+    assert all(torch.equal(found[name].codes, expected[name].codes) for name in ("inner", "flat", "head"))
+
+
+def test_only_what_has_a_row_for_each_token_is_cut():
+    mask = token_mask((padded("left"), torch.zeros(3)))
+    assert mask is not None
+    assert mask.sum() == 9
+    for shape, kept in (((3, 5, 2), (9, 2)), ((15, 2), (9, 2)), ((3, 2), (3, 2)), ((1, 5, 2), (1, 5, 2))):
+        assert real_tokens(torch.zeros(shape), mask).shape == kept
+    assert token_mask({"attention_mask": torch.ones(2, 1, 3, 3)}) is None
+    assert token_mask(torch.ones(2, 3)) is None
