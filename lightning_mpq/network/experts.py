@@ -16,6 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..tools.attributes import shadowed
 
+_CHOICE = "_experts_implementation"
+"""Attribute of a configuration of `transformers` that says by which kernels experts compute."""
+
 
 class ExpertCall(NamedTuple):
     """One product with the weight of one expert.
@@ -80,15 +83,15 @@ def experts_watched(owner: nn.Module, weights: Mapping[str, Tensor], on_call: On
 def one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
     """Let experts of `transformers` compute in loops, where their kernels have no second derivatives."""
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    own = [config for config in configs.values() if hasattr(config, "_experts_implementation")]
-    before = [(config, config._experts_implementation) for config in own]
+    own = [config for config in configs.values() if hasattr(config, _CHOICE)]
+    before = [(config, getattr(config, _CHOICE)) for config in own]
     try:
         for config in own:
-            config._experts_implementation = "eager"
+            setattr(config, _CHOICE, "eager")
         yield
     finally:
         for config, choice in before:
-            config._experts_implementation = choice
+            setattr(config, _CHOICE, choice)
 
 
 class _ExpertProducts(TorchFunctionMode):

@@ -102,8 +102,9 @@ def register_layer(
         raise ValueError(f"Name at least one parameter of {layer_type.__name__} in weights=.")
     if layer_type in BUILT_IN:
         raise TypeError(f"{layer_type.__name__} is known already; register a type of your own.")
-    for known in (LAYER_KINDS, HOLDERS, DECLARED):
-        known.pop(layer_type, None)  # type: ignore[attr-defined]
+    LAYER_KINDS.pop(layer_type, None)
+    HOLDERS.pop(layer_type, None)
+    DECLARED.pop(layer_type, None)
     if like is not None:
         _check_like(layer_type, names, like)
         DECLARED[layer_type] = like

@@ -6,7 +6,7 @@ function that the parent would call. That function's calls show what the module'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ OPERATIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 DECLARED: dict[type[nn.Module], type[nn.Module]] = {}
 """Types that the user said to wrap the operation of another, and which."""
 _GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-_VERIFIED: WeakKeyDictionary[nn.Module, type[nn.Module] | None] = WeakKeyDictionary()
+_TRIED: WeakKeyDictionary[nn.Module, tuple[type[nn.Module], type[nn.Module] | None]] = WeakKeyDictionary()
 
 
 class OwnOperation(TorchFunctionMode):
@@ -45,17 +45,21 @@ class OwnOperation(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         weight = self._module.weight
-        if not any(value is weight for value in (*args, *kwargs.values())):
+        if not any(value is weight for value in _flat((*args, *kwargs.values()))):
             return output
         if func is OPERATIONS[self._kind]:
-            indices_first = {"input": 0, "weight": 1}
-            given = {name: kwargs.get(name, args[place] if len(args) > place else None)
-                     for name, place in indices_first.items()}  # fmt: skip
-            if given["weight"] is weight and _same_geometry(self._module, self._kind, args, kwargs):
-                return self._on_call(given["input"], output)
+            inputs, given = (kwargs.get(name, args[place] if len(args) > place else None)
+                             for place, name in enumerate(("input", "weight")))  # fmt: skip
+            if given is weight and _same_geometry(self._module, self._kind, args, kwargs):
+                return self._on_call(inputs, output)
         if isinstance(output, Tensor) and output is not weight:  # sizes and types are nobody's business
             self.other_uses += 1
         return output
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
 def wrapped_class(module: nn.Module) -> type[nn.Module] | None:
@@ -72,9 +76,10 @@ def wrapped_class(module: nn.Module) -> type[nn.Module] | None:
     kind = next((kind for kind in OPERATIONS if isinstance(module, kind)), None)
     if kind is None or is_plain(module, kind):
         return None
-    if module not in _VERIFIED:
-        _VERIFIED[module] = kind if _wraps(module, kind) else None
-    return _VERIFIED[module]
+    own, found = _TRIED.get(module, (None, None))
+    if found is None and own is not type(module):  # what was seen once holds while its weight is computed, too
+        own, found = _TRIED[module] = type(module), kind if _wraps(module, kind) else None
+    return found
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -153,4 +158,4 @@ def _same_geometry(module: nn.Module, kind: type[nn.Module], args: tuple[Any, ..
         given = kwargs.get(name, args[place] if len(args) > place else default)
         if spread(given) != spread(getattr(module, name)):
             return False
-    return module.padding_mode == "zeros"
+    return bool(module.padding_mode == "zeros")

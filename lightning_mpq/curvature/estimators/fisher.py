@@ -141,11 +141,10 @@ class SampleScores:
         if not use.call.samples_known:
             self._by_forward_mode[columns.start, columns.stop] = use.layer
             return
-        deltas = self._perturbations.of_layer(use.layer)
-        options = {"extra": use.call.extra, "options": use.call.options, "rows": use.call.rows}
-        if use.call.tokens is not None:
-            rows = layer_scores(module, inputs, gradient, deltas, **options)
-            sample = use.call.tokens * samples // use.call.token_count
+        deltas, call = self._perturbations.of_layer(use.layer), use.call
+        if call.tokens is not None:
+            rows = layer_scores(module, inputs, gradient, deltas, rows=call.rows)
+            sample = call.tokens * samples // call.token_count
             self._scores[:, columns] = self._scores[:, columns].index_add(0, sample, rows.to(self._scores))
             return
         if leading.dim() == 0 or leading.shape[0] % samples:
@@ -153,7 +152,7 @@ class SampleScores:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
                 return
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
-        rows = layer_scores(module, inputs, gradient, deltas, **options)
+        rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
         self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
 
     def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:
