@@ -70,7 +70,7 @@ def wrapped_class(module: nn.Module) -> type[nn.Module] | None:
     its own affair; what it does after is too, unless the operation has a bias, which would be corrected by the
     outputs.
     """
-    declared = next((DECLARED[base] for base in type(module).__mro__ if base in DECLARED), None)
+    declared = declared_class(module)
     if declared is not None or "packed_codes" in module._buffers:
         return declared
     kind = next((kind for kind in OPERATIONS if isinstance(module, kind)), None)
@@ -78,8 +78,14 @@ def wrapped_class(module: nn.Module) -> type[nn.Module] | None:
         return None
     own, found = _TRIED.get(module, (None, None))
     if found is None and own is not type(module):  # what was seen once holds while its weight is computed, too
-        own, found = _TRIED[module] = type(module), kind if _wraps(module, kind) else None
+        found = kind if _wraps(module, kind) else None
+        _TRIED[module] = type(module), found
     return found
+
+
+def declared_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the layer type whose operation the user said that a module wraps, or None."""
+    return next((DECLARED[base] for base in type(module).__mro__ if base in DECLARED), None)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

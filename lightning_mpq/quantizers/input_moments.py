@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..network.layer_kinds import (
+    ParameterView,
     float_class,
     kind_of,
     row_parts,
@@ -199,7 +200,7 @@ def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | t
 def _is_product(module: nn.Module) -> bool:
     """Tell whether rows are multiplied with the vectors along the last dimension of the inputs."""
     kind = kind_of(module)
-    return kind is not None and kind.operation == "linear"
+    return isinstance(module, ParameterView) or (kind is not None and kind.operation == "linear")
 
 
 def _with_batch(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> tuple[Tensor, torch.Size]:

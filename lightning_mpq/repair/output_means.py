@@ -17,6 +17,7 @@ from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layer_kinds import ParameterView, kind_of
 from ..network.named_weights import named_layers
+from ..network.own_operation import declared_class
 from ..tools.distributed import gather, sum_over_ranks
 
 
@@ -172,6 +173,8 @@ def _without_own_bias(model: nn.Module, names: Iterable[str], modules: Mapping[s
             reasons[name] = "the outputs of this weight alone are not seen"
         elif not _is_affine(modules[name]):
             reasons[name] = f"a {type(modules[name]).__name__} has no bias to correct"
+        elif declared_class(modules[name]) is not None:
+            reasons[name] = "what it does after the operation that it wraps is not known"
         elif bias is None:
             reasons[name] = "it has no bias"
         elif uses[id(bias)] > 1:

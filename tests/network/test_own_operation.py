@@ -21,6 +21,7 @@ from lightning_mpq.network.layer_calls import LayerCall, watched
 from lightning_mpq.network.layer_kinds import float_class, kind_of, rows_and_columns, weight_rows
 from lightning_mpq.network.named_weights import register_layer
 from lightning_mpq.network.own_operation import DECLARED
+from lightning_mpq.repair.output_means import output_means
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,8 @@ def test_a_word_makes_known_what_a_try_cannot_see(monkeypatch):
     register_layer(Home, like=nn.Linear)
     assert [float_class(layer) for layer in (Moody(2, 4, 3), Home())] == [nn.Conv2d, nn.Linear]
     assert find_groups(nn.Sequential(Home(), nn.Tanh(), nn.Linear(3, 3)))[0].shapes == ((3, 4),)
+    reason = output_means(nn.Sequential(Moody(2, 4, 3)), [torch.ones(1, 2, 5, 5)]).skipped["0"]
+    assert reason == "what it does after the operation that it wraps is not known"
     register_layer(Home, linear=False)
     kind = kind_of(Home())
     assert kind is not None
