@@ -11,7 +11,8 @@ from .allocation.allocate import check_settings as check_solver
 from .curvature.estimators.base import Estimator, Loss
 from .curvature.estimators.registry import check_settings as check_profile
 from .grids.registry import DEFAULT_GRIDS
-from .groups.candidates import offered_schemes
+from .groups.candidates import Candidate, make_candidates, offered_schemes
+from .groups.groups import LayerGroups
 from .network.likelihood import Likelihood
 from .schemes import WeightScheme
 from .tools.checks import check_one_of, shown
@@ -28,7 +29,8 @@ class CandidateOptions:
             of the least squared weight error.
         grids: Grids to choose from, for each group and width.
         granularities: What may share a scale: "channel", "tensor", or the length of a block of columns; several make
-            one candidate each for every width, and the program chooses by what their scales cost and gain.
+            one candidate each for every width, and the program chooses by what their scales cost and gain. None:
+            "channel", and for wide Linear layers blocks of 128, 64 or 32 columns beside it.
         schemes: Schemes offered instead of ``bits``.
         groups: Group name to patterns of layers that share one scheme (see `find_groups`).
         keep_float: Patterns of layers that stay in float.
@@ -45,7 +47,7 @@ class CandidateOptions:
     bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
     rounding: Literal["second_order", "nearest"] = "second_order"
     grids: Sequence[str] = DEFAULT_GRIDS
-    granularities: Sequence[str | int] = ("channel",)
+    granularities: Sequence[str | int] | None = None
     schemes: Sequence[WeightScheme] | None = None
     groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     keep_float: Sequence[str] = ()
@@ -71,7 +73,19 @@ class CandidateOptions:
         """Return the schemes offered to every group that the rules allow their widths."""
         if self.schemes is not None:
             return self.schemes
-        return offered_schemes(self.bits, self.rounding, self.granularities, self.grids)
+        shared = ("channel",) if self.granularities is None else self.granularities
+        return offered_schemes(self.bits, self.rounding, shared, self.grids)
+
+    def candidates(self, groups: LayerGroups) -> tuple[Candidate, ...]:
+        """Return what may be chosen for groups; see `make_candidates`."""
+        return make_candidates(
+            groups,
+            self.bits,
+            rounding=self.rounding,
+            granularities=self.granularities,
+            grids=self.grids,
+            schemes=self.schemes,
+        )
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def malformed(path: Path, error: Exception) -> CorruptModelError:
 
 def _group(values: dict[str, Any]) -> LayerGroup:
     shapes = tuple((int(rows), int(columns)) for rows, columns in values["shapes"])
-    return LayerGroup(_text(values["name"]), tuple(map(_text, values["layers"])), shapes, tuple(values["bits"]))
+    name, layers = _text(values["name"]), tuple(map(_text, values["layers"]))
+    return LayerGroup(name, layers, shapes, tuple(values["bits"]), values.get("block"))
 
 
 def _candidate(values: dict[str, Any]) -> Candidate:

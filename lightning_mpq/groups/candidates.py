@@ -66,7 +66,7 @@ def make_candidates(
     bits: Iterable[int] = ALL_BITS,
     *,
     rounding: Rounding = "second_order",
-    granularities: Iterable[str | int] = ("channel",),
+    granularities: Iterable[str | int] | None = None,
     grids: Iterable[str] = DEFAULT_GRIDS,
     schemes: Iterable[WeightScheme] | Mapping[str, Iterable[WeightScheme]] | None = None,
 ) -> tuple[Candidate, ...]:
@@ -76,7 +76,8 @@ def make_candidates(
         groups: What `find_groups` returned.
         bits: Widths to offer.
         rounding: ``"second_order"`` or ``"nearest"``, see `WeightScheme`.
-        granularities: What may share a scale: ``"channel"``, ``"tensor"``, or lengths of blocks of columns.
+        granularities: What may share a scale: ``"channel"``, ``"tensor"``, or lengths of blocks of columns. None:
+            channels, and for wide Linear layers blocks beside them (`LayerGroup.block`), at the cost of their scales.
         grids: Grids to offer; `round_candidates` keeps the best of them.
         schemes: Schemes offered to all groups, or group name to the schemes offered to it, instead of all the above.
 
@@ -93,7 +94,14 @@ def make_candidates(
         >>> [str(candidate.scheme) for candidate in make_candidates(groups, bits=[2, 4], grids=["half"])]
         ['2-bit half/channel', '4-bit half/channel']
     """
-    offered = offered_schemes(bits, rounding, granularities, grids) if schemes is None else schemes
+    offered = schemes
+    if offered is None:
+        bits, grids = tuple(bits), tuple(grids)
+        shared = None if granularities is None else tuple(granularities)
+        offered = {
+            group.name: offered_schemes(bits, rounding, _shared_by_default(group) if shared is None else shared, grids)
+            for group in groups
+        }
     if isinstance(offered, Mapping):
         per_group = {name: list(choice) for name, choice in offered.items()}
         if unknown := sorted(set(per_group) - {group.name for group in groups}):
@@ -118,3 +126,7 @@ def make_candidates(
             )
         found += [Candidate(group.name, LayerScheme(scheme), group.stored_bits(scheme)) for scheme in allowed]
     return tuple(found)
+
+
+def _shared_by_default(group: LayerGroup) -> tuple[str | int, ...]:
+    return ("channel",) if group.block is None else ("channel", group.block)

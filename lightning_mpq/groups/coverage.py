@@ -102,7 +102,7 @@ def coverage_of(
                 continue
             seen.add(id(parameter))
             counts[id(parameter) in quantized] += parameter.numel()
-            if parameter.dim() > 1 and id(parameter) not in meant:
+            if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in meant:
                 kind = type(module).__name__
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
                 names.setdefault(kind, []).append(name)

@@ -20,6 +20,11 @@ from ..tools.checks import shown
 from ..tools.patterns import matching
 from .coverage import Coverage, coverage_of
 
+BLOCKS = (128, 64, 32)
+"""Lengths of blocks of columns, the first that divides the columns of a wide Linear layer being offered."""
+WIDE = 256
+"""Columns from which a Linear layer is wide: one scale for so many weights has to reach for the largest of them."""
+
 
 @dataclass(frozen=True)
 class LayerGroup:
@@ -30,12 +35,15 @@ class LayerGroup:
         layers: Qualified names of its layers.
         shapes: (rows, columns) of each distinct weight; a tied weight stands here once.
         bits: Widths that the rules allow, ascending.
+        block: Length of the blocks of columns that are offered beside channels to share a scale; None for layers that
+            are no wide matrices.
     """
 
     name: str
     layers: tuple[str, ...]
     shapes: tuple[tuple[int, int], ...]
     bits: tuple[int, ...] = ALL_BITS
+    block: int | None = None
 
     @property
     def weight_count(self) -> int:
@@ -107,7 +115,9 @@ def find_groups(
     Args:
         model: Any module. Found are Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Bilinear and Embedding layers, the
             projections of MultiheadAttention (``attention.in_proj_weight``, ``attention.out_proj``), the weights of
-            LSTM, GRU, RNN and their cells (``lstm.weight_hh_l0``), and layers of types that `register_layer` knows.
+            LSTM, GRU, RNN and their cells (``lstm.weight_hh_l0``), Conv1D of transformers, experts fused to tensors
+            [E, out, in], subclasses that wrap the operation of Linear, Conv or Embedding, and layers of types that
+            `register_layer` knows.
         groups: Group name to one pattern or several. All layers they match share one scheme. Layers that
             no pattern matches form a group each; layers that share a weight share a group by themselves.
         keep_float: Patterns of layers that are not quantized.
@@ -269,7 +279,19 @@ def _make_group(
             f"The rules leave the group {name!r} no width that all its layers may take: {names}. Relax one."
         )
     distinct = {id(layers[layer].weight): rows_and_columns(layers[layer]) for layer in names}
-    return LayerGroup(name, tuple(names), tuple(distinct.values()), tuple(sorted(bits)))
+    shapes = tuple(distinct.values())
+    return LayerGroup(name, tuple(names), shapes, tuple(sorted(bits)), _block([layers[n] for n in names], shapes))
+
+
+def _block(layers: Sequence[nn.Module], shapes: Iterable[tuple[int, int]]) -> int | None:
+    """Return the longest block that no row is too short for, or ends within; None unless rows multiply vectors."""
+    operations = {kind.operation for layer in layers if (kind := kind_of(layer)) is not None}
+    if "linear" not in operations or not operations <= {"linear", "lookup"}:
+        return None
+    columns = [count for _, count in shapes]
+    if min(columns) < WIDE:
+        return None
+    return next((block for block in BLOCKS if not any(count % block for count in columns)), None)
 
 
 def _bytes_of(layers: Mapping[str, nn.Module]) -> int:

@@ -10,7 +10,6 @@ from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
-from ..groups.candidates import make_candidates
 from ..groups.groups import LayerGroups, find_groups
 from ..network.calibration import Calibration
 from ..report.records import TrialRow
@@ -110,7 +109,7 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
     """Find the groups, round their candidates and measure the Taylor model; the model is left as it was."""
     model, options, curvature = calibration.model, settings.candidates, settings.curvature
     groups = find_groups(model, **options.rules(), batches=calibration if settings.calls_forward else None)
-    candidates = make_candidates(groups, schemes=options.offered_schemes())
+    candidates = options.candidates(groups)
     rounded = None
     # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
     if options.schemes is None or any(candidate.scheme.weight.needs_inputs for candidate in candidates):

@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 from ..allocation.feasibility import check_budget
 from ..curvature.estimators.registry import estimator_named, modelled_loss
 from ..errors import InfeasibleBudgetError, NonFiniteError
-from ..groups.candidates import make_candidates
 from ..groups.choices import Choices
 from ..groups.coverage import Coverage
 from ..groups.groups import LayerGroups, find_groups
@@ -85,8 +84,7 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
 
 
 def _choices(groups: LayerGroups, settings: JobSettings) -> Choices:
-    candidates = make_candidates(groups, schemes=settings.candidates.offered_schemes())
-    return Choices(tuple(groups), candidates, groups.float_bytes)
+    return Choices(tuple(groups), settings.candidates.candidates(groups), groups.float_bytes)
 
 
 def check_call(calibration: Calibration, settings: JobSettings) -> None:
@@ -111,11 +109,12 @@ def check_call(calibration: Calibration, settings: JobSettings) -> None:
                 calibration.forward(batch)
             return
         try:
-            outputs = Evaluator(calibration).outputs(batch)
+            evaluator = Evaluator(calibration)
+            outputs = evaluator.outputs(batch)
         except NonFiniteError:  # as an untrained model may well be
             return
         if calibration.likelihood is None:
-            guess_likelihood(outputs, batch)
+            guess_likelihood(outputs, batch, evaluator.output_name)
 
 
 def _is_ready(layer: nn.Module) -> bool:

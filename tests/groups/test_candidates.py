@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.networks import mlp
 from helpers.profiles import nearest_candidates
+from torch import nn
 
 from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
@@ -40,3 +41,35 @@ def test_nearest_rounding_clips_by_squared_error(bits):
         assert (errors[0] <= errors[1]).all()
         if bits == 4:
             assert (errors[0][:3] < errors[1][:3]).all()
+
+
+def test_wide_linear_layers_are_offered_blocks_beside_channels_at_the_cost_of_their_scales():
+    layers = {
+        "128": nn.Linear(256, 4),
+        "64": nn.Linear(576, 4),
+        "32": nn.Linear(288, 4),
+        "odd": nn.Linear(270, 4),
+        "narrow": nn.Linear(128, 4),
+        "conv": nn.Conv2d(256, 4, 1),
+        "lookup": nn.Embedding(5, 256),
+        "attention": nn.MultiheadAttention(256, 2),
+        "tied": nn.Embedding(4, 256),
+    }
+    model = nn.ModuleDict({f"to {name}": layer for name, layer in layers.items()})
+    model["head"] = nn.Linear(256, 4, bias=False)
+    model["head"].weight = model["to tied"].weight
+    groups = find_groups(model)
+    blocks = {group.name: group.block for group in groups if group.block is not None}
+    attention = {f"to attention.{name}": 128 for name in ("in_proj_weight", "out_proj")}
+    assert blocks == {"to 128": 128, "to 64": 64, "to 32": 32, **attention, "to tied": 128}
+    found = {
+        (c.group, c.scheme.weight.granularity): c.stored_bits
+        for c in make_candidates(groups, [3], grids=["half", "asymmetric"])
+        if c.scheme.weight.grid == "asymmetric"
+    }
+    assert found["to 64", "channel"] == 3 * 4 * 576 + 4 * (16 + 8)
+    assert found["to 64", 64] == 3 * 4 * 576 + 9 * 4 * (16 + 8)
+    assert ("to odd", "channel") in found
+    assert {shared for name, shared in found if name not in blocks} == {"channel"}
+    every = make_candidates(groups, [3], grids=["half"], granularities=["channel"])
+    assert {c.scheme.weight.granularity for c in every} == {"channel"}
