@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
-from ..modules.packed import OWN_NAMES
-from ..network.layer_kinds import LAYER_KINDS, LayerKind, ParameterView
+from ..network.layer_kinds import LAYER_KINDS, PACKED_NAMES, LayerKind, ParameterView
 from ..tools.changed_class import ChangedClass, original_class
 from ..tools.clean_up import afterwards
 
@@ -27,12 +26,12 @@ def float_twin(layer: PackedLayer, weight: nn.Parameter | None = None) -> nn.Mod
     twin = own_type.__new__(own_type)
     if weight is None:
         weight = nn.Parameter(layer.dequantize(), requires_grad=False)
-    twin.__dict__.update({key: value for key, value in layer.__dict__.items() if key not in OWN_NAMES})
+    twin.__dict__.update({key: value for key, value in layer.__dict__.items() if key not in PACKED_NAMES})
     twin.__dict__.update(
         _parameters={"weight": weight, **layer._parameters},
-        _buffers={key: value for key, value in layer._buffers.items() if key not in OWN_NAMES},
+        _buffers={key: value for key, value in layer._buffers.items() if key not in PACKED_NAMES},
         _modules=dict(layer._modules),
-        _non_persistent_buffers_set=layer._non_persistent_buffers_set - OWN_NAMES,
+        _non_persistent_buffers_set=layer._non_persistent_buffers_set - PACKED_NAMES,
         _compiled_call_impl=None,
     )
     return twin

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..grids.base import ALL_BITS
 from ..network.calibration import Calibration
-from ..network.layer_kinds import kind_of, rows_and_columns
+from ..network.layer_kinds import kind_of, rows_and_columns, taken_name
 from ..network.named_weights import held_by, held_weights, named_layers
 from ..network.used_weights import unused_weights
 from ..schemes import LayerScheme, WeightScheme
@@ -215,6 +215,8 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
             refused[name] = "its weight is not a floating-point tensor"
         elif module.weight.numel() == 0:
             refused[name] = "its weight is empty"
+        elif clash := taken_name(module):
+            refused[name] = f"it has {clash!r} for something of its own, a name that packed layers need; rename it"
         else:
             layers[name] = module
     return layers, refused

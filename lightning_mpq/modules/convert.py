@@ -15,6 +15,7 @@ from ..network.layer_kinds import (
     float_class,
     kind_of,
     rows_and_columns,
+    taken_name,
     weight_rows,
 )
 from ..network.named_weights import named_layers
@@ -25,7 +26,7 @@ from ..schemes import WeightScheme
 from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
-from .packed import OWN_NAMES, PACKED_TYPES, PackedLayer, packed_type
+from .packed import PACKED_TYPES, PackedLayer, packed_type
 from .state_guard import guard_state
 
 
@@ -240,9 +241,8 @@ def _check_layer(what: str, module: nn.Module) -> None:
         raise TypeError(f"{what} computes its weight (a parametrization or weight_norm?); make it a plain parameter.")
     if is_lazy(module.weight):  # type: ignore[arg-type]
         raise TypeError(f"{what} is not initialized yet; run the model once on a batch.")
-    held = {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
-    if clash := sorted(held & OWN_NAMES):
-        raise TypeError(f"{what} has an attribute {clash[0]!r} of its own, a name that packed layers need; rename it.")
+    if clash := taken_name(module):
+        raise TypeError(f"{what} has an attribute {clash!r} of its own, a name that packed layers need; rename it.")
 
 
 def _unknown_layer(name: str, model: nn.Module, modules: Mapping[str, nn.Module]) -> str:

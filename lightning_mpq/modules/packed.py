@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns
+from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns, taken_name
 from ..network.own_operation import DECLARED, is_plain
 from ..quantizers import QuantizedRows
 from ..quantizers.packing import unpack_codes
@@ -24,11 +24,6 @@ STORED = ("packed_codes", "scale", "zero_point")
 """The buffers that hold the weight. Their types never change: they are the stored format."""
 SHAPE_KEY = "weight_shape"
 """Under which the metadata of a state dict hold the shape of a weight."""
-OWN_NAMES = {
-    *STORED, "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape", "group", "memory", "kernel_choice"
-}  # fmt: skip
-"""Names that a float layer must not use itself if it is to be packed."""
-
 PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
 """Float layer type to the type that replaces it."""
 
@@ -236,11 +231,10 @@ def packed_type(module: nn.Module) -> type[PackedLayer]:
         raise TypeError(f"A layer of type {type(module).__name__} cannot be packed.")
     if own in PACKED_TYPES:
         return PACKED_TYPES[own]
-    needed = {name for name in vars(PackedLayer) if not name.startswith("__")} - {"extra_repr", "reset_parameters"}
-    added = own.__mro__[: own.__mro__.index(known)] if known in own.__mro__ else (own,)
-    if clash := sorted(needed & {name for base in added for name in vars(base)}):
+    if clash := taken_name(module):
         raise TypeError(
-            f"{own.__name__} defines {clash[0]!r}, a name that packed layers need; rename it, or keep it in float."
+            f"{own.__name__} has {clash!r} for something of its own, a name that packed layers need; rename it, or "
+            "keep it in float."
         )
     # A forward of its own must not be passed by, as those of packed types with kernels would.
     mixin = PACKED_TYPES.get(known, PackedLayer) if is_plain(module, known) else PackedLayer

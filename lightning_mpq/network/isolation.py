@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchmetrics import Metric
 
+from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
 from ..tools.process_wide import ProcessWide
 from .experts import one_expert_at_a_time
@@ -48,6 +49,9 @@ def isolated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(one_expert_at_a_time(model))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(_NO_FUSED_RNN())
+        for module in model.modules():
+            if module._compiled_call_impl is not None:  # by module.compile(): its code keeps weights, hooks and modes
+                stack.enter_context(shadowed(module, _compiled_call_impl=None))
         yield
 
 

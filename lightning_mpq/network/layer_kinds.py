@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
+from ..tools.changed_class import original_class
 from .own_operation import apply_wrapped, is_plain, wrapped_class
 
 Operation = Literal["linear", "convolution", "transposed", "lookup", "any", "nonlinear"]
@@ -148,6 +149,36 @@ def _learn_of_others() -> None:
         found = getattr(sys.modules.get(package), name, None)
         if found is not None:
             LAYER_KINDS.setdefault(found, kind)
+
+
+PACKED_NAMES = {
+    "packed_codes", "scale", "zero_point", "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape",
+    "group", "memory", "kernel_choice",
+}  # fmt: skip
+"""Attributes of packed layers, which a float layer must not use itself if it is to be packed."""
+PACKED_METHODS = {
+    "from_float", "_weight", "weight", "dequantize", "codes", "quantized_rows", "stored_tensors", "stored_bytes",
+    "cached_bytes", "shape_error", "prefix", "_apply", "_save_to_state_dict", "_load_from_state_dict",
+}  # fmt: skip
+"""Their methods, which a subclass of a float layer must not define."""
+
+
+def taken_name(module: nn.Module) -> str | None:
+    """Return a name that packed layers need and a float layer, or its class, has for something else; None if none.
+
+    Example:
+        >>> class Scaled(nn.Linear):
+        ...     scale = 3.0
+        >>> taken_name(Scaled(2, 2)), taken_name(nn.Linear(2, 2))
+        ('scale', None)
+    """
+    known, own = float_class(module), original_class(module)
+    if known is None:
+        return None
+    held = {*module.__dict__, *module._parameters, *module._buffers, *module._modules} & PACKED_NAMES
+    for base in own.__mro__[: own.__mro__.index(known)] if known in own.__mro__ else ():
+        held |= set(vars(base)) & (PACKED_NAMES | PACKED_METHODS)
+    return min(held, default=None)
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:

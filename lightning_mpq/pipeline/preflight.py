@@ -15,6 +15,7 @@ from ..errors import InfeasibleBudgetError, NonFiniteError
 from ..groups.choices import Choices
 from ..groups.coverage import Coverage
 from ..groups.groups import LayerGroups, find_groups
+from ..modules import packed_layers
 from ..modules.convert import build_layers, empty_layer
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
@@ -45,9 +46,14 @@ def check_policy(
 
     Raises:
         InfeasibleBudgetError: If a bound lies below the least possible cost.
-        ValueError: If nothing can be quantized, or patterns, rules or the policy do not fit the model.
+        ValueError: If the model is packed already, nothing can be quantized, or patterns, rules or the policy do not
+            fit the model.
         TypeError: If the policy names a layer that cannot be packed.
     """
+    if packed := packed_layers(model):
+        raise ValueError(
+            f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
+        )
     if not all(_is_ready(layer) for layer in model.modules()):
         return None
     with quiet():  # what is worth a warning is said when the policy is made
@@ -87,12 +93,13 @@ def _choices(groups: LayerGroups, settings: JobSettings) -> Choices:
     return Choices(tuple(groups), settings.candidates.candidates(groups), groups.float_bytes)
 
 
-def check_call(calibration: Calibration, settings: JobSettings) -> None:
+def check_call(calibration: Calibration, settings: JobSettings, policy: BitPolicy | None = None) -> None:
     """Refuse a batch that the model could not be measured on; the model is left as it was.
 
     Args:
         calibration: The float model, trained or not, and a batch such as it will be calibrated on.
         settings: What is wanted.
+        policy: A policy to be followed; the model is then called for its rounding and repair only.
 
     Raises:
         TypeError: If the model does not take the batch, or its outputs are no tensor of floats.
@@ -104,6 +111,10 @@ def check_call(calibration: Calibration, settings: JobSettings) -> None:
     estimator = estimator_named(settings.curvature.estimator)
     loss = modelled_loss(estimator, settings.curvature.loss)
     with isolated(calibration.model), torch.no_grad(), quiet():
+        if policy is not None:
+            if any(scheme.needs_inputs for scheme in policy.weights().values()) or settings.repair.biases:
+                calibration.forward(batch)
+            return
         if not estimator.asks_for_likelihood(loss):
             if settings.candidates.rounding != "nearest":
                 calibration.forward(batch)

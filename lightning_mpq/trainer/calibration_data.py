@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..network.batches import batch_weight
@@ -135,6 +135,11 @@ def own_calibration_loader(*sources: Any) -> Callable[[], Iterable[Any]] | None:
 def has_own_calibration(trainer: L.Trainer, module: L.LightningModule) -> bool:
     """Tell whether calibration batches may look different from those of the training."""
     return own_calibration_loader(getattr(trainer, "datamodule", None), module) is not None
+
+
+def is_stream(loader: Any) -> bool:
+    """Tell whether nobody knows that batches come again when a loader is gone through once more."""
+    return not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
 
 
 def share_of_batches(loader: Iterable[Any], count: int, given: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:

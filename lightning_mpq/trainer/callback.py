@@ -143,6 +143,7 @@ class MixedPrecisionQuantization(Callback):
         self.taylor: TaylorModel | None = None
         self.report: Report | None = None
         self._call_is_known = False
+        self._came_to_its_end = False
 
     def quantize_trained(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
@@ -166,6 +167,7 @@ class MixedPrecisionQuantization(Callback):
         """Refuse what cannot work before any time is spent, and make ready for a checkpoint of ours."""
         refuse_unsupported(trainer.strategy)
         if stage == "fit":
+            self._came_to_its_end = False
             refuse_pruning(trainer, self, self.finetuning.wanted)
             self.finetuning.attach(trainer, pl_module, AveragingCallbacks(trainer, self))
         own_hook = pl_module.on_load_checkpoint
@@ -234,6 +236,8 @@ class MixedPrecisionQuantization(Callback):
             self._call_is_known = True
             if self.finetuning.phase == "float":
                 self.job.check_batch(trainer, pl_module, batch)
+        if self.finetuning.phase == "float":
+            self.job.keep_batch(trainer, pl_module, batch)
         self.finetuning.before_batch(trainer, batch_idx)
 
     @override
@@ -249,6 +253,7 @@ class MixedPrecisionQuantization(Callback):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do the whole job, or what is left of it, while the Trainer's device, precision and loaders are there."""
+        self._came_to_its_end = True
         if self.finetuning.phase == "training":
             self.report = self.job.finish_finetuning(trainer, pl_module, self.finetuning, self.report)
             return
@@ -259,6 +264,17 @@ class MixedPrecisionQuantization(Callback):
                 category=UserWarning,
             )
         self._keep(self.job.run_in_fit(trainer, pl_module))
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so if Lightning has skipped the training, and with it the quantization."""
+        if not self._came_to_its_end:
+            rank_zero_warn(
+                "Nothing was quantized, since the fit had no training batches (limit_train_batches=0, or a loader "
+                "without batches). mixed.quantize_trained(trainer, model, data) quantizes a trained model without a "
+                "fit.",
+                category=UserWarning,
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..modules import restore_layers
+from ..network.batches import to_device
 from ..network.calibration import Calibration
 from ..pipeline.pipeline import Outcome, Pipeline, metrics_over_ranks
 from ..pipeline.planning import Decision
@@ -20,8 +23,14 @@ from ..pipeline.quantize import Quantizer
 from ..policy import BitPolicy
 from ..report.records import Report
 from ..tools.clean_up import after_errors
-from ..tools.distributed import alone, share_buffers
-from .calibration_data import batches_in_fit, batches_outside_of_fit, calibration_loader, has_own_calibration
+from ..tools.distributed import alone, share_buffers, world_size
+from .calibration_data import (
+    batches_in_fit,
+    batches_outside_of_fit,
+    calibration_loader,
+    has_own_calibration,
+    is_stream,
+)
 from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
 from .progress_bar import working
@@ -41,6 +50,7 @@ class QuantizationJob:
         policy: A policy to be followed; None to decide one.
         compare: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory; None for no file.
+        kept: The first batches of a fit that trains on a stream.
     """
 
     pipeline: Pipeline
@@ -48,23 +58,29 @@ class QuantizationJob:
     policy: BitPolicy | None
     compare: bool
     report_path: str | Path | None
+    kept: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Refuse at the start of a fit, before any time is spent, a job that cannot be done at its end."""
         coverage = check_policy(module, self.pipeline.settings, self.policy, budget=False)
         if coverage is not None:
             rank_zero_info(f"MixedPrecisionQuantization: {coverage} will be quantized.")
+        self.kept.clear()
         if not has_own_calibration(trainer, module):
             calibration_loader(trainer, module, None)
 
     def check_batch(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
         """Refuse on the first batch a budget that nothing keeps, and a call that fails if it is one of those."""
-        if self.policy is not None:
-            return
-        calibration = self.pipeline.calibration(module, [batch])
         if not has_own_calibration(trainer, module):
-            check_call(calibration, self.pipeline.settings)
-        check_budget_of(calibration, self.pipeline.settings)
+            self._check_call(module, batch)
+        if self.policy is None:
+            check_budget_of(self.pipeline.calibration(module, [batch]), self.pipeline.settings)
+
+    def keep_batch(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
+        """Keep the first batches of a stream, which may have no second beginning, to calibrate on."""
+        enough = len(self.kept) * world_size() >= self.calibration_batches
+        if not enough and is_stream(trainer.train_dataloader) and not has_own_calibration(trainer, module):
+            self.kept.append(to_device(batch, torch.device("cpu")))
 
     def run_in_fit(self, trainer: L.Trainer, module: L.LightningModule) -> Outcome | None:
         """Quantize the float model at the end of a fit; see `run`."""
@@ -75,6 +91,9 @@ class QuantizationJob:
     ) -> Outcome | None:
         """Quantize a model that is trained already, outside of a fit; see `run`."""
         refuse_several_processes(trainer.strategy)
+        if is_overridden("configure_model", module):
+            module.configure_model()  # as Lightning does at the start of everything; layers may be made there only
+        trainer.precision_plugin.convert_module(module)
         check_policy(module, self.pipeline.settings, self.policy, budget=False)
         if datamodule is not None:
             datamodule.prepare_data()
@@ -90,6 +109,8 @@ class QuantizationJob:
 
         with alone():  # whatever other processes do, such as those of a fit that is over
             batches = batches_outside_of_fit(trainer, module, datamodule, self.calibration_batches, self._seed)
+            for batch in batches[:1]:
+                self._check_call(module, batch)
             if self.policy is None:
                 check_budget_of(self.pipeline.calibration(module, batches[:1]), self.pipeline.settings)
             return self.run(trainer, module, lambda: batches, metrics)
@@ -157,7 +178,17 @@ class QuantizationJob:
         return report
 
     def _batches(self, trainer: L.Trainer, module: L.LightningModule) -> list[Any]:
-        return batches_in_fit(trainer, module, self.calibration_batches, self._seed)
+        found = batches_in_fit(trainer, module, self.calibration_batches, self._seed)
+        found = found or [to_device(batch, trainer.strategy.root_device) for batch in self.kept]
+        if not found and world_size() == 1:
+            raise ValueError(
+                "The training data gave no batch to calibrate on when it was gone through once more (a stream that "
+                "yields once?). Define calibration_dataloader() on the datamodule or the module."
+            )
+        return found
+
+    def _check_call(self, module: L.LightningModule, batch: Any) -> None:
+        check_call(self.pipeline.calibration(module, [batch]), self.pipeline.settings, self.policy)
 
     @property
     def _seed(self) -> int:

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from ...errors import CorruptModelError
@@ -66,6 +68,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
         return _instance(model, path, options)
     if options:
         raise TypeError(f"{', '.join(options)} are for making an instance of a class, and a model was given.")
+    if isinstance(model, L.LightningModule) and is_overridden("configure_model", model):
+        model.configure_model()  # as Lightning's load_from_checkpoint does; layers may be made there only
     if packed := packed_layers(model):
         raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
     return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)

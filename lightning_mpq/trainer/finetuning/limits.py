@@ -35,6 +35,8 @@ class FitLimits:
         self.quantize_at = quantize_at
         self._own = (self._loop.max_epochs, self._loop.min_epochs, self._loop.epoch_loop.max_steps)
         self.opened = False
+        if self._passed(0, 0, self._loop.max_epochs, self._loop.epoch_loop.max_steps, None):
+            self._open(0)  # max_epochs=0: a trained model is to be quantized, and fine-tuned
 
     @property
     def epochs_done(self) -> int:
@@ -45,7 +47,8 @@ class FitLimits:
     def reached(self) -> bool:
         """Tell whether the float phase has come to the limits that it was given."""
         steps = self._loop.epoch_loop.global_step
-        return self._passed(self.epochs_done, steps, self._loop.max_epochs, self._loop.epoch_loop.max_steps)
+        limits = (self._loop.max_epochs, self._loop.epoch_loop.max_steps, self.quantize_at)
+        return self._passed(self.epochs_done, steps, *limits)
 
     def stopped_early(self) -> bool:
         """Tell whether somebody, such as EarlyStopping, has asked to stop, and the user's least epochs are done."""
@@ -74,11 +77,9 @@ class FitLimits:
         """
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         loop = self._loop
-        if self._passed(progress["processed"], checkpoint["global_step"], loop.max_epochs, loop.epoch_loop.max_steps):
-            self.opened = True
-            if loop.max_epochs != -1:
-                loop.max_epochs = progress["processed"] + 1
-            loop.epoch_loop.max_steps = -1
+        limits = (loop.max_epochs, loop.epoch_loop.max_steps, self.quantize_at)
+        if self._passed(progress["processed"], checkpoint["global_step"], *limits):
+            self._open(progress["processed"])
 
     def extend(self, first_epoch: int, first_step: int, epochs: int, steps: int | None) -> None:
         """Set the limits of fine-tuning.
@@ -100,6 +101,14 @@ class FitLimits:
         """Give the Trainer its own limits back."""
         self._loop.max_epochs, self._loop.min_epochs, self._loop.epoch_loop.max_steps = self._own
 
-    def _passed(self, epochs: int, steps: int, max_epochs: int | None, max_steps: int) -> bool:
-        limits = [(epochs, self.quantize_at), (epochs, max_epochs), (steps, max_steps)]
+    def _open(self, epochs: int) -> None:
+        """Let the loop be entered after so many epochs, which its limits forbid."""
+        self.opened = True
+        if self._loop.max_epochs != -1:
+            self._loop.max_epochs = epochs + 1
+        self._loop.epoch_loop.max_steps = -1
+
+    @staticmethod
+    def _passed(epochs: int, steps: int, max_epochs: int | None, max_steps: int, quantize_at: int | None) -> bool:
+        limits = [(epochs, quantize_at), (epochs, max_epochs), (steps, max_steps)]
         return any(limit is not None and limit != -1 and done >= limit for done, limit in limits)
