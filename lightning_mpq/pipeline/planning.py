@@ -18,6 +18,7 @@ from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, StageTimer
 from ..tools.progress import silent as silently
+from .kept_rounding import kept_rounding
 from .policy_evaluator import PolicyEvaluator
 from .policy_selection import PolicySelection, other_policies
 from .quantize import Quantizer
@@ -114,7 +115,14 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
     # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
     if options.schemes is None or any(candidate.scheme.weight.needs_inputs for candidate in candidates):
         with timer.stage("round"):
-            rounded = round_candidates(model, calibration, groups, candidates, progress=timer.within(0.0, 0.15))
+            progress = timer.within(0.0, 0.15)
+            rounded = kept_rounding(
+                settings.cache_dir,
+                calibration,
+                groups,
+                candidates,
+                lambda: round_candidates(model, calibration, groups, candidates, progress=progress),
+            )
             candidates = rounded.candidates
 
     def profiled(progress: Progress) -> TaylorModel:

@@ -27,7 +27,7 @@ class JobSettings:
         repair: What makes up for rounding once the policy is chosen.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
-        cache_dir: Folder where Taylor models are kept and found again; None for no cache.
+        cache_dir: Folder where rounded candidates and Taylor models are kept and found again; None for no cache.
     """
 
     budget: Budget

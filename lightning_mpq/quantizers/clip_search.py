@@ -72,30 +72,53 @@ def trial_scales(rows: Tensor, scheme: WeightScheme) -> Scales:
     return Scales(*fit_scale(low * ratios, high * ratios, scheme))
 
 
-def rank_scales(rows: Tensor, weights: Tensor, scheme: WeightScheme, keep: int) -> Scales:
-    """Return the best trials of each scale, best first, by a weighted sum of squared rounding errors.
+_CACHED_ELEMENTS = 2**17
+"""Weights that are rounded at once: few enough that all that is made of them stays in a processor's cache."""
+
+
+def rank_trials(
+    rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, row_weights: Tensor | None = None
+) -> Tensor:
+    """Return the order of trials, best first, by a weighted sum of squared rounding errors.
 
     The sum falls apart into one for each scale, so that every block of columns finds its own ratio at the cost of
-    rounding alone.
+    rounding alone. Where there is no error feedback and the moment is a diagonal it is the error of the output.
 
     Args:
         rows: [R, C].
-        weights: [G, C]: what a squared error in a column costs, for each of G equal parts of the rows.
+        costs: [G, C]: what a squared error in a column costs, for each of G equal parts of the rows.
         scheme: Granularity, grid, bits and clip.
-        keep: How many trials to return, at most; fewer if there are fewer ratios.
+        trials: V of them.
+        row_weights: [R], how much a row counts where rows share a scale; default: all alike.
+
+    Returns:
+        [V, S, blocks].
     """
-    trials = trial_scales(rows, scheme)
-    count = len(trials.scale)
+    count, columns = len(trials.scale), rows.shape[1]
     if count == 1:
-        return trials
-    costs = weights.repeat_interleave(len(rows) // len(weights), dim=0)
-    columns = rows.shape[1]
-    sums = []
-    for number in range(count):
-        scale = trials.scale[number]
-        zero_point = None if trials.zero_point is None else trials.zero_point[number]
-        levels = placed(scale, zero_point, scheme, columns, rows.dtype)
-        errors = levels.values(levels.nearest(rows)) - rows
-        sums.append(sum_per_scale(costs * errors.square(), scheme))
-    order = torch.stack(sums).argsort(dim=0, stable=True)
-    return trials.take(order[:keep])
+        return torch.zeros(trials.scale.shape, dtype=torch.long, device=rows.device)
+    height, shared = len(rows) // len(costs), scheme.granularity == "tensor"
+    step = max(1, _CACHED_ELEMENTS // columns)
+    sums: Tensor | None = None
+    found = []
+    for start in range(0, len(rows), step):
+        part = slice(start, min(start + step, len(rows)))
+        own = costs[torch.arange(part.start, part.stop, device=rows.device) // height]
+        if shared and row_weights is not None:
+            own = own * row_weights[part, None].to(own)
+        zero_point = None if trials.zero_point is None else trials.zero_point[:, part]
+        scales = trials if shared else Scales(trials.scale[:, part], zero_point)
+        errors = torch.stack([_weighted_errors(rows[part], own, scheme, scales, number) for number in range(count)])
+        if shared:
+            sums = errors if sums is None else sums + errors
+        else:
+            found.append(errors.argsort(dim=0, stable=True))
+    return torch.cat(found, dim=1) if sums is None else sums.argsort(dim=0, stable=True)
+
+
+def _weighted_errors(rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, number: int) -> Tensor:
+    """Return the sum of squared rounding errors under each scale of one trial."""
+    zero_point = None if trials.zero_point is None else trials.zero_point[number]
+    levels = placed(trials.scale[number], zero_point, scheme, rows.shape[1], rows.dtype)
+    errors = levels.values(levels.nearest(rows)).sub_(rows).square_().mul_(costs)
+    return sum_per_scale(errors, scheme)

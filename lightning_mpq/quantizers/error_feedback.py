@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,25 @@ from torch import Tensor
 from ..errors import NonFiniteError
 from ..grids.levels import Levels
 
-_BLOCK = 32
-"""Columns after which the pending updates of all later columns are made as one matrix product."""
+_LEAF = 8
+"""Columns that are rounded one by one. Of a longer run the first half is rounded, its errors are fed to the second half
+as one matrix product, and then that is rounded: matrix products of all sizes instead of a long row of thin ones."""
 
 _INDEFINITE = "The moment of the layer's inputs is not positive semidefinite; is it a mean of x x^T?"
+
+
+class Feedback(NamedTuple):
+    """What rounding by error feedback gives.
+
+    Attributes:
+        codes: uint8 [G, N, C].
+        loss: [G, N], e (M / unit + d I) e^T of each row's error e, where the unit is the mean of M's diagonal.
+        pending: [G, N, C], what each weight had become by the errors of earlier columns when it was rounded.
+    """
+
+    codes: Tensor
+    loss: Tensor
+    pending: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ class ErrorFeedback:
         costs = torch.empty_like(self.upper[:, 0])
         return costs.scatter_(1, self.order, self.upper.diagonal(dim1=1, dim2=2).square().reciprocal())
 
-    def round(self, rows: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+    def round(self, rows: Tensor, levels: Levels) -> Feedback:
         """Round rows to codes, all rows and convolution groups side by side.
 
         Rows do not see each other, so that those of several schemes can be rounded in one call.
@@ -91,38 +107,51 @@ class ErrorFeedback:
         Args:
             rows: [G, N, C], the weights.
             levels: At scales [G, N, 1], or [G, N, C] where a row has several. They are fixed beforehand.
-
-        Returns:
-            The codes, uint8 [G, N, C], and e (M / unit + d I) e^T of each row's error e, [G, N], where the unit is
-            the mean of M's diagonal.
         """
-        columns = self.order[:, None, :].expand_as(rows)
-        pending = rows.gather(2, columns).transpose(1, 2).contiguous()  # [G, C, N]: a column lies together
+        parts = torch.arange(len(rows), device=rows.device)[:, None]
 
         def in_order(values: Tensor) -> Tensor:
-            return (values if values.shape[2] == 1 else values.gather(2, columns)).transpose(1, 2).contiguous()
+            """[G, N, C] to [G, C, N], so that a column lies together; [G, N, 1] to [G, 1, N]."""
+            values = values.transpose(1, 2).contiguous()
+            return values if values.shape[1] == 1 else values[parts, self.order]
 
-        ordered = levels.map(in_order)
+        pending, ordered = in_order(rows), levels.map(in_order)
         codes = torch.empty_like(pending, dtype=torch.uint8)
-        loss = torch.zeros_like(pending[:, 0])
-        count = rows.shape[2]
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            errors = torch.empty_like(pending[:, start:stop])
-            for j in range(start, stop):
-                at_column = ordered.map(partial(_row, number=j))
-                column, weights = pending[:, j], self.upper[:, j]
-                code = at_column.nearest(column)
-                codes[:, j] = code
-                error = (column - at_column.values(code)) / weights[:, j, None]
-                loss += error.square()
-                errors[:, j - start] = error
-                if j + 1 < stop:
-                    pending[:, j + 1 : stop] -= weights[:, j + 1 : stop, None] * error[:, None]
-            if stop < count:
-                pending[:, stop:] -= self.upper[:, start:stop, stop:].transpose(1, 2) @ errors
-        inverse = self.order.argsort(dim=1)[:, :, None].expand_as(codes)
-        return codes.gather(1, inverse).transpose(1, 2), loss
+        errors = torch.empty_like(pending)
+        self._round_run(0, rows.shape[2], pending, ordered, codes, errors)
+        loss = errors.square_().sum(1)
+        inverse = self.order.argsort(dim=1)
+        as_given = [values[parts, inverse].transpose(1, 2) for values in (codes, pending)]
+        return Feedback(as_given[0], loss, as_given[1])
+
+    def _round_run(self, start: int, stop: int, pending: Tensor, levels: Levels, codes: Tensor, errors: Tensor) -> None:
+        """Round columns ``start`` .. ``stop``, in place; pending values beyond ``stop`` are left to the caller.
+
+        Args:
+            start: The first column.
+            stop: The one after the last.
+            pending: [G, C, N], what is to be rounded; each column is final once it has been.
+            levels: In the order of columns.
+            codes: [G, C, N].
+            errors: [G, C, N], the rounding error of each column over U's diagonal.
+        """
+        if stop - start > _LEAF:
+            middle = (start + stop) // 2
+            self._round_run(start, middle, pending, levels, codes, errors)
+            fed_on = self.upper[:, start:middle, middle:stop].transpose(1, 2)
+            pending[:, middle:stop] -= fed_on @ errors[:, start:middle]
+            self._round_run(middle, stop, pending, levels, codes, errors)
+            return
+        for j in range(start, stop):
+            at_column = levels.map(partial(_row, number=j))
+            column, weights = pending[:, j], self.upper[:, j]
+            code = at_column.nearest(column)
+            codes[:, j] = code
+            error = errors[:, j]
+            torch.sub(column, at_column.values(code), out=error)
+            error /= weights[:, j, None]
+            for later in range(j + 1, stop):
+                pending[:, later].addcmul_(weights[:, later, None], error, value=-1)
 
 
 def _row(values: Tensor, number: int) -> Tensor:

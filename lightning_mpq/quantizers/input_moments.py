@@ -26,6 +26,8 @@ from ..tools.distributed import sum_over_ranks
 
 _CHUNK_ELEMENTS = 2**22
 """Unfolded input values that are made at once (16 MiB of float32)."""
+_STRIP = 192
+"""Columns of a product that are computed at once."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -94,12 +96,17 @@ class InputMoment:
             # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
             unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
             values = values / unit
-            products = (values.transpose(1, 2) @ values).to(self.second.dtype)
-            self.second[parts] += products * unit.to(self.second.dtype) ** 2
+            self.second[parts] += gram(values).to(self.second.dtype) * unit.to(self.second.dtype) ** 2
             self.first[parts] += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
             self.count += values.shape[1]
             if self.part_counts is not None:
                 self.part_counts[parts] += values.shape[1]
+
+    def add(self, other: InputMoment) -> None:
+        """Add the sums of the same kind of layer, in place."""
+        self.first += other.first
+        self.second += other.second
+        self.count += other.count
 
     def merge(self, other: InputMoment) -> InputMoment:
         """Return the moment of a weight that two layers share.
@@ -133,13 +140,37 @@ class InputMoment:
             centred: Subtract the mean of x first. That is the moment that is left when a bias or BatchNorm
                 statistics are corrected afterwards, since these absorb every change of the mean output.
         """
+        form = self.form(centred)
+        return torch.diag_embed(form) if form.dim() == 2 else form
+
+    def form(self, centred: bool = False) -> Tensor:
+        """Return M as `matrix` does, or as its diagonal, [groups, columns], where it is one: that of an embedding."""
         if self.second.dim() == 2:
-            return torch.diag_embed(self.second / max(self.count, 1))
+            return self.second / max(self.count, 1)
         counts = self.first.new_full((len(self.first),), self.count) if self.part_counts is None else self.part_counts
         count = counts.clamp(min=1)
         mean = self.first / count[:, None]
         moment = self.second / count[:, None, None]
         return moment - mean[:, :, None] * mean[:, None, :] if centred else moment
+
+
+def gram(values: Tensor) -> Tensor:
+    """Return x^T x of [groups, positions, columns]; of a symmetric product only the upper half is computed, in strips.
+
+    Example:
+        >>> gram(torch.tensor([[[1.0, 2.0]]]))
+        tensor([[[1., 2.],
+                 [2., 4.]]])
+    """
+    columns = values.shape[2]
+    if columns <= _STRIP:
+        return values.mT @ values
+    product = values.new_empty(len(values), columns, columns)
+    for start in range(0, columns, _STRIP):
+        strip = values[:, :, start : start + _STRIP].mT @ values[:, :, start:]
+        product[:, start : start + _STRIP, start:] = strip
+        product[:, start:, start : start + _STRIP] = strip.mT
+    return product
 
 
 def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> Iterator[Tensor]:

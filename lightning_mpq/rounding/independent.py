@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, find_groups
@@ -17,12 +17,15 @@ from ..network.forward import ForwardFn
 from ..network.layer_kinds import row_parts, weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
-from ..quantizers import InputMoment, QuantizedRows, RoundedRows, round_rows
+from ..quantizers import InputMoment, QuantizedRows, RoundedRows, RowRounding
 from ..schemes import WeightScheme
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, silent
 from .input_moments import input_moments
 from .rounded_weights import RoundedWeights
+
+_SAMPLED_WEIGHTS = 24576
+"""By so many weights, in whole rows, the grid of all is chosen: grids differ by more than chance in such samples."""
 
 
 @torch.inference_mode(False)  # its caller may evaluate
@@ -110,19 +113,18 @@ def _round_all(
     for number, group in enumerate(groups):
         report(number / len(groups), f"round {group.name}")
         offered = [candidate for candidate in candidates if candidate.group == group.name]
-        schemes = [candidate.scheme.weight for candidate in offered]
-        found: dict[int, list[RoundedRows]] = {}
+        names = {id(layers[layer].weight): layer for layer in group.layers}
+        weights = {
+            weight: _WeightRounding.of(layer, layers[layer], moments.pop(weight, None), centred, damping)
+            for weight, layer in names.items()
+        }
+        best = _best_grids(offered, list(weights.values()), group.weight_count) if best_grid else offered
+        schemes = [candidate.scheme.weight for candidate in best]
+        found = {weight: each.round(schemes) for weight, each in weights.items()}
+        kept += best
         for layer in group.layers:
-            weight = id(layers[layer].weight)
-            if weight not in found:
-                moment = moments.pop(weight, None)
-                found[weight] = _round_layer(layer, layers[layer], moment, schemes, centred, damping)
-        totals = [sum(results[i].error for results in found.values()) for i in range(len(schemes))]
-        for i in _best_of_grids(offered, totals, group.weight_count) if best_grid else range(len(schemes)):
-            kept.append(offered[i])
-            for layer in group.layers:
-                result = found[id(layers[layer].weight)][i]
-                rows[layer, schemes[i]], errors[layer, schemes[i]] = result.quantized, result.error
+            for scheme, result in zip(schemes, found[id(layers[layer].weight)], strict=True):
+                rows[layer, scheme], errors[layer, scheme] = result.quantized, result.error
     return RoundedWeights(tuple(kept), rows, errors)
 
 
@@ -144,9 +146,8 @@ def round_policy(calibration: Calibration, policy: BitPolicy, *, damping: float 
         for layer, scheme in schemes.items():
             weight = id(layers[layer].weight)
             if weight not in rounded:
-                moment = moments.pop(weight, None)
-                result = _round_layer(layer, layers[layer], moment, [scheme], False, damping)[0]
-                rounded[weight] = result.quantized
+                own = _WeightRounding.of(layer, layers[layer], moments.pop(weight, None), False, damping)
+                rounded[weight] = own.round([scheme])[0].quantized
         return {layer: rounded[id(layers[layer].weight)] for layer in schemes}
 
     return on_rank_zero(round_all)
@@ -159,45 +160,70 @@ def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules[name] for name in names}
 
 
-def _round_layer(
-    name: str,
-    layer: nn.Module,
-    moment: InputMoment | None,
-    schemes: Sequence[WeightScheme],
-    centred: bool,
-    damping: float,
-) -> list[RoundedRows]:
-    """Round one weight to several schemes; errors are relative to the mean square of the layer's output."""
-    rows = weight_rows(layer).detach()
-    parts = row_parts(layer)
-    if moment is None:
-        matrix = torch.eye(rows.shape[1], device=rows.device).expand(parts, -1, -1)
-    else:
-        matrix = moment.matrix(centred)
-    counts = None if moment is None else moment.row_counts
-    try:
-        results = round_rows(rows, matrix, schemes, counts, damping)
-    except ValueError as error:
-        raise type(error)(f"Layer {name!r}: {error}") from error
-    weights = rows.unflatten(0, (parts, -1)).to(matrix.dtype)
-    energy = ((weights @ matrix) * weights).sum(2).flatten()
-    total = float((energy if counts is None else energy * counts).sum())
-    return [result._replace(error=result.error / total if total > 0 else 0.0) for result in results]
+@dataclass(frozen=True)
+class _WeightRounding:
+    """One weight with the moment of its inputs, or a sample of its rows.
+
+    Attributes:
+        layer: The name of its layer, for messages.
+        rows: [R, C].
+        rounding: Rounds by the moment, which is factorised once for all.
+        counts: [R], how often each row of an embedding was looked up; None for other layers.
+    """
+
+    layer: str
+    rows: Tensor
+    rounding: RowRounding
+    counts: Tensor | None
+
+    @classmethod
+    def of(
+        cls, name: str, layer: nn.Module, moment: InputMoment | None, centred: bool, damping: float
+    ) -> _WeightRounding:
+        """Take the weight of a layer; without a moment all its inputs count alike."""
+        rows = weight_rows(layer).detach()
+        if moment is None:
+            return cls(name, rows, RowRounding(rows.new_ones(row_parts(layer), rows.shape[1])), None)
+        return cls(name, rows, RowRounding(moment.form(centred), damping), moment.row_counts)
+
+    def sample(self) -> _WeightRounding:
+        """Return the same for some rows of each convolution group, or this very object if there are few."""
+        parts = len(self.rounding.moment)
+        height, most = len(self.rows) // parts, max(1, _SAMPLED_WEIGHTS // self.rows.shape[1] // parts)
+        if height <= most:
+            return self
+        within = torch.linspace(0, height - 1, most, device=self.rows.device).long()
+        index = (torch.arange(parts, device=self.rows.device)[:, None] * height + within).flatten()
+        return replace(self, rows=self.rows[index], counts=None if self.counts is None else self.counts[index])
+
+    def round(self, schemes: Sequence[WeightScheme]) -> list[RoundedRows]:
+        """Round to several schemes; errors are relative to the mean square of the layer's output."""
+        try:
+            results = self.rounding.round(self.rows, schemes, self.counts)
+        except ValueError as error:
+            raise type(error)(f"Layer {self.layer!r}: {error}") from error
+        moment = self.rounding.moment
+        weights = self.rows.unflatten(0, (len(moment), -1)).to(moment.dtype)
+        products = weights * moment[:, None] if moment.dim() == 2 else weights @ moment
+        energy = (products * weights).sum(2).flatten()
+        total = float((energy if self.counts is None else energy * self.counts).sum())
+        return [result._replace(error=result.error / total if total > 0 else 0.0) for result in results]
 
 
-def _best_of_grids(candidates: Sequence[Candidate], errors: Sequence[float], weights: int) -> list[int]:
-    """Return the positions of the best among those that differ only in their grid, in the order of the first."""
-    best: dict[tuple[object, ...], int] = {}
-
-    def cost(i: int) -> float:
-        # A bit more per weight makes steps half as wide and squared errors a quarter.
-        return errors[i] * 4 ** (candidates[i].stored_bits / weights - candidates[i].scheme.bits)
-
-    for i, candidate in enumerate(candidates):
-        kind = _without_grid(candidate.scheme.weight)
-        if kind not in best or cost(i) < cost(best[kind]):
-            best[kind] = i
-    return list(best.values())
+def _best_grids(candidates: Sequence[Candidate], group: Sequence[_WeightRounding], weights: int) -> list[Candidate]:
+    """Return the best among those that differ only in their grid, in the order of the first, by a sample of rows."""
+    kinds = [_without_grid(candidate.scheme.weight) for candidate in candidates]
+    if len(set(kinds)) == len(kinds):
+        return list(candidates)
+    schemes = [candidate.scheme.weight for candidate in candidates]
+    sampled = [each.sample().round(schemes) for each in group]
+    # A bit more per weight makes steps half as wide and squared errors a quarter.
+    costs = [
+        sum(results[i].error for results in sampled) * 4 ** (candidate.stored_bits / weights - candidate.scheme.bits)
+        for i, candidate in enumerate(candidates)
+    ]
+    best = {kind: min((i for i, own in enumerate(kinds) if own == kind), key=costs.__getitem__) for kind in kinds}
+    return [candidates[i] for i in best.values()]
 
 
 def _without_grid(scheme: WeightScheme) -> tuple[object, ...]:

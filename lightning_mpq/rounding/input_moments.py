@@ -52,12 +52,17 @@ def input_moments(
     known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
     found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
     number, mask = 0, None
+    latest = _LatestInputs()
 
     def add(call: LayerCall, output: Tensor) -> Tensor:
-        inputs = _that_count(call, mask, _operation(layers[call.layer]))
+        layer, moment = layers[call.layer], found[call.layer]
+        inputs = _that_count(call, mask, _operation(layer))
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
-        found[call.layer].update(layers[call.layer], inputs, output.shape, call.rows)
+        if _operation(layer) != "linear" or moment.part_counts is not None or inputs.is_inference():
+            moment.update(layer, inputs, output.shape, call.rows)
+        else:
+            moment.add(latest.moment(layer, call.inputs, inputs, output.shape))
         return output
 
     def forward(batch_number: int, batch: Any) -> None:
@@ -85,6 +90,25 @@ def input_moments(
                 stacklevel=2,
             )
     return shared
+
+
+class _LatestInputs:
+    """What the inputs of the latest linear layer add to moments.
+
+    They are often those of the next one too (queries, keys and values; gate and up): one product then does for all.
+    """
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._known: tuple[Tensor, int, InputMoment] | None = None
+
+    def moment(self, layer: nn.Module, given: Tensor, inputs: Tensor, output_shape: torch.Size) -> InputMoment:
+        """Return the moment of the inputs that count: the known one if the same tensor is given, and as it was."""
+        if self._known is None or self._known[0] is not given or self._known[1] != given._version:
+            moment = InputMoment.of_layer(layer)
+            moment.update(layer, inputs, output_shape)
+            self._known = given, given._version, moment
+        return self._known[2]
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

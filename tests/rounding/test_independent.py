@@ -13,7 +13,7 @@ from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.quantizers import quantize_rows, round_rows
+from lightning_mpq.quantizers import InputMoment, quantize_rows, round_rows
 from lightning_mpq.rounding.independent import round_candidates, round_policy
 from lightning_mpq.rounding.input_moments import input_moments
 from lightning_mpq.schemes import WeightScheme
@@ -283,3 +283,31 @@ def test_inputs_of_attention_and_recurrent_weights_are_those_they_are_multiplied
     torch.testing.assert_close(
         projection @ found["attention.out_proj"][0] @ projection.T, shifted, rtol=1e-4, atol=1e-6
     )
+
+
+class SharedInputs(nn.Module):
+    """Three layers get one tensor; it is changed in place before the last gets it again."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = x + 1
+        found = [self.query(hidden).sum(1), self.key(hidden).sum(1)]
+        hidden *= 2
+        return sum(found) + self.value(hidden).sum(1)
+
+
+def test_layers_with_the_same_inputs_share_one_product_and_no_more(monkeypatch):
+    model, data, products = SharedInputs(), torch.randn(20, 4).split(5), []
+    update = InputMoment.update
+    monkeypatch.setattr(InputMoment, "update", lambda *args: products.append(1) or update(*args))
+    layers = dict(model.named_children())
+    moments = input_moments(Calibration(model, data), layers)
+    assert len(products) == 2 * 4
+    inputs = torch.cat(data) + 1
+    for name, factor in (("query", 1), ("key", 1), ("value", 4)):
+        found = moments[id(layers[name].weight)]
+        torch.testing.assert_close(found.matrix()[0], factor * mean_product(inputs), rtol=1e-5, atol=1e-6)
+        assert found.count == 20

@@ -1,0 +1,114 @@
+"""Rounded candidates in a folder, found again for exactly equal weights, candidates and data.
+
+Another budget then rounds nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..curvature.cache.fingerprint import combine, hash_batch, hash_settings, hash_tensor
+from ..groups.candidates import Candidate
+from ..groups.groups import LayerGroup
+from ..network.calibration import Calibration
+from ..network.forward import device_of
+from ..quantizers import QuantizedRows
+from ..rounding.rounded_weights import RoundedWeights
+from ..schemes import LayerScheme, WeightScheme
+from ..tools.distributed import gather, on_rank_zero
+from ..tools.files import unless_impossible, write_bytes_atomically
+
+_SUFFIX = ".rounded.safetensors"
+
+
+def kept_rounding(
+    folder: str | Path | None,
+    calibration: Calibration,
+    groups: Sequence[LayerGroup],
+    candidates: Sequence[Candidate],
+    round_them: Callable[[], RoundedWeights],
+) -> RoundedWeights:
+    """Return rounded candidates from a folder, or round them and keep them there: a byte for each weight and candidate.
+
+    Where torch.distributed is in use, rank 0 alone reads and writes.
+
+    Args:
+        folder: The folder; None to keep nothing.
+        calibration: The model, and batches that can be gone through again.
+        groups: The groups.
+        candidates: What they are offered.
+        round_them: Rounds them; called on all processes, or on none.
+    """
+    if folder is None:
+        return round_them()
+    batches = [digest for part in gather([hash_batch(batch) for batch in calibration.filled()]) for digest in part]
+    settings = hash_settings(calibration.model, groups, candidates, {"forward_fn": calibration.forward_fn})
+    path = Path(folder) / f"{combine(settings, batches)[:32]}{_SUFFIX}"
+    device = device_of(calibration.model)
+    found = on_rank_zero(lambda: _read(path, str(device)))
+    if found is not None:
+        return found
+    rounded = round_them()
+
+    def write() -> None:
+        with unless_impossible("The cache", path, "Another budget rounds anew."):
+            _write(path, rounded)
+
+    on_rank_zero(write)
+    return rounded
+
+
+def _write(path: Path, rounded: RoundedWeights) -> None:
+    """Write rounded weights; layers that share their codes do so in the file."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[int, int] = {}
+    rows = []
+    for (layer, scheme), quantized in rounded.rows.items():
+        number = numbers.setdefault(id(quantized), len(numbers))
+        rows.append([layer, asdict(scheme), rounded.errors.get((layer, scheme)), number])
+        parts = {"codes": quantized.codes, "scale": quantized.scale, "zero_point": quantized.zero_point}
+        tensors |= {f"{number}.{n}": value.cpu().contiguous() for n, value in parts.items() if value is not None}
+    offered = [[candidate.group, candidate.scheme.to_dict(), candidate.stored_bits] for candidate in rounded.candidates]
+    text = {"candidates": offered, "rows": rows, "sha256": _content(tensors)}
+    write_bytes_atomically(path, to_bytes(tensors, metadata={"rounded": json.dumps(text)}))
+
+
+def _read(path: Path, device: str) -> RoundedWeights | None:
+    """Read rounded weights; a file that is damaged counts as absent."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text: dict[str, Any] = json.loads((file.metadata() or {})["rounded"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if _content(tensors) != text["sha256"]:
+            return None
+        tensors = {name: value.to(device) for name, value in tensors.items()}
+        known: dict[int, QuantizedRows] = {}
+        rows, errors = {}, {}
+        for layer, values, error, number in text["rows"]:
+            scheme = WeightScheme.from_dict(values)
+            if number not in known:
+                codes, scale = tensors[f"{number}.codes"], tensors[f"{number}.scale"]
+                known[number] = QuantizedRows(codes, scale, tensors.get(f"{number}.zero_point"), scheme)
+            rows[layer, scheme] = known[number]
+            if error is not None:
+                errors[layer, scheme] = error
+        offered = [Candidate(group, LayerScheme.from_dict(scheme), bits) for group, scheme, bits in text["candidates"]]
+        return RoundedWeights(tuple(offered), rows, errors)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + hash_tensor(tensors[name]))
+    return digest.hexdigest()

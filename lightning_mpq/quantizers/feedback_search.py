@@ -1,0 +1,152 @@
+"""Which range of a weight a scale should cover under error feedback: a bound ranks the ranges, two solves choose.
+
+Error feedback turns each weight into what it is pending as when its column is rounded, and is left with the rounding
+error of that, squared, at the cost of its column (`ErrorFeedback.column_costs`). Which range rounds the pending weights
+best is so told by rounding to nearest alone; only that they depend on the range a little. So ranges are ranked by the
+weights themselves, the first is solved, ranges are ranked again by what was pending, and the best few of these are
+solved as well. The one with the least loss is kept, row by row: rows do not see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..grids.registry import grid_named
+from ..schemes import WeightScheme
+from .clip_search import Scales, rank_trials, trial_scales
+from .error_feedback import ErrorFeedback, Feedback
+from .quantized_rows import spread
+
+_CHUNK_ELEMENTS = 2**22
+"""Weights that are rounded side by side (16 MiB of float32)."""
+_SOLVED_AGAIN = 768
+"""So many columns in all are solved again for each row, and one range at least: the fewer columns a row has, the more
+the errors of two ranges differ by chance, which is a gain like any other, and the less does a solve cost."""
+
+
+class Searched(NamedTuple):
+    """What was found for one scheme.
+
+    Attributes:
+        codes: uint8 [R, C].
+        scales: One trial.
+    """
+
+    codes: Tensor
+    scales: Scales
+
+
+def search_with_feedback(
+    rows: Tensor, factor: ErrorFeedback, schemes: Sequence[WeightScheme], row_weights: Tensor
+) -> list[Searched]:
+    """Find scales and codes for schemes that can all be rounded side by side.
+
+    Args:
+        rows: [R, C]; the parts of the factor belong to consecutive parts of them.
+        factor: The factorised moment.
+        schemes: With blocks of columns or without, and of one family of grids.
+        row_weights: [R], how much a row's loss counts where rows share a scale.
+    """
+    if schemes[0].granularity == "tensor":
+        return [_search(rows, factor, [scheme], row_weights)[0] for scheme in schemes]
+    parts = len(factor.order)
+    weights = rows.unflatten(0, (parts, -1))
+    step = max(1, _CHUNK_ELEMENTS // (len(schemes) * parts * rows.shape[1]))
+    chunks = [_search(chunk.flatten(0, 1), factor, schemes, row_weights) for chunk in weights.split(step, dim=1)]
+    return [_side_by_side(found, parts) for found in zip(*chunks, strict=True)]
+
+
+def _side_by_side(chunks: Sequence[Searched], parts: int) -> Searched:
+    """Return what was found for [parts * height, ...] from what was found for some of the height each."""
+
+    def joined(values: Sequence[Tensor], dim: int) -> Tensor:
+        return torch.cat([each.unflatten(dim, (parts, -1)) for each in values], dim + 1).flatten(dim, dim + 1)
+
+    points = [chunk.scales.zero_point for chunk in chunks if chunk.scales.zero_point is not None]
+    scales = Scales(joined([chunk.scales.scale for chunk in chunks], 1), joined(points, 1) if points else None)
+    return Searched(joined([chunk.codes for chunk in chunks], 0), scales)
+
+
+def _search(
+    rows: Tensor, factor: ErrorFeedback, schemes: Sequence[WeightScheme], row_weights: Tensor
+) -> list[Searched]:
+    costs = factor.column_costs()
+    every = [trial_scales(rows, scheme) for scheme in schemes]
+    known = [torch.ones_like(costs) if scheme.clip == "mse" else costs for scheme in schemes]
+    first = [
+        rank_trials(rows, own, scheme, scales, row_weights)[:1]
+        for scheme, scales, own in zip(schemes, every, known, strict=True)
+    ]
+    tried = [scales.take(index) for scales, index in zip(every, first, strict=True)]
+    found = _solve(rows, factor, schemes, tried)
+    again = [
+        scales.take(_others(result, index, costs, scheme, scales, row_weights))
+        for result, index, scheme, scales in zip(found, first, schemes, every, strict=True)
+    ]
+    if any(len(scales.scale) for scales in again):
+        more = _solve(rows, factor, schemes, again)
+    else:
+        more = [Feedback(*(values[:0] for values in result)) for result in found]
+    results = []
+    for scheme, one, other, scales, others in zip(schemes, found, more, tried, again, strict=True):
+        codes, loss = torch.cat([one.codes, other.codes]), torch.cat([one.loss, other.loss])
+        results.append(_best(codes, loss, scales.joined(others), scheme, row_weights))
+    return results
+
+
+def _others(
+    found: Feedback, tried: Tensor, costs: Tensor, scheme: WeightScheme, scales: Scales, row_weights: Tensor
+) -> Tensor:
+    """Return which trials are worth a solve after the first one, [K, S, blocks]."""
+    count = len(scales.scale)
+    if scheme.clip != "moment" or count == 1:
+        return tried[:0]
+    keep = max(1, _SOLVED_AGAIN // costs.shape[1])
+    order = rank_trials(found.pending[0], costs, scheme, scales, row_weights)
+    if isinstance(scheme.granularity, int):
+        return order[:2]
+    # What was tried goes to the end, with all else in its order.
+    last = (order == tried).to(torch.uint8).argsort(dim=0, stable=True)
+    return order.gather(0, last)[: min(keep, count - 1)]
+
+
+def _solve(
+    rows: Tensor, factor: ErrorFeedback, schemes: Sequence[WeightScheme], trials: Sequence[Scales]
+) -> list[Feedback]:
+    """Round rows with all trials of several schemes; [V, R, ...] for each scheme."""
+    parts, columns = len(factor.order), rows.shape[1]
+    height = len(rows) // parts
+
+    def side_by_side(values: Tensor, scheme: WeightScheme) -> Tensor:
+        """[V, S, blocks] to [G, V * r, 1], or [G, V * r, C] where a row has several blocks."""
+        values = values.expand(-1, parts * height, -1).to(rows.dtype)
+        if isinstance(scheme.granularity, int):
+            values = spread(values.flatten(0, 1), scheme, columns).unflatten(0, (-1, parts * height))
+        return values.unflatten(1, (parts, height)).transpose(0, 1).flatten(1, 2)
+
+    every = []
+    for scheme, scales in zip(schemes, trials, strict=True):
+        zero_point = None if scales.zero_point is None else side_by_side(scales.zero_point, scheme)
+        every.append(grid_named(scheme.grid).place(side_by_side(scales.scale, scheme), zero_point, scheme.bits))
+    levels = type(every[0]).join(every, dim=1)
+    counts = [len(scales.scale) for scales in trials]
+    repeated = rows.unflatten(0, (parts, height)).repeat(1, sum(counts), 1)
+    solved = factor.round(repeated, levels)
+    by_trial = [values.unflatten(1, (-1, height)).transpose(0, 1).flatten(1, 2) for values in solved]
+    split = [values.split(counts) for values in by_trial]
+    return [Feedback(*each) for each in zip(*split, strict=True)]
+
+
+def _best(codes: Tensor, loss: Tensor, scales: Scales, scheme: WeightScheme, row_weights: Tensor) -> Searched:
+    """Choose the trial with the least loss for each row, or for the tensor if all rows share one scale."""
+    if scheme.granularity == "tensor":
+        best = (loss * row_weights).sum(1).argmin().expand(loss.shape[1])
+        chosen = scales.take(best[None, :1, None])
+    else:
+        best = loss.argmin(0)
+        chosen = scales.take(best[None, :, None].expand(1, -1, scales.scale.shape[2]))
+    return Searched(codes.gather(0, best[None, :, None].expand(1, -1, codes.shape[2]))[0], chosen)

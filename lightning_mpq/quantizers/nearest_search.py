@@ -1,0 +1,67 @@
+"""Which range of a weight a scale should cover where weights take their nearest levels, by the error of the output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..schemes import WeightScheme
+from .clip_search import Scales, rank_trials, trial_scales
+from .error_feedback import output_error
+from .quantized_rows import encode, placed
+
+
+def search_nearest(rows: Tensor, moment: Tensor, scheme: WeightScheme, row_weights: Tensor) -> Scales:
+    """Return the best of all trials, for each row or scale.
+
+    Where the moment is a diagonal, the error of the output falls apart into those of single weights, and every block of
+    columns has a range of its own. Otherwise each range is tried in full, for rows as a whole, beside the one that
+    neglects how blocks interact.
+
+    Args:
+        rows: [R, C].
+        moment: [G, C, C], or [G, C] for its diagonal where it is one.
+        scheme: The scheme.
+        row_weights: [R], how much the error of a row counts where rows share a scale.
+    """
+    trials = trial_scales(rows, scheme)
+    diagonal = moment if moment.dim() == 2 else moment.diagonal(dim1=1, dim2=2)
+    costs = torch.ones_like(diagonal) if scheme.clip == "mse" else diagonal
+    if len(trials.scale) == 1:
+        return trials
+    if scheme.clip == "mse" or moment.dim() == 2:
+        return trials.take(rank_trials(rows, costs, scheme, trials, row_weights)[:1])
+    if isinstance(scheme.granularity, int):
+        trials = trials.joined(trials.take(rank_trials(rows, costs, scheme, trials)[:2]))
+    errors = []
+    for number in range(len(trials.scale)):
+        scales = trials.at(torch.tensor([number]))
+        errors.append(nearest_error(rows, moment, scheme, scales)[1])
+    error = torch.stack(errors)
+    if scheme.granularity == "tensor":
+        return trials.take((error * row_weights).sum(1).argmin().view(1, 1, 1))
+    return trials.take(error.argmin(0)[None, :, None].expand(1, -1, trials.scale.shape[2]))
+
+
+def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales) -> tuple[Tensor, Tensor]:
+    """Return the nearest codes at given scales, uint8 [R, C], and e M e^T of each row, [R].
+
+    Args:
+        rows: [R, C].
+        moment: As in `search_nearest`.
+        scheme: The scheme.
+        scales: One trial.
+    """
+    zero_point = None if scales.zero_point is None else scales.zero_point[0]
+    codes = encode(rows, scales.scale[0], zero_point, scheme)
+    return codes, error_of_codes(rows, moment, scheme, scales, codes)
+
+
+def error_of_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales, codes: Tensor) -> Tensor:
+    """Return e M e^T of each row for given codes; see `nearest_error`."""
+    zero_point = None if scales.zero_point is None else scales.zero_point[0]
+    levels = placed(scales.scale[0], zero_point, scheme, rows.shape[1], rows.dtype)
+    errors = (levels.values(codes.to(rows.dtype)) - rows).unflatten(0, (len(moment), -1))
+    if moment.dim() == 2:
+        return (errors.square() * moment[:, None]).sum(2).flatten()
+    return output_error(errors, moment).flatten()

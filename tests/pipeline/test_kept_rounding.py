@@ -1,0 +1,84 @@
+"""Rounded candidates in a folder: found again for the same weights, candidates and data, and for nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq.groups.candidates import make_candidates
+from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.pipeline.kept_rounding import kept_rounding
+from lightning_mpq.rounding.independent import round_candidates
+
+
+class Net(nn.Module):
+    """An embedding tied to the head, and a layer between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.middle(self.embedding(tokens))))
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Round through the folder, and return what was found and whether it was rounded anew."""
+
+    def use(model, batches, bits=(2, 4)):
+        calls = []
+        groups = find_groups(model)
+        offered = make_candidates(groups, bits=bits)
+
+        def round_them():
+            calls.append(1)
+            return round_candidates(model, batches, groups, offered)
+
+        return kept_rounding(tmp_path, Calibration(model, batches), groups, offered, round_them), bool(calls)
+
+    return use
+
+
+def test_what_is_found_is_what_was_rounded(kept, tmp_path):
+    torch.manual_seed(0)
+    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    rounded, anew = kept(model, batches)
+    assert anew
+    found, anew = kept(model, batches)
+    assert not anew
+    assert found.candidates == rounded.candidates
+    assert found.fingerprint == rounded.fingerprint
+    assert found.errors == rounded.errors
+    scheme = found.candidates[0].scheme.weight
+    assert found.of_layer("embedding", scheme) is found.of_layer("head", scheme)
+    assert found.stored_bytes == rounded.stored_bytes
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < found.stored_bytes + 20_000
+
+
+def test_other_weights_data_or_candidates_are_rounded_anew(kept):
+    torch.manual_seed(0)
+    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    kept(model, batches)
+    assert kept(model, batches[:3])[1]
+    assert kept(model, batches, bits=(2, 3))[1]
+    with torch.no_grad():
+        model.middle.weight[0, 0] += 1
+    assert kept(model, batches)[1]
+
+
+def test_a_damaged_file_counts_as_absent(kept, tmp_path):
+    torch.manual_seed(0)
+    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    rounded, _ = kept(model, batches)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    found, anew = kept(model, batches)
+    assert anew
+    assert found.fingerprint == rounded.fingerprint
+    file.write_bytes(content[:50])
+    assert kept(model, batches)[1]
