@@ -26,6 +26,11 @@ class Slot:
         """The first of its names."""
         return next(iter(self.places))
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether other values can be written into the tensor."""
+        return not self.value.is_meta and not self.value.is_inference()
+
     def portable(self) -> Tensor:
         """Return the tensor as a file wants it: dense, contiguous, on the CPU, in memory of its own.
 
@@ -68,14 +73,14 @@ def find_slots(model: nn.Module) -> list[Slot]:
 def fill_slots(filling: Iterable[tuple[Slot, Tensor]]) -> None:
     """Give each slot its tensor, of the same shape and type; if anything fails, all values are as before.
 
-    A tensor that has memory keeps it (views, ties and optimizers go on working); one on the meta device is
-    replaced.
+    A tensor that has memory keeps it (views, ties and optimizers go on working); one on the meta device, or one that
+    was made under ``torch.inference_mode()`` and cannot be written to, is replaced.
     """
     filling = list(filling)
     exchanged: list[tuple[Tensor, Tensor]] = []
     try:
         for slot, value in filling:
-            if not slot.value.is_meta:
+            if slot.keeps_memory:
                 _exchange(slot.value, value)
                 exchanged.append((slot.value, value))
     except BaseException:
@@ -83,7 +88,7 @@ def fill_slots(filling: Iterable[tuple[Slot, Tensor]]) -> None:
             _exchange(own, value)
         raise
     for slot, value in filling:
-        if slot.value.is_meta:
+        if not slot.keeps_memory:
             new = value
             if isinstance(slot.value, nn.Parameter):
                 new = nn.Parameter(value, requires_grad=slot.value.requires_grad)

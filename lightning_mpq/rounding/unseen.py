@@ -45,11 +45,11 @@ def causes_of(calibration: Calibration, unseen: Mapping[str, nn.Module]) -> dict
 
 
 def _cause(layer: nn.Module, called: bool, read: bool) -> str:
+    if held_by(layer)[0] is not layer:
+        return INSIDE if called else NEVER
     kind = kind_of(layer)
     if kind is None or kind.operation in ("any", "nonlinear"):
         return NOT_A_PRODUCT if called or read else NEVER
-    if held_by(layer)[0] is not layer:
-        return INSIDE if called else NEVER
     if called:
         return EMPTY
     return ELSEWHERE if read else NEVER

@@ -136,6 +136,8 @@ class SampleScores:
             )
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
         kind = kind_of(module)
+        if not use.inputs.numel() or not gradient.numel():  # an expert that no sample was sent to
+            return
         inputs, fixed = use.inputs, kind is not None and kind.operation == "any"
         leading = gradient if fixed else inputs
         if not use.call.samples_known:

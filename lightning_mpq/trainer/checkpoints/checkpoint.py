@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import CorruptModelError
 from ...export.slots import fill_slots, find_slots
@@ -112,7 +112,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
     with empty_layers(model, policy), as_it_was_after_errors(model):
         try:
-            if any(value.is_meta for value in model.state_dict().values() if isinstance(value, Tensor)):
+            if any(value.is_meta or value.is_inference() for value in (*model.parameters(), *model.buffers())):
                 _fill(model, checkpoint["state_dict"])
             else:
                 model.load_state_dict(checkpoint["state_dict"])

@@ -1,0 +1,65 @@
+"""What `load` says and does where a checkpoint is none, or the model makes its layers later."""
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+import lightning_mpq as mpq
+
+
+class Late(L.LightningModule):
+    """Makes its layers where Lightning says that large models should."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = None
+
+    def configure_model(self):
+        if self.layer is None:
+            self.layer = nn.Linear(4, 4)
+
+
+class Partly(Late):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = Late()
+    model.configure_model()
+    return mpq.save(mpq.quantize(model, mpq.BitPolicy({"layer": mpq.WeightScheme(3)})), tmp_path / "saved")
+
+
+def test_layers_that_are_made_in_configure_model_are_made_before_loading(saved):
+    assert torch.equal(mpq.load(saved, Late()).layer.scale, mpq.load(saved, Late()).layer.scale)
+
+
+def test_where_some_are_there_already_the_error_names_configure_model(saved):
+    with pytest.raises(mpq.CorruptModelError) as caught:
+        mpq.load(saved, Partly())
+    assert caught.value.__notes__ == ["Partly makes layers in configure_model; call it first, if nobody has yet."]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x80\x02]q\x00.", bytes(1000)])
+@pytest.mark.parametrize("given", [Late, Partly()])
+def test_a_file_that_is_no_checkpoint_is_one_kind_of_error(tmp_path, content, given):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(mpq.CorruptModelError, match="x.ckpt"):
+        mpq.load(path, given)
+
+
+def test_wrong_arguments_of_a_class_stay_a_type_error(tmp_path):
+    class Wanting(L.LightningModule):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(width, width)
+
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(Wanting(2))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(TypeError, match="width"):
+        mpq.load(tmp_path / "x.ckpt", Wanting)
