@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,8 +38,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of moments and mutations")
     arguments = parsed(parser, words, kills=6, mutated_files=24, interrupts=8)
     torch.set_num_threads(1)  # threads of torch do not survive a fork
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     counts = {
         "kills": arguments.kills,
         "mutated files": arguments.mutated_files,
@@ -46,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     rows: list[Row] = []
     seconds: dict[str, float] = {}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _in_silence():
         for name, campaign in CAMPAIGNS.items():
             begin = time.monotonic()
             rows += campaign(Path(folder), counts[name], arguments.seed, lambda said: print(said, flush=True))
@@ -56,6 +55,18 @@ def main(words: Sequence[str] | None = None) -> None:
     settings = {**settings_of(arguments), "seconds": seconds}
     path = write_results("soak", settings=settings, results=rows, targets=reached, output=arguments.output)
     print(f"written to {path}")
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Keep what thousands of refused files say from the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
