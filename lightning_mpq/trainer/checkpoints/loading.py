@@ -33,7 +33,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
     Args:
         path: A folder that `save` wrote, or a file that the Trainer saved after quantization or during fine-tuning.
         model: A float model of the architecture that was quantized, in the type that it was saved in; on an error it is
-            left as it was. A LightningModule without parameters makes its layers in ``configure_model`` first. For a
+            left as it was. A LightningModule makes what it makes in ``configure_model`` first. For a
             file, the class of a LightningModule will do: an instance is made as Lightning's ``load_from_checkpoint``
             makes it, from a checkpoint of a float model too.
         options: For a class: what Lightning's ``load_from_checkpoint`` takes, arguments of the class included.
@@ -73,15 +73,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
         model.configure_model()  # as Lightning's load_from_checkpoint does; layers may be made there only
     if packed := packed_layers(model):
         raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
-    makes_layers = isinstance(model, L.LightningModule) and is_overridden("configure_model", model)
-    if makes_layers and next(model.parameters(), None) is None:
-        model.configure_model()
-    try:
-        return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)
-    except CorruptModelError as error:
-        if makes_layers:
-            error.add_note(f"{type(model).__name__} makes layers in configure_model; call it first, if nobody has yet.")
-        raise
+    return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)
 
 
 def _instance(module_class: type[nn.Module], path: Path, options: dict[str, Any]) -> Any:

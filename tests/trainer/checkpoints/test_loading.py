@@ -37,10 +37,12 @@ def test_layers_that_are_made_in_configure_model_are_made_before_loading(saved):
     assert torch.equal(mpq.load(saved, Late()).layer.scale, mpq.load(saved, Late()).layer.scale)
 
 
-def test_where_some_are_there_already_the_error_names_configure_model(saved):
-    with pytest.raises(mpq.CorruptModelError) as caught:
-        mpq.load(saved, Partly())
-    assert caught.value.__notes__ == ["Partly makes layers in configure_model; call it first, if nobody has yet."]
+def test_and_so_are_those_that_are_made_beside_others(tmp_path):
+    model = Partly()
+    model.configure_model()
+    policy = mpq.BitPolicy(dict.fromkeys(("first", "layer"), mpq.WeightScheme(3)))
+    folder = mpq.save(mpq.quantize(model, policy), tmp_path / "saved")
+    assert torch.equal(mpq.load(folder, Partly()).layer.weight, model.layer.weight)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x80\x02]q\x00.", bytes(1000)])
