@@ -42,12 +42,16 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     Raises:
         FileExistsError: If the folder holds anything.
         ImportError: If compressed-tensors is not installed.
-        ValueError: If nothing is packed, or a layer cannot be carried; it is named, with its scheme and the reason.
+        ValueError: If nothing is packed, a layer cannot be carried, or a model of transformers has zero points, which
+            transformers does not read; the layer is named, with its scheme and the reason.
     """
     quantization = require("compressed-tensors", "compressed_tensors.quantization", "Exporting to compressed-tensors")
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if to_dict is not None:
+        _refuse_zero_points(layers)
     arguments = {name: _arguments(name, layer) for name, layer in layers.items()}
     by_arguments: dict[str, list[str]] = {}
     for name, values in arguments.items():
@@ -61,10 +65,26 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
         quantization_status="compressed",
     )
     tensors = _tensors(model, layers, arguments)
-    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     written = {} if to_dict is None else to_dict()
     written["quantization_config"] = config.model_dump(mode="json")
     return _write_folder(Path(folder), tensors, json.dumps(written, indent=2) + "\n")
+
+
+def _refuse_zero_points(layers: Mapping[str, PackedLayer]) -> None:
+    """Refuse for a model of transformers what its loader does not take.
+
+    It expects a zero point for each row of a weight and finds them packed by eights or so (5.23; files that
+    compressed-tensors has written itself are refused likewise).
+
+    Raises:
+        ValueError: If a layer has zero points.
+    """
+    if refused := [name for name, layer in layers.items() if layer.zero_point is not None]:
+        raise ValueError(
+            f"transformers does not read the packed zero points of {len(refused)} layers, such as {refused[0]!r} "
+            f"({layers[refused[0]].scheme}). Leave the grid 'asymmetric' out, "
+            "candidates=CandidateOptions(grids=['half', 'symmetric']), and quantize the float model again."
+        )
 
 
 def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{count} codes of {bits} bits need a stream of {packed_size(count, bits)} bytes, got {length}."
         )
     blocks = packed.unflatten(-1, (length // bits, bits))
-    mask = torch.full((), 2**bits - 1, dtype=torch.uint8, device=packed.device)  # ONNX makes a plain number an int8
+    mask = 2**bits - 1
     codes = []
     for k in range(BLOCK):
         byte, shift = divmod(bits * k, 8)

@@ -228,16 +228,20 @@ class Report:
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:
-        """Return ``model/number`` to value, for a logger."""
+        """Return ``model/number`` to value, for a logger.
+
+        A metric of the user's own that is called like one of these numbers goes by ``metric_`` and its name.
+        """
         found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}
         if self.coverage is not None:
             found["coverage"] = self.coverage.share
         for row in self.models:
             short = row.name.split()[0]
-            numbers = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes, **row.metrics}
-            optional = {"predicted_loss": row.predicted_loss, "measured_loss": row.measured_loss}
-            numbers |= {key: value for key, value in optional.items() if value is not None}
-            found |= {f"{short}/{key}": float(value) for key, value in numbers.items()}
+            own = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes}
+            own |= {"predicted_loss": row.predicted_loss, "measured_loss": row.measured_loss}
+            named = {f"metric_{key}" if key in own else key: value for key, value in row.metrics.items()}
+            numbers = {**named, **own}
+            found |= {f"{short}/{key}": float(value) for key, value in numbers.items() if value is not None}
         return found | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
     def save(self, path: str | Path) -> Path:

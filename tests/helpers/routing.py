@@ -44,7 +44,7 @@ class Experts(Routed):
 
 class EarlyExit(Routed):
     def added(self, hidden, scores):
-        unsure = float(scores.softmax(1).amax(1).mean()) < 0.42
+        unsure = int(1000 * scores.softmax(1).amax(1).mean()) % 2  # decided in another way by the least change
         return self.middle(hidden) if unsure else torch.zeros_like(hidden)
 
 

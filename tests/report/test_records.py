@@ -2,7 +2,11 @@
 
 import io
 import json
+<<<<<<< ours
 from contextlib import suppress
+=======
+from dataclasses import replace
+>>>>>>> theirs
 
 import pytest
 from helpers.odd_json import oddities
@@ -90,7 +94,19 @@ def test_the_tables_show_every_row_and_number():
         assert part in shown
 
 
+<<<<<<< ours
 def test_odd_values_are_refused_in_one_way():
     for values in oddities(json.loads(json.dumps(make_report().to_dict()))):
         with suppress(ValueError):
             Report.from_dict(values)
+=======
+def test_a_metric_that_is_called_like_a_number_of_ours_takes_nothing_from_it():
+    report = make_report()
+    named = replace(report.models[0], metrics={"stored_bytes": 7.0, "measured_loss": 8.0, "val_loss": 9.0})
+    plain, both = report.scalars(), replace(report, models=(named, *report.models[1:])).scalars()
+    short = named.name.split()[0]
+    for key in ("stored_bytes", "measured_loss"):
+        assert both.get(f"{short}/{key}") == plain.get(f"{short}/{key}")
+        assert both[f"{short}/metric_{key}"] == named.metrics[key]
+    assert both[f"{short}/val_loss"] == 9.0
+>>>>>>> theirs
