@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .calibration import Calibration
 from .hooks import first_argument, hooked
@@ -97,9 +98,10 @@ def call_input(
     """Return what a layer's weight is multiplied with in a call, whatever the name of its argument."""
     found = first_argument(args, dict(kwargs), next(iter(kwargs), ""))
     assert isinstance(found, Tensor)
-    inputs = operand(module, args, dict(kwargs), found.detach())
-    kind = kind_of(module)
-    return real_tokens(inputs, mask) if kind is not None and kind.operation == "linear" else inputs
+    with _disable_current_modes():  # looking is no part of the pass, whose route may be noted
+        inputs = operand(module, args, dict(kwargs), found.detach())
+        kind = kind_of(module)
+        return real_tokens(inputs, mask) if kind is not None and kind.operation == "linear" else inputs
 
 
 class _Stopped(BaseException):

@@ -237,7 +237,7 @@ class Report:
             found["coverage"] = self.coverage.share
         for row in self.models:
             short = row.name.split()[0]
-            own = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes}
+            own: dict[str, float | None] = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes}
             own |= {"predicted_loss": row.predicted_loss, "measured_loss": row.measured_loss}
             named = {f"metric_{key}" if key in own else key: value for key, value in row.metrics.items()}
             numbers = {**named, **own}

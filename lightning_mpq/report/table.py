@@ -34,8 +34,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def models_table(report: Report) -> Table:
     """Return one row a model: bits, bytes, predicted and measured loss, and the module's own metrics."""
-    of = "" if report.coverage is None else f"; bits per weight of {report.coverage}"
-    table = Table(title=f"Comparison (loss: {_meaning(report.loss)}{of})")
+    table = Table(title=f"Comparison (loss: {_meaning(report.loss)})")
     names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
     table.add_column("model")
     for title in (
@@ -118,7 +117,7 @@ def _summary(report: Report) -> str:
         f"Stages on {report.samples} samples: {stages}",
     ]
     if report.coverage is not None:
-        lines.append(f"Quantized: {report.coverage}")
+        lines.append(f"Quantized: {report.coverage}, over which bits per weight are averaged")
     if report.pairs is not None:
         lines.append(_pairs(report.pairs))
     if (tuned := report.finetuning) is not None:

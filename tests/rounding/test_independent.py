@@ -53,7 +53,7 @@ def test_one_pass_in_eval_mode_measures_what_every_layer_gets():
     model, data = network().train(), batches()
     layers = {name: getattr(model, name) for name in ("embedding", "depthwise", "up", "head", "unused")}
     moments = input_moments(Calibration(model, data), layers)
-    assert model.calls == 3
+    assert model.calls == 3 + 3  # the second time to say why nothing was seen of one
     model.eval()
     with torch.no_grad():
         hidden = model.embedding(torch.cat(data)).mT
@@ -260,7 +260,7 @@ def test_inputs_of_attention_and_recurrent_weights_are_those_they_are_multiplied
     torch.manual_seed(0)
     model, x = Recurrent().eval(), torch.randn(6, 5, 4)
     layers = {name: m for name, m in named_layers(model).items() if isinstance(getattr(m, "weight", None), Tensor)}
-    with pytest.warns(UserWarning, match=r"not seen: stack\.weight_hh_l0, stack\.weight_ih_l1\. "):
+    with pytest.warns(UserWarning, match=r"within their modules.*: stack\.weight_hh_l0, stack\.weight_ih_l1\. "):
         moments = input_moments(Calibration(model, [x]), layers)
     found = {name: moments[id(layer.weight)].matrix() for name, layer in layers.items() if id(layer.weight) in moments}
     y = model.seen["outputs"]

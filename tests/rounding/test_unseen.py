@@ -37,6 +37,7 @@ def test_each_cause_is_a_warning_of_its_own():
             EMPTY: "expert",
             ELSEWHERE: "read",
             NEVER: "unused",
-            INSIDE: "stack.weight_hh_l0, stack.weight_ih_l1, stack.weight_hh_l1, stack.weight_ih_l2",
+            INSIDE: "stack.weight_hh_l0, stack.weight_ih_l1, stack.weight_hh_l1, stack.weight_ih_l2, "
+            "stack.weight_hh_l2",
         }.items()
     )

@@ -18,7 +18,7 @@ from torch import nn
 import lightning_mpq as mpq
 
 from ...tools.results import Row
-from .loaders import batches, network
+from .model import batches, network
 from .processes import in_process
 
 
@@ -71,8 +71,7 @@ def calls(folder: Path) -> list[Call]:
         return mpq.quantize(model, policy, batches())(batches()[0]).tolist()
 
     def saved(model: nn.Module) -> Any:
-        packed = mpq.quantize(network(), policy, batches())
-        mpq.save(packed, folder / "interrupted model")
+        mpq.save(mpq.quantize(network(), policy, batches()), folder / "interrupted model")
         return mpq.load(folder / "interrupted model", network())(batches()[0]).tolist()
 
     return [

@@ -17,7 +17,7 @@ from torch import nn
 import lightning_mpq as mpq
 
 from ...tools.results import Row
-from .loaders import POLICY, profiled
+from .model import POLICY, profiled
 from .processes import in_process
 
 _WIDTH = 1024
