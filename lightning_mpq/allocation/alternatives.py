@@ -41,7 +41,7 @@ def alternatives(
         budget: What every policy may cost.
         k: How many policies.
         min_changes: In how many decisions policies must differ; a tenth of them, at least 1, by default.
-        apart_from: Plans that are known already: those that are returned differ from them as from each other.
+        apart_from: Policies that are known already: those that are returned differ from them as from each other.
         rules: What every policy must look like.
         solver: python-mip backend.
         time_limit: Seconds for each policy.

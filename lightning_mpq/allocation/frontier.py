@@ -29,7 +29,7 @@ class Frontier:
     Attributes:
         cost: Name of the cost that was swept.
         points: The policies, by ascending cost.
-        dominated: Plans that cost no less and lose no less than some point; they are left out.
+        dominated: Policies that cost no less and lose no less than some point; they are left out.
         seconds: Wall time of the whole sweep.
     """
 

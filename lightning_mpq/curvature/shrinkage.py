@@ -3,6 +3,7 @@ r"""Sampling noise taken back before an optimiser can exploit it: a solver picks
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
@@ -49,21 +50,42 @@ def shrinkage_intensity(model: TaylorModel) -> float:
     """
     if model.curvature_error is None:
         raise ValueError("The intensity of shrinkage follows from standard errors, and this Taylor model has none.")
-    pairs = between_groups(model)
+    pairs = pairs_in_errors(model)
+    return min(1.0, pairs**-2) if pairs > 0 else 0.0
+
+
+def pairs_in_errors(model: TaylorModel) -> float:
+    """Return how large the curvature between groups is in standard errors, both as root mean squares of correlations.
+
+    About 1 where a measured model holds nothing but noise; infinite for a model whose errors are zero.
+
+    Raises:
+        ValueError: If the model has no standard errors.
+    """
+    if model.curvature_error is None:
+        raise ValueError("This Taylor model has no standard errors to compare its curvature with.")
     scale = model.curvature.diagonal().abs().sqrt()
-    scale = torch.outer(scale, scale)[pairs]
-    used = scale > 0
-    entries = model.curvature[pairs][used] / scale[used]
-    noise = model.curvature_error[pairs][used] / scale[used]
-    total = float(entries.square().sum())
-    return min(1.0, float(noise.square().sum()) / total) if total > 0 else 0.0
+    weight = torch.where(scale > 0, 1 / scale, 0.0)
+    owner = _owners(model)
+    signal = noise = 0.0
+    for group in range(len(model.groups)):  # a few rows at a time, since the matrix may fill the memory
+        mine = (owner == group).nonzero()[:, 0]
+        factor = weight[mine, None] * torch.where(owner == group, 0.0, weight)
+        signal += float((model.curvature[mine] * factor).square().sum())
+        noise += float((model.curvature_error[mine] * factor).square().sum())
+    return sqrt(signal / noise) if noise > 0 else inf if signal > 0 else 0.0
 
 
 def between_groups(model: TaylorModel) -> Tensor:
     """Return where two candidates belong to different groups, [K, K], bool."""
-    order = {group.name: position for position, group in enumerate(model.groups)}
-    owner = torch.tensor([order[candidate.group] for candidate in model.candidates])
+    owner = _owners(model)
     return owner[:, None] != owner[None, :]
+
+
+def _owners(model: TaylorModel) -> Tensor:
+    """Return the group of each candidate, [K]."""
+    order = {group.name: position for position, group in enumerate(model.groups)}
+    return torch.tensor([order[candidate.group] for candidate in model.candidates])
 
 
 def _garrote(values: Tensor, errors: Tensor) -> Tensor:

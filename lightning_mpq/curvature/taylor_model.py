@@ -133,7 +133,8 @@ class TaylorModel:
         """Predict the change of the loss under a policy, split into its three parts, with its standard error."""
         chosen = self.indices(policy)
         gradient = float(self.gradient[chosen].sum())
-        block = self.curvature[chosen][:, chosen]
+        rows = torch.tensor(chosen)
+        block = self.curvature[rows[:, None], rows]
         within = float(block.diagonal().sum()) / 2
         total = float(block.sum()) / 2
         between_error = block_error(self.sums or {}, None, self.curvature, chosen, between=True)

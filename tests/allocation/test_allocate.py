@@ -1,7 +1,9 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from helpers.taylor_models import make_taylor
 
 from lightning_mpq.allocation import Allocation, Budget, SolveStatus, allocate
@@ -68,6 +70,21 @@ def test_additive_objective_ignores_pairs(taylor):
     parts = allocation.prediction
     assert allocation.value == pytest.approx(parts.gradient + parts.within)
     assert allocation.policy == allocation.additive_policy
+
+
+def test_pairs_within_their_error_are_left_out_and_the_answer_says_why():
+    measured = make_taylor(groups=6, errors=True)
+    scale = measured.curvature.diagonal().sqrt()
+    noisy = replace(measured, curvature_error=100 * torch.outer(scale, scale))
+    allocation = allocate(noisy, Budget(average_bits=4.0))
+    assert allocation.objective == "additive"
+    assert allocation.status is SolveStatus.OPTIMAL
+    assert "zero within their error" in allocation.to_dict()["details"]["pairs"]["reason"]
+    assert allocation.value == pytest.approx(allocation.prediction.gradient + allocation.prediction.within)
+    assert allocation.policy == allocate(noisy, Budget(average_bits=4.0), objective="additive", gap=0.0).policy
+    for told in (allocate(measured, Budget(average_bits=4.0)), allocate(noisy, Budget(average_bits=4.0), robust=0.1)):
+        assert told.objective == "quadratic"
+        assert "pairs" not in told.details
 
 
 @pytest.mark.parametrize("objective", ["quadratic", "additive"])

@@ -1,4 +1,4 @@
-"""How far, and how fast, allocations are proved, beside SCIP and CP-SAT on the same problems.
+"""How far, and how fast, allocations are proved, beside SCIP and CP-SAT; root bounds beside Clarabel and HiGHS.
 
 python -m benchmarks.runs.allocation
 """
@@ -11,14 +11,18 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mpq.allocation.solver.engine import solve
+
 from ...methods.allocation_peers import PEERS
+from ...methods.relaxation_peers import RELAXATIONS, RelaxationPeer
 from ...problems.allocation_instances import resnet20, synthetic
+from ...recorded_instances.files import recorded_problem
 from ...tools.environment import PACKAGES
 from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of
 from .cases import cases, quick_cases, targets
-from .measuring import GAP, measure, measure_frontier, measure_peer
+from .measuring import GAP, measure, measure_frontier, measure_peer, measure_root
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -33,7 +37,9 @@ def main(words: Sequence[str] | None = None) -> None:
         rows.append(measure(case))
     rows.append(measure_frontier(arguments.budgets, 60))
     by_peers, skipped = measure_peers(arguments.peer_seconds, arguments.quick)
-    rows += by_peers
+    roots, missing = measure_roots(arguments.peer_seconds, arguments.quick)
+    rows += by_peers + roots
+    skipped += missing
     print_table(rows)
     reached = targets(rows)
     print_targets(reached, arguments.quick)
@@ -50,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> None:
         results=rows,
         targets=reached,
         output=arguments.output,
-        packages=(*PACKAGES, "pyscipopt", "ortools"),
+        packages=(*PACKAGES, "pyscipopt", "ortools", "clarabel"),
     )
     print(f"written to {path}")
 
@@ -70,6 +76,26 @@ def measure_peers(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
         except ImportError as error:
             skipped.append(f"{name}: {peer.package} cannot be imported ({error})")
     return rows, skipped
+
+
+def measure_roots(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
+    """Return the rows of all ways to a root bound, on problems small enough for a conic solver, and what is missing."""
+    problems = {
+        "mid 8 x 7 at 3 bits" if quick else "mid 12 x 7 at 3 bits": synthetic("mid", 8 if quick else 12, 7, 3.0)
+    }
+    if not quick:
+        problems["minilm-nearest at 1 bits above the least"] = recorded_problem("minilm-nearest", 1.0)
+    skipped = [f"{name}: {way.package} is not installed" for name, way in RELAXATIONS.items() if not _installed(way)]
+    rows = []
+    for instance, problem in problems.items():
+        best = solve(problem, gap=GAP, time_limit=20).value
+        ways = [name for name, way in RELAXATIONS.items() if _installed(way)]
+        rows += [measure_root(name, instance, problem, best, seconds) for name in ways]
+    return rows, skipped
+
+
+def _installed(way: RelaxationPeer) -> bool:
+    return find_spec(way.package) is not None
 
 
 def print_table(rows: Sequence[Row]) -> None:

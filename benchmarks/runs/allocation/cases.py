@@ -6,12 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ...problems.allocation_instances import FAMILIES, resnet20, synthetic
+from ...problems.allocation_instances import resnet20, synthetic
+from ...recorded_instances.files import recorded_problem
 from ...tools.results import Row
 from ...tools.targets import Target
 
 CURVATURES = ("hessian", "gauss_newton", "fisher")
 BUDGETS = (2.25, 2.5, 3.0, 4.0)
+RECORDED = {
+    "minilm-nearest": 2.0,
+    "minilm-second_order": 2.0,
+    "efficientnet_lite0-nearest": 2.0,
+    "smollm2-nearest": 20.0,
+}
+"""Recorded models and the seconds that each may take."""
+ABOVE = (0.5, 1.0, 2.0)
+"""Average bits above the least possible, which overheads of scales decide."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,32 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Return the measured model of ResNet-20 at several budgets, and synthetic ones from 54 to 224 groups."""
+    """Return the measured model of ResNet-20 at several budgets, and recorded ones, synthetic ones up to 448 groups."""
     found = [
         Case(f"resnet20 {curvature} at {bits:g} bits", partial(resnet20, curvature, bits), 60, 1e-3, 5)
         for curvature in CURVATURES
         for bits in BUDGETS
     ]
-    for family in FAMILIES:
+    found += [
+        Case(f"{name} at {above:g} bits above the least", partial(recorded_problem, name, above), 60, 1e-3, most)
+        for name, most in RECORDED.items()
+        for above in ABOVE
+    ]
+    for family in ("weak", "mid", "strong", "pos", "indef"):
         gap = 1e-2 if family == "indef" else 1e-3
         found.append(Case(f"{family} 54 x 7 at 3 bits", partial(synthetic, family, 54, 7, 3.0), 90, gap, 30))
     mid = partial(synthetic, "mid")
     found.append(Case("mid 224 x 7 at 3 bits, additive", partial(mid, 224, 7, 3.0), 30, 1e-3, 1, additive=True))
     found.append(Case("mid 210 x 7 at 3 bits", partial(mid, 210, 7, 3.0), 55, 5e-2, 60))
+    measured = partial(synthetic, "weakly measured")
+    for groups, schemes, gap, seconds in (
+        (60, 7, 1e-3, 2),
+        (211, 7, 1e-3, 20),
+        (448, 7, 1e-2, 60),
+        (448, 14, 5e-2, 120),
+    ):
+        name = f"weakly measured {groups} x {schemes} at 3 bits"
+        found.append(Case(name, partial(measured, groups, schemes, 3.0), 0.95 * seconds, gap, seconds))
     return found
 
 

@@ -10,11 +10,14 @@ from typing import cast
 import numpy as np
 
 from lightning_mpq import frontier
-from lightning_mpq.allocation.solver.engine import solve
+from lightning_mpq.allocation.solver.difference_form import difference_form
+from lightning_mpq.allocation.solver.engine import Solution, solve
 from lightning_mpq.allocation.solver.problem import Problem
 
 from ...methods.allocation_peers import PEERS
+from ...methods.relaxation_peers import RELAXATIONS
 from ...problems.allocation_instances import resnet20_taylor
+from ...tools.memory import transient_bytes
 from ...tools.results import Row
 from .cases import Case, frontier_name
 
@@ -22,11 +25,13 @@ GAP = 1e-3
 
 
 def measure(case: Case) -> Row:
-    """Solve a case and return its row: value, proved gap, wall and processor seconds, the additive excess."""
+    """Solve a case and return its row: value, gap, seconds, memory in matrices, the additive excess."""
     problem = cast(Problem, case.problem())
+    found: list[Solution] = []
     wall, processor = time.perf_counter(), time.process_time()
-    solution = solve(problem, gap=GAP, time_limit=case.time_limit, additive=case.additive, timer=time.process_time)
+    memory = transient_bytes(lambda: found.append(_solved(problem, case)))
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    solution = found[0]
     row: Row = {
         "instance": case.name,
         "solver": "lightning_mpq",
@@ -38,12 +43,49 @@ def measure(case: Case) -> Row:
         "processor_seconds": round(processor, 3),
         "nodes": solution.nodes,
         "status": solution.status.name,
+        "memory": _in_matrices(memory, problem),
         "steps": {step: round(seconds, 3) for step, seconds in solution.seconds.items()},
     }
     if not case.additive:
         additive = solve(problem, gap=GAP, time_limit=10, additive=True)
         row["additive_excess"] = (problem.value(additive.selection) - solution.value) / abs(solution.value)
     return row
+
+
+def _in_matrices(memory: int | None, problem: Problem) -> float | None:
+    """Return memory beside the curvature, which is 1; None where that is so small that all else outweighs it."""
+    matrix = problem.curvature.nbytes
+    return None if memory is None or matrix < 2**26 else round(1 + memory / matrix, 2)
+
+
+def _solved(problem: Problem, case: Case) -> Solution:
+    return solve(problem, gap=GAP, time_limit=case.time_limit, additive=case.additive, timer=time.process_time)
+
+
+def measure_root(solver: str, name: str, problem: Problem, value: float, seconds: float) -> Row:
+    """Bound one problem at its root and return the row.
+
+    Args:
+        solver: One of `RELAXATIONS`.
+        name: Name of the problem.
+        problem: It.
+        value: The best value that is known.
+        seconds: Time limit.
+    """
+    form = difference_form(problem, np.ones(len(problem.group), dtype=bool))
+    wall, processor = time.perf_counter(), time.process_time()
+    bound = RELAXATIONS[solver].bound(form, value, seconds)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return {
+        "instance": name,
+        "solver": solver,
+        "groups": problem.group_count,
+        "candidates": len(problem.group),
+        "value": value,
+        "gap": relative_gap(value, bound),
+        "wall_seconds": round(wall, 3),
+        "processor_seconds": round(processor, 3),
+    }
 
 
 def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Row:

@@ -71,7 +71,7 @@ def _repaired(
 def feasible_by_milp(problem: Problem, allowed: Mask, clock: Clock, solver: Solver) -> Indices:
     """Return some feasible selection, found by python-mip.
 
-    This is the one step that a time limit does not cut short: without it there is no plan at all.
+    This is the one step that a time limit does not cut short: without it there is no policy at all.
 
     Raises:
         InfeasibleProblemError: If no selection keeps every budget.

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
-from .block_ascent import block_ascent
-from .convexification import Convexification, unknowns
+from .blocks import BlockStructure
+from .clock import Clock
+from .convexification import Convexification
 from .difference_form import DifferenceForm, difference_form
+from .eigenvalue_shift import ShiftedBound, eigenvalue_shift
 from .enumeration import enumerate_selections
 from .lagrangian import gilmore_lawler_bound
 from .local_search import LocalSearch
-from .primal_dual import convexify
+from .newton_path import convexify, fits
 from .problem import Array, Indices, Mask, Problem
+from .separable import Start
 
 _ENUMERABLE = 4096
 """So many selections are tried one by one instead of bounded."""
-_MOST_VARIABLES = 2500
-"""Beyond this a node has no more than the bound of `gilmore_lawler_bound`: others need dense matrices."""
 _ROUNDING = 1e-8
 """A conditional bound must exceed the cutoff by so much, relatively, before a candidate is dropped for it."""
+_DROPPED = 0.15
+"""A node that lost this share of its candidates is bounded again on the rest before it is split."""
+_DECIMALS = 6
+"""Relaxed solutions are rounded to so many decimals before anything is decided by them, so that the last bits of
+another processor's or another number of threads' arithmetic decide nothing."""
+_WARMER = 4.0
+"""A child begins at so many times the mu its parent ended with."""
 
 
 @dataclass(order=True)
 class _Node:
-    """A set of allowed candidates, and a lower bound for every selection among them."""
+    """A set of allowed candidates, a lower bound for every selection among them, and where to begin bounding it."""
 
     bound: float
     number: int
     allowed: Mask = field(compare=False)
+    begin: tuple[DifferenceForm, Start] | None = field(compare=False, default=None)
 
 
 class BranchAndBound:
@@ -48,12 +57,10 @@ class BranchAndBound:
         gap: Relative gap that is good enough, of ``max(|value|, reference)``.
         reference: See ``gap``.
         random: Draws the roundings.
-        out_of_time: Asked between nodes and moves of the local search.
-        late: Asked between steps of a bound, so that time is left to round what it found.
+        clock: Asked between nodes, Newton steps and moves of the local search.
         bound: A lower bound that is known.
-        known: Value of a plan found elsewhere: only better ones are looked for.
+        known: Value of a policy found elsewhere: only better ones are looked for.
         target: A selection of at most this value, or the proof that there is none, ends the search.
-        max_unknowns: Convexifications with more unknowns are left to block ascent.
     """
 
     def __init__(
@@ -65,26 +72,23 @@ class BranchAndBound:
         gap: float,
         reference: float = 0.0,
         random: np.random.Generator,
-        out_of_time: Callable[[], bool] = lambda: False,
-        late: Callable[[], bool] | None = None,
+        clock: Clock,
         bound: float = -np.inf,
-        max_unknowns: int = 6000,
         known: float = np.inf,
         target: float = -np.inf,
     ) -> None:
         """Put the root on the heap; `run` does the work."""
         self.problem = problem
         self.gap, self.reference = gap, reference
-        self.max_unknowns = max_unknowns
         self.known, self.target = known, target
         self.random = random
-        self.out_of_time = out_of_time
-        self.late = late or out_of_time
+        self.clock = clock
+        clock.learn(problem.curvature)
         self.selection, self.value = selection, problem.value(selection)
         self.closed = np.inf
         self.nodes = 0
-        self.root: Convexification | None = None
-        self.root_form: DifferenceForm | None = None
+        self.exhausted = False
+        self.prices: Array | None = None
         self._heap = [_Node(bound, 0, allowed)]
         self._count = 1
 
@@ -104,24 +108,16 @@ class BranchAndBound:
         """Selections that are no better than this need not be looked for."""
         return min(self.value, self.known) - 0.9 * self.tolerance
 
-    def is_settled(self, bound: float = -np.inf) -> bool:
-        """Return whether nothing is left to be done, given another lower bound as well."""
-        bound = max(bound, self.bound)
-        decided = self.value <= self.target or bound > self.target > -np.inf
-        return decided or min(self.value, self.known) - bound <= self.tolerance
-
-    def survivors(self) -> Mask:
-        """Return the candidates that some open node still has."""
-        alive = np.zeros(len(self.problem.group), dtype=bool)
-        for node in self._heap:
-            alive |= node.allowed
-        return alive
+    def is_settled(self) -> bool:
+        """Return whether nothing is left to be done."""
+        decided = self.value <= self.target or self.bound > self.target > -np.inf
+        return decided or min(self.value, self.known) - self.bound <= self.tolerance
 
     def run(self, max_nodes: int | None = None) -> None:
         """Work until the gap is within tolerance, the time is up, or so many nodes are done."""
         done = 0
         while self._heap and not self.is_settled():
-            if self.out_of_time() or (max_nodes is not None and done >= max_nodes):
+            if self.exhausted or self.clock.out_of_time() or (max_nodes is not None and done >= max_nodes):
                 break
             self._expand(heapq.heappop(self._heap))
             done += 1
@@ -136,8 +132,8 @@ class BranchAndBound:
         """Note that nothing below a bound was thrown away."""
         self.closed = min(self.closed, bound)
 
-    def _push(self, bound: float, allowed: Mask) -> None:
-        heapq.heappush(self._heap, _Node(bound, self._count, allowed))
+    def _push(self, bound: float, allowed: Mask, begin: tuple[DifferenceForm, Start] | None) -> None:
+        heapq.heappush(self._heap, _Node(bound, self._count, allowed, begin))
         self._count += 1
 
     def _expand(self, node: _Node) -> None:
@@ -151,42 +147,74 @@ class BranchAndBound:
             return
         if self._enumerate(allowed):
             return
-        form = difference_form(self.problem, allowed)
-        if form.size > _MOST_VARIABLES:
-            self._close(max(node.bound, gilmore_lawler_bound(self.problem, allowed)))
+        found = None
+        in_time = fits(int(allowed.sum()) - self.problem.group_count, self.clock)
+        if in_time and node.begin is None and self._shift(node, allowed):
             return
-        found = self._convexify(form)
-        if self.root is None:
-            self.root, self.root_form = found, form
+        if in_time:
+            form = difference_form(self.problem, allowed, self._reference(allowed))
+            found = self._convexify(form, node)
+        if found is None:
+            self.exhausted = True
+            self._push(max(node.bound, gilmore_lawler_bound(self.problem, allowed)), allowed, node.begin)
+            return
+        if self.prices is None:
+            self.prices = np.zeros(len(self.problem.limits))
+            self.prices[form.binding] = found.last.multipliers
         bound = max(node.bound, found.bound)
-        if not np.isfinite(bound):
-            bound = gilmore_lawler_bound(self.problem, allowed)
         if bound >= self.cutoff:
             self._close(bound)
             return
-        self._round(form, found.point, allowed)
+        point = np.round(found.point, _DECIMALS)
+        self._round(form, point, allowed)
         survivors = self._screen(form, found, allowed)
         if survivors is None:
             return
-        if unknowns(form) > self.max_unknowns >= unknowns(difference_form(self.problem, survivors)):
-            self._push(bound, survivors)
-            return
+        begin = (form.coordinates(), found.last)
         dropped = 1 - survivors.sum() / allowed.sum()
-        if dropped > 0.2 or self._combinations(survivors) <= _ENUMERABLE:
-            self._push(bound, survivors)
+        if dropped > _DROPPED or self._combinations(survivors) <= _ENUMERABLE:
+            self._push(bound, survivors, begin)
             return
-        self._split(form, found, survivors, bound)
+        self._split(form, found, point, survivors, bound)
 
-    def _convexify(self, form: DifferenceForm) -> Convexification:
-        """Bound a node by the best convexification, or by a good one where that would take too long."""
-        if unknowns(form) <= self.max_unknowns:
-            return convexify(form, cutoff=self.cutoff, tolerance=self.tolerance / 4, out_of_time=self.late)
+    def _shift(self, node: _Node, allowed: Mask) -> bool:
+        """Bound a node, and drop candidates, by the cheap bound; return whether that changed enough to look again."""
+        form = difference_form(self.problem, allowed, self._reference(allowed))
+        found = eigenvalue_shift(form, self.clock, max(abs(self.value), self.reference), self.cutoff)
+        if found is None:
+            return False
+        node.bound = max(node.bound, found.bound)
+        if node.bound >= self.cutoff:
+            self._close(node.bound)
+            return True
+        survivors = self._screen(form, found, allowed)
+        if survivors is not None and 1 - survivors.sum() / allowed.sum() > _DROPPED:
+            self._push(node.bound, survivors, None)
+        return survivors is None or 1 - survivors.sum() / allowed.sum() > _DROPPED
+
+    def _reference(self, allowed: Mask) -> Indices:
+        """Return for each group the allowed candidate that is nearest to the incumbent's."""
+        kept = np.flatnonzero(allowed)
+        group = self.problem.group[kept]
+        order = np.lexsort((kept, np.abs(kept - self.selection[group]), group))
+        return kept[order][np.searchsorted(group, np.arange(self.problem.group_count))]
+
+    def _convexify(self, form: DifferenceForm, node: _Node) -> Convexification | None:
+        """Bound a node by the best convexification that there is time for; None if there is none for any."""
         scale = max(abs(self.value), self.reference)
-        return block_ascent(form, scale=scale, cutoff=self.cutoff, out_of_time=self.late)
+        tolerance = max(self.tolerance / 8, 1e-7 * scale)
+        return convexify(
+            form,
+            self.clock,
+            cutoff=self.cutoff,
+            tolerance=tolerance,
+            enough_dropped=_DROPPED,
+            begin=node.begin,
+        )
 
-    def _combinations(self, allowed: Mask) -> float:
+    def _combinations(self, allowed: Mask) -> int:
         counts = np.bincount(self.problem.group[allowed], minlength=self.problem.group_count)
-        return float(np.prod(counts.astype(float)))
+        return prod(counts.tolist())
 
     def _enumerate(self, allowed: Mask) -> bool:
         """Settle a node by trying every selection, if there are few; return whether that was done."""
@@ -198,7 +226,7 @@ class BranchAndBound:
             self._close(value)
         return True
 
-    def _screen(self, form: DifferenceForm, found: Convexification, allowed: Mask) -> Mask | None:
+    def _screen(self, form: DifferenceForm, found: Convexification | ShiftedBound, allowed: Mask) -> Mask | None:
         """Drop candidates whose conditional bound reaches the cutoff; None if a group lost all of its own."""
         survivors = allowed.copy()
         cutoff = self.cutoff
@@ -212,42 +240,41 @@ class BranchAndBound:
 
     def _round(self, form: DifferenceForm, point: Array, allowed: Mask) -> None:
         """Look for a better selection around the relaxed solution: nearest and a few random roundings."""
-        draws = 30 if self.nodes == 1 else 1
-        search = LocalSearch(self.problem, allowed, self.out_of_time)
+        draws = 10 if self.nodes == 1 else 1
+        search = LocalSearch(self.problem, allowed, self.clock.out_of_time)
         for draw in range(draws + 1):
             search.move_to(form.selection(point) if draw == 0 else form.sample(point, self.random))
             if search.repair():
                 search.descend()
                 self.offer(search.selection)
-            if self.out_of_time():
+            if self.clock.out_of_time():
                 break
 
-    def _split(self, form: DifferenceForm, found: Convexification, allowed: Mask, bound: float) -> None:
+    def _split(self, form: DifferenceForm, found: Convexification, point: Array, allowed: Mask, bound: float) -> None:
         r"""Split the group of largest :math:`\langle P_l, Diag(t_l) - t_l t_l^T \rangle / 2` at half of its mass.
 
         That term is what the shift by P adds at a fractional t and does not at an integer one: the larger
         it is, the more of the bound hangs on this group.
         """
-        point = np.clip(found.point, 0, 1)
-        shifted = np.where(form.block[:, None] == form.block[None, :], found.shift, 0) @ point
-        gain = np.bincount(form.block, weights=point * (found.shift.diagonal() - shifted), minlength=len(form.group))
+        point = np.clip(point, 0, 1)
+        structure = BlockStructure(form.block)
+        shift = [own - left for own, left in zip(structure.gather(form.quadratic), found.last.hessian, strict=True)]
+        spread = point * (structure.diagonal(shift) - structure.times(shift, point))
+        gain = np.add.reduceat(spread, form.start)
         alive = np.bincount(self.problem.group[allowed], minlength=self.problem.group_count)[form.group]
-        rest = 1 - np.bincount(form.block, weights=point, minlength=len(form.group))
-        largest = np.maximum(rest, 0)
-        np.maximum.at(largest, form.block, point)
+        rest = form.rest(point)
+        largest = np.maximum(rest, np.maximum.reduceat(point, form.start))
         score = np.where(alive > 1, gain / 2 + 1e-9 * abs(self.value) * (1 - largest), -np.inf)
         block = int(score.argmax())
-        if not np.isfinite(score[block]):
-            self._push(bound, allowed)
-            return
         mass = np.zeros(len(self.problem.group))
         mass[form.candidate] = point
-        mass[form.reference[form.group[block]]] = max(float(rest[block]), 0.0)
+        mass[form.reference[form.group[block]]] = float(rest[block])
         members = np.flatnonzero(allowed & (self.problem.group == form.group[block]))
         cumulative = np.cumsum(mass[members]) / max(float(mass[members].sum()), 1e-300)
         cut = int(np.abs(cumulative[:-1] - 0.5).argmin()) + 1
+        begin = (form.coordinates(), replace(found.last, mu=_WARMER * found.last.mu))
         for part in (members[:cut], members[cut:]):
             child = allowed.copy()
             child[members] = False
             child[part] = True
-            self._push(bound, child)
+            self._push(bound, child, begin)

@@ -18,18 +18,21 @@ The best P and :math:`\lambda` solve the dual of a semidefinite program over
 .. math:: \min \tfrac12 \langle Q, X \rangle + c^T t \quad\text{s.t.}\quad
           X_{ll} = \operatorname{Diag}(t_l)\ \text{(each block)}, \quad A t + s = b,\ s \ge 0,
 
-which implies :math:`t \ge 0` and :math:`\sum t_l \le 1`; `primal_dual` solves it. Any P and :math:`\lambda` with
+which implies :math:`t \ge 0` and :math:`\sum t_l \le 1`; `newton_path` solves it. Any P and :math:`\lambda` with
 Q - P positive definite prove a bound, optimal or not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .blocks import BlockStructure
 from .difference_form import DifferenceForm
+from .dual_barrier import DualBarrier
 from .problem import Array
+from .separable import Start
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,45 +44,56 @@ class Convexification:
         conditional: For each variable the lower bound if its candidate is chosen, shape [n].
         reference_conditional: For each block the lower bound if its reference is chosen.
         point: Relaxed solution t, shape [n].
-        upper: Value of the relaxation (no bound can exceed it) as far as it is known.
-        shift: P, shape [n, n], block diagonal.
-        multipliers: Price of each budget of the form, in loss per unit.
+        last: Where the search for it stopped, for another one to begin at.
     """
 
     bound: float
     conditional: Array
     reference_conditional: Array
     point: Array
-    upper: float
-    shift: Array
-    multipliers: Array
+    last: Start
+
+    @classmethod
+    def nothing(cls, form: DifferenceForm, start: Start) -> Convexification:
+        """Return one that proves nothing yet."""
+        lowest = np.full(form.size, -np.inf)
+        return cls(-np.inf, lowest, lowest[: len(form.group)], np.zeros(form.size), start)
+
+    def improved(self, barrier: DualBarrier, mu: float) -> Convexification:
+        """Return the better of what this and a point of the dual cone prove."""
+        bound = barrier.bound()
+        conditional, references = barrier.conditional(bound)
+        better = bound > self.bound
+        return replace(
+            self,
+            bound=max(bound, self.bound),
+            conditional=np.maximum(conditional, self.conditional),
+            reference_conditional=np.maximum(references, self.reference_conditional),
+            point=barrier.point if better else self.point,
+            last=Start(barrier.hessian, barrier.multipliers, mu),
+        )
 
 
-def tangent_bound(form: DifferenceForm, curved: Array, q: Array, point: Array) -> float:
-    r"""Return what of a lower bound depends on the point t where the convex program is linearised.
+def carried(before: DifferenceForm, start: Start, form: DifferenceForm) -> Start:
+    """Return a point of the dual cone of one form as a point of that of another one on fewer candidates.
 
-    With H = Q - P positive semidefinite the tangent at any t, minimised over the simplices, is a bound:
-
-    .. math:: \text{const} - \lambda^T b - \tfrac12 t^T H t + \sum_l \min\big(0, \min_{i \in l} r_i\big),
-              \qquad r = H t + q.
-
-    At the minimiser t = -H^-1 q the residual r is zero and this is g(P, lambda); an inexact t, from an
-    ill-conditioned H, only lowers it, so that rounding cannot flatter the bound.
-
-    Args:
-        form: The program.
-        curved: H t.
-        q: Its linear term, P and prices included.
-        point: t.
-
-    Returns:
-        The last two terms.
+    The convexified objective is the same function, only on fewer points. Where the reference of a group
+    changes from r to s, variables change by ``e_a - e_s = (e_a - e_r) - (e_s - e_r)``.
     """
-    starts = np.searchsorted(form.block, np.arange(len(form.group)))
-    return float(np.minimum(0.0, np.minimum.reduceat(curved + q, starts)).sum() - point @ curved / 2)
-
-
-def unknowns(form: DifferenceForm) -> int:
-    """Return how many unknowns the Newton system of `convexify` has: it takes time with the cube of them."""
-    lengths = np.bincount(form.block)
-    return int((lengths * (lengths + 1) // 2).sum()) + len(form.limits) + 1
+    structure, old = BlockStructure(form.block), BlockStructure(before.block)
+    place = {}
+    for blocks, index in zip(start.hessian, old.index, strict=True):
+        for block, variables in zip(blocks, index, strict=True):
+            place[int(before.group[before.block[variables[0]]])] = (block, before.candidate[variables])
+    hessian = [np.empty((len(index), index.shape[1], index.shape[1])) for index in structure.index]
+    for blocks, index in zip(hessian, structure.index, strict=True):
+        for number, variables in enumerate(index):
+            group = int(form.group[form.block[variables[0]]])
+            block, candidates = place[group]
+            change = (candidates[:, None] == form.candidate[variables]).astype(float)
+            change -= (candidates == form.reference[group])[:, None]
+            blocks[number] = change.T @ block @ change
+    prices = dict(zip(before.binding.tolist(), start.multipliers.tolist(), strict=True))
+    least = float(start.multipliers.min(initial=1e-300))
+    multipliers = np.array([prices.get(row, least) for row in form.binding.tolist()])
+    return Start(hessian, multipliers, start.mu)

@@ -1,4 +1,4 @@
-"""At most n distinct widths in a plan: one problem for each choice of n widths, sharing what is known."""
+"""At most n distinct widths in a policy: one problem for each choice of n widths, sharing what is known."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def solve_with_widths(
     start: Indices | None = None,
     **options: Any,
 ) -> Solution:
-    """Solve a problem whose plans may use at most ``most`` distinct widths.
+    """Solve a problem whose policies may use at most ``most`` distinct widths.
 
     Each choice of widths is a problem of its own. They are solved in the order of a cheap bound; the best
-    plan so far is what the others must beat, so that most are dropped at their root. The proved bound is
+    policy so far is what the others must beat, so that most are dropped at their root. The proved bound is
     the least of all.
 
     Args:
@@ -71,6 +71,6 @@ def solve_with_widths(
             best = replace(found, selection=kept[found.selection])
         clock.note("width choices")
     if best is None:
-        raise InfeasibleProblemError(f"No plan of at most {most} distinct widths keeps all budgets at once.")
+        raise InfeasibleProblemError(f"No policy of at most {most} distinct widths keeps all budgets at once.")
     status = best.status if everything_done else SolveStatus.TIME_LIMIT
     return replace(best, bound=min(bound, best.value), status=status, seconds=clock.seconds)

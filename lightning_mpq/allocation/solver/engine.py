@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from .additive import (
 )
 from .branch_and_bound import BranchAndBound
 from .clock import Clock
-from .difference_form import difference_form
 from .lagrangian import gilmore_lawler_bound, lagrangian, row_prices
 from .local_search import (
     LocalSearch,
@@ -25,15 +24,14 @@ from .local_search import (
     first_selection,
     iterated_local_search,
 )
-from .milp import Solver, solve_glover
+from .milp import Solver
 from .problem import Array, Indices, Mask, Problem
 
-_MILP_VARIABLES = 20
-"""What screening left goes to python-mip if it has no more binaries than that, else to the branch and bound."""
 _OPTIMAL = 2e-6
-"""Relative gap at which a plan counts as the best: integer programming solvers are no more exact."""
-_SECONDS_PER_CUBE = 4e-11
-"""What a Newton step is taken to cost for each unknown cubed, to tell what fits in a time limit."""
+"""Relative gap at which a policy counts as the best: integer programming solvers are no more exact."""
+
+_SEARCHING = 0.3
+"""Share of the time that the local search may take before a bound is proved."""
 
 
 def silent(fraction: float, message: str) -> None:
@@ -92,8 +90,8 @@ def solve(
         start: A feasible selection that is known already.
         additive: Leave the interactions between groups out of the objective.
         bound: A lower bound that is known already.
-        known: Value of a plan outside of this problem: only better ones are looked for.
-        target: A plan of at most this value, or the proof that there is none, ends the search.
+        known: Value of a policy outside of this problem: only better ones are looked for.
+        target: A policy of at most this value, or the proof that there is none, ends the search.
         progress: Called with a fraction in [0, 1] and a message.
         timer: What the time limit counts.
 
@@ -104,7 +102,7 @@ def solve(
     allowed = problem.drop_unaffordable(np.ones(len(problem.group), dtype=bool))
     if allowed is None:
         raise InfeasibleProblemError("A budget lies below the least that the candidates can cost.")
-    progress(0.0, "finding a plan")
+    progress(0.0, "finding a policy")
     prices = row_prices(problem, allowed, lagrangian(problem, problem.additive_cost, allowed)[1])
     if additive or problem.is_additive:
         cost = problem.additive_cost
@@ -112,18 +110,15 @@ def solve(
         selection, proved = solve_additive_problem(
             problem, cost / unit, allowed, gap=gap, reference=reference / unit, clock=clock, solver=solver
         )
+        proved *= unit
         clock.note("integer program")
         value, nodes = float(cost[selection].sum()), 0
     else:
-        unit = _power_of_two(problem.curvature, problem.additive_cost)
-        scaled = replace(problem, gradient=problem.gradient / unit, curvature=problem.curvature / unit)
-        search = _QuadraticSearch(
-            scaled, allowed, gap, reference / unit, clock, solver, seed, progress, known / unit, target / unit
-        )
-        selection, proved, nodes = search.run(start, bound / unit)
-        prices = prices if search.prices is None else search.prices * unit
+        search = _QuadraticSearch(problem, allowed, gap, reference, clock, solver, seed, progress, known, target)
+        selection, proved, nodes = search.run(start, bound)
+        prices = prices if search.prices is None else search.prices
         value = problem.value(selection)
-    bound = min(max(proved * unit, bound), value)
+    bound = min(max(proved, bound), value)
     scale = max(abs(value), reference, 1e-300)
     if value - bound <= _OPTIMAL * scale:
         status = SolveStatus.OPTIMAL
@@ -168,7 +163,6 @@ class _QuadraticSearch:
         """Return the best selection, the proved bound and the number of nodes."""
         problem, clock = self.problem, self.clock
         selection = self._incumbent(start)
-        bound = max(bound, gilmore_lawler_bound(problem, self.allowed))
         tree = BranchAndBound(
             problem,
             self.allowed,
@@ -176,28 +170,31 @@ class _QuadraticSearch:
             gap=self.gap,
             reference=self.reference,
             random=self.random,
-            out_of_time=clock.out_of_time,
-            late=lambda: clock.left() < 0.15 * clock.limit,
+            clock=clock,
             bound=bound,
-            max_unknowns=self._affordable_unknowns(),
             known=self.known,
             target=self.target,
         )
-        bound = max(bound, self._root(tree))
-        bound = max(bound, self._integer_program(tree, bound))
-        bound = max(bound, self._branch(tree, bound))
-        selection = break_ties(problem, tree.selection, self.allowed, 1e-11 * max(abs(tree.value), self.reference))
+        self.progress(0.2, "proving a bound")
+        tree.run(max_nodes=1)
+        clock.note("bound")
+        while not (tree.is_settled() or tree.exhausted or clock.out_of_time()):
+            tree.run(max_nodes=1)
+            self.progress(0.9, f"branch and bound, {tree.nodes} nodes")
+        clock.note("branch and bound")
+        self.prices = tree.prices
+        bound = tree.bound
+        if not np.isfinite(bound):
+            bound = gilmore_lawler_bound(problem, self.allowed)
+            clock.note("crude bound")
+        tolerance = 1e-11 * max(abs(tree.value), self.reference)
+        selection = break_ties(problem, tree.selection, self.allowed, tolerance, clock.out_of_time)
         clock.note("ties")
         return selection, bound, tree.nodes
 
-    def _affordable_unknowns(self) -> int:
-        """Return the size of Newton system whose some 45 steps fit in a part of the time limit."""
-        seconds = 0.27 * min(self.clock.limit, 1e6)
-        return int(min(6000.0, (seconds / (45 * _SECONDS_PER_CUBE)) ** (1 / 3)))
-
     def _incumbent(self, start: Indices | None) -> Indices:
         """Return a good feasible selection."""
-        search = LocalSearch(self.problem, self.allowed, self.clock.out_of_time)
+        search = LocalSearch(self.problem, self.allowed, self.clock.part(_SEARCHING))
         if start is None or not self.problem.is_feasible(start):
             start = first_selection(self.problem, self.allowed, search)
         if start is None:
@@ -205,43 +202,3 @@ class _QuadraticSearch:
         selection, _ = iterated_local_search(search, start, self.random, kicks=20 + self.problem.group_count // 4)
         self.clock.note("local search")
         return selection
-
-    def _root(self, tree: BranchAndBound) -> float:
-        """Convexify the whole problem, screen its candidates, and round."""
-        if self.clock.out_of_time():
-            return -np.inf
-        self.progress(0.2, "proving a bound")
-        tree.run(max_nodes=1)
-        if tree.root is not None and tree.root_form is not None:
-            self.prices = np.zeros(len(self.problem.limits))
-            self.prices[tree.root_form.binding] = tree.root.multipliers
-        self.clock.note("bound")
-        return tree.bound
-
-    def _integer_program(self, tree: BranchAndBound, bound: float) -> float:
-        """Give what screening left to python-mip if it is small."""
-        left = tree.survivors()
-        count = int(left.sum()) - self.problem.group_count
-        if not 0 < count <= _MILP_VARIABLES or tree.is_settled(bound) or self.clock.out_of_time():
-            return -np.inf
-        self.progress(0.6, "integer program on what is left")
-        outcome = solve_glover(
-            self.problem,
-            difference_form(self.problem, left),
-            start=tree.selection,
-            solver=self.solver,
-            seconds=self.clock.left(),
-            tolerance=tree.tolerance / 2,
-        )
-        if outcome.selection is not None:
-            tree.offer(outcome.selection)
-        self.clock.note("integer program")
-        return min(np.inf if outcome.infeasible else outcome.bound, tree.closed, tree.value)
-
-    def _branch(self, tree: BranchAndBound, bound: float) -> float:
-        """Branch and bound until the gap is closed or time is up."""
-        while not tree.is_settled(bound) and not self.clock.out_of_time():
-            tree.run(max_nodes=1)
-            self.progress(0.9, f"branch and bound, {tree.nodes} nodes")
-        self.clock.note("branch and bound")
-        return tree.bound

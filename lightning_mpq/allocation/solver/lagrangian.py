@@ -1,4 +1,4 @@
-"""Lagrangian relaxation of the budgets: a first plan, and a bound that costs next to nothing."""
+"""Lagrangian relaxation of the budgets: a first policy, and a bound that costs next to nothing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def pooled_row(problem: Problem, allowed: Mask) -> tuple[Array, float]:
 
 def cheapest(problem: Problem, cost: Array, allowed: Mask) -> Indices:
     """Return the candidate of least cost in each group; the smaller, then the first, of equal ones."""
-    order = np.lexsort((np.arange(len(cost)), problem.size, np.where(allowed, cost, np.inf), problem.group))
-    return order[problem.start]
+    order, group = problem.by_size, problem.group
+    sorted_cost = np.where(allowed, cost, np.inf)[order]
+    least = np.minimum.reduceat(sorted_cost, problem.start)
+    hits = np.flatnonzero(sorted_cost == least[group])
+    return order[hits[np.searchsorted(group[hits], np.arange(problem.group_count))]]
 
 
 def lagrangian(problem: Problem, cost: Array, allowed: Mask, steps: int = 60) -> tuple[Indices, float, float]:
@@ -87,9 +90,13 @@ def gilmore_lawler_bound(problem: Problem, allowed: Mask) -> float:
 
     and the linear problem that is left is bounded by its Lagrangian. Weak, but there at any time.
     """
-    least = np.minimum.reduceat(np.where(allowed[None, :], problem.curvature, np.inf), problem.start, axis=1)
-    own = least[np.arange(len(problem.group)), problem.group]
-    cost = problem.additive_cost + (least.sum(axis=1) - own) / 2
+    charged = np.zeros(len(problem.group))
+    end = np.append(problem.start[1:], len(problem.group))
+    for first, last in zip(problem.start, end, strict=True):
+        least = problem.curvature[first:last][allowed[first:last]].min(axis=0)
+        least[first:last] = 0.0
+        charged += least
+    cost = problem.additive_cost + charged / 2
     return lagrangian(problem, cost, allowed)[2]
 
 

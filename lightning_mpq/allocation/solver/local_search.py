@@ -38,7 +38,7 @@ class LocalSearch:
     def move_to(self, selection: Indices) -> None:
         """Take a selection, feasible or not, and compute its state from scratch."""
         self.selection = selection.copy()
-        self.potential = self.problem.curvature[:, selection].sum(axis=1) + self.problem.gradient
+        self.potential = self.problem.potential(selection)
         self.used = self.problem.usage(selection)
         self.value = self.problem.value(selection)
 
@@ -58,8 +58,10 @@ class LocalSearch:
         """Let a candidate replace the choice of its group."""
         group = int(self.problem.group[candidate])
         previous = int(self.selection[group])
-        self.value += float(self.changes()[candidate])
-        self.potential += self.problem.curvature[:, candidate] - self.problem.curvature[:, previous]
+        own = self.problem.diagonal[candidate] + self.problem.diagonal[previous]
+        step = self.potential[candidate] - self.potential[previous]
+        self.value += float(step + own / 2 - self.problem.curvature[candidate, previous])
+        self.potential += self.problem.curvature[candidate] - self.problem.curvature[previous]
         self.used = self.used + self.problem.rows[:, candidate] - self.problem.rows[:, previous]
         self.selection[group] = candidate
 
@@ -67,7 +69,7 @@ class LocalSearch:
         """Move towards the budgets, dearest violation first, at the least loss per unit freed.
 
         Returns:
-            Whether every budget holds now; with several budgets this may fail although a plan exists.
+            Whether every budget holds now; with several budgets this may fail although a policy exists.
         """
         limits = self.problem.limits
         for _ in range(4 * len(self.problem.group) + 4):
@@ -124,9 +126,7 @@ class LocalSearch:
             listed = [np.argsort(score, kind="stable")[:_SHORTLIST] for score in (gain, freeing, taking)]
             movable = movable[np.unique(np.concatenate(listed))]
         problem = self.problem
-        current = self.selection[problem.group[movable]]
-        rows_new, rows_old = problem.curvature[movable], problem.curvature[current]
-        cross = rows_new[:, movable] - rows_new[:, current] - rows_old[:, movable] + rows_old[:, current]
+        cross = _interactions(problem, movable, self.selection[problem.group[movable]])
         gain = change[movable][:, None] + change[movable][None, :] + cross
         blocked = problem.group[movable][:, None] == problem.group[movable][None, :]
         for taken, left in zip(use[:, movable], slack, strict=True):
@@ -146,6 +146,13 @@ class LocalSearch:
             if inside and self.allowed[there]:
                 self.replace(there)
         return self.repair()
+
+
+def _interactions(problem: Problem, there: Indices, here: Indices) -> Array:
+    """Return what two moves from ``here`` to ``there`` change together beyond what each changes alone."""
+    G = problem.curvature
+    mixed = G[np.ix_(there, here)]
+    return G[np.ix_(there, there)] - mixed - mixed.T + G[np.ix_(here, here)]
 
 
 def first_selection(problem: Problem, allowed: Mask, search: LocalSearch) -> Indices | None:
@@ -180,7 +187,9 @@ def iterated_local_search(
     return best, value
 
 
-def break_ties(problem: Problem, selection: Indices, allowed: Mask, tolerance: float) -> Indices:
+def break_ties(
+    problem: Problem, selection: Indices, allowed: Mask, tolerance: float, out_of_time: Callable[[], bool]
+) -> Indices:
     """Exchange choices for equally good ones of fewer bytes, then for earlier ones, one and two at a time.
 
     Args:
@@ -188,11 +197,14 @@ def break_ties(problem: Problem, selection: Indices, allowed: Mask, tolerance: f
         selection: A feasible selection.
         allowed: Candidates that may be chosen.
         tolerance: Values that differ by no more count as equal.
+        out_of_time: Asked between exchanges.
     """
     search = LocalSearch(problem, allowed)
     search.move_to(selection)
     floor = search.value + tolerance
     for _ in range(4 * len(problem.group)):
+        if out_of_time():
+            break
         change, use = search.changes(), search.use_changes()
         slack = problem.limits - search.used
         current = search.selection[problem.group]
@@ -223,8 +235,7 @@ def _tied_swap(
     if not 2 <= len(movable) <= 600:
         return None
     current = search.selection[problem.group[movable]]
-    rows_new, rows_old = problem.curvature[movable], problem.curvature[current]
-    cross = rows_new[:, movable] - rows_new[:, current] - rows_old[:, movable] + rows_old[:, current]
+    cross = _interactions(problem, movable, current)
     total = change[movable][:, None] + change[movable][None, :] + cross
     size = (problem.size[movable] - problem.size[current])[:, None] + (problem.size[movable] - problem.size[current])
     lowers = (movable < current)[:, None]

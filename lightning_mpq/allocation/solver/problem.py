@@ -49,6 +49,11 @@ class Problem:
         return np.searchsorted(self.group, np.arange(self.group_count))
 
     @cached_property
+    def by_size(self) -> Indices:
+        """Candidates in the order of groups, in each group by size, equal ones as they stand."""
+        return np.lexsort((np.arange(len(self.group)), self.size, self.group))
+
+    @cached_property
     def diagonal(self) -> Array:
         """Diagonal of the curvature, shape [K]."""
         return np.ascontiguousarray(self.curvature.diagonal())
@@ -69,6 +74,13 @@ class Problem:
         """Return the objective of a selection."""
         block = self.curvature[np.ix_(selection, selection)]
         return float(self.gradient[selection].sum() + block.sum() / 2)
+
+    def potential(self, selection: Indices) -> Array:
+        """Return ``G x + a`` of a selection, shape [K]."""
+        potential = self.gradient.copy()
+        for chosen in selection:
+            potential += self.curvature[chosen]
+        return potential
 
     def usage(self, selection: Indices) -> Array:
         """Return what a selection takes of each budget, shape [m]."""

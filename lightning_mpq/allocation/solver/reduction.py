@@ -82,7 +82,7 @@ class Reduction:
         """
         return Problem(
             gradient=_gather(gradient, self.members),
-            curvature=_gather(_gather(curvature, self.members).T, self.members),
+            curvature=_gather_both(curvature, self.members),
             group=self.group,
             rows=self.rows,
             limits=self.limits,
@@ -102,7 +102,7 @@ class Reduction:
         return selection if full and len(selection) == self.group[-1] + 1 else None
 
     def summed(self, values: Array) -> Array:
-        """Return what each candidate costs, from the costs of all candidates behind it."""
+        """Return what each candidate costs, from the costs of all candidates that it stands for."""
         return np.array([values[list(choice)].sum() for choice in self.members])
 
     def least_sum(self, values: Array) -> float:
@@ -119,6 +119,16 @@ def _gather(values: Array, members: Sequence[tuple[int, ...]]) -> Array:
     starts = np.cumsum([0, *(len(choice) for choice in members[:-1])])
     summed: Array = np.add.reduceat(values[flat], starts, axis=0)
     return summed
+
+
+def _gather_both(matrix: Array, members: Sequence[tuple[int, ...]]) -> Array:
+    """Return the sums of a symmetric matrix over the members of each choice; the matrix itself where that is all."""
+    if list(members) == [(index,) for index in range(len(matrix))]:
+        return matrix
+    if all(len(choice) == 1 for choice in members):
+        kept = np.array([choice[0] for choice in members], dtype=np.int64)
+        return matrix[np.ix_(kept, kept)]
+    return _gather(_gather(matrix, members).T, members)
 
 
 def _affordable_alone(choices: Choices, rows: Sequence[CostRow]) -> Mask:

@@ -1,0 +1,1 @@
+"""Taylor models of pretrained networks as small files, and what recorded them."""

