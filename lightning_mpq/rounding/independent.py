@@ -25,7 +25,7 @@ from .input_moments import input_moments
 from .rounded_weights import RoundedWeights
 
 _SAMPLED_WEIGHTS = 24576
-"""By so many weights, in whole rows, the grid of all is chosen: grids differ by more than chance in such samples."""
+"""By so many weights, in whole rows, the grid of all is chosen."""
 
 
 @torch.inference_mode(False)  # its caller may evaluate
@@ -187,14 +187,25 @@ class _WeightRounding:
         return cls(name, rows, RowRounding(moment.form(centred), damping), moment.row_counts)
 
     def sample(self) -> _WeightRounding:
-        """Return the same for some rows of each convolution group, or this very object if there are few."""
+        """Return the same for some rows of each convolution group, or this very object if there are few.
+
+        A few rows of a wide range may hold most of the error, so that half of the sample are those of the widest; the
+        others stand for all that are left.
+        """
         parts = len(self.rounding.moment)
-        height, most = len(self.rows) // parts, max(1, _SAMPLED_WEIGHTS // self.rows.shape[1] // parts)
+        height, most = len(self.rows) // parts, max(2, _SAMPLED_WEIGHTS // self.rows.shape[1] // parts)
         if height <= most:
             return self
-        within = torch.linspace(0, height - 1, most, device=self.rows.device).long()
-        index = (torch.arange(parts, device=self.rows.device)[:, None] * height + within).flatten()
-        return replace(self, rows=self.rows[index], counts=None if self.counts is None else self.counts[index])
+        weights = torch.ones_like(self.rows[:, 0]) if self.counts is None else self.counts.to(self.rows)
+        sizes = (self.rows.amax(1) - self.rows.amin(1)).square() * weights
+        order = sizes.view(parts, height).argsort(dim=1, descending=True, stable=True)
+        widest, others = order[:, : most // 2], order[:, most // 2 :]
+        spaced = torch.linspace(0, others.shape[1] - 1, most - most // 2, device=order.device).long()
+        index = torch.cat([widest, others[:, spaced]], dim=1)
+        stands_for = torch.ones_like(index, dtype=self.rows.dtype)
+        stands_for[:, widest.shape[1] :] = others.shape[1] / len(spaced)
+        index = (torch.arange(parts, device=index.device)[:, None] * height + index).flatten()
+        return replace(self, rows=self.rows[index], counts=weights[index] * stands_for.flatten())
 
     def round(self, schemes: Sequence[WeightScheme]) -> list[RoundedRows]:
         """Round to several schemes; errors are relative to the mean square of the layer's output."""
