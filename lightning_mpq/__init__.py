@@ -28,6 +28,7 @@ from .groups.candidates import make_candidates
 from .groups.groups import find_groups
 from .modules import set_memory, use_kernels
 from .modules.latency import measure_latency
+from .moved import moved
 from .network.calibration import Calibration
 from .network.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from .network.named_weights import register_layer
@@ -104,3 +105,7 @@ __all__ = [
     "NonFiniteError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    return moved(name)

@@ -29,6 +29,7 @@ ORDER = [
     "export",
     "pipeline",
     "trainer",
+    "moved",
     "plain_loading",
     "demo",
     "cli",

@@ -25,6 +25,7 @@ from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import Rounds, errors_shared, gather
 from ..tools.progress import Progress
+from ..tools.renamed import renamed
 from .accumulation import LEAST_BATCHES, Accumulator
 from .cache.earlier_work import EarlierWork
 from .cache.fingerprint import hash_settings
@@ -47,6 +48,7 @@ _CHUNK_SIZE = 32
 _DRAWS_A_CHUNK = 4
 
 
+@renamed(curvature="estimator")
 @torch.inference_mode(False)  # its caller may evaluate
 def profile(
     model: nn.Module,

@@ -32,6 +32,7 @@ from ..policy import BitPolicy
 from ..report.records import Report
 from ..tools.checks import shown
 from ..tools.files import damage
+from ..tools.renamed import renamed
 from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready, policy_in_checkpoint
 from .checkpoints.instantiator import let_lightning_load
 from .finetuning.other_callbacks import AveragingCallbacks
@@ -98,6 +99,7 @@ class MixedPrecisionQuantization(Callback):
         trainer.fit(model, datamodule)
     """
 
+    @renamed(verdict="compare", loop="selection")
     def __init__(
         self,
         budget: Budget | float,
