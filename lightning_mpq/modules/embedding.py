@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from ..quantizers.packing import packed_size, unpack_codes
 from ..quantizers.quantized_rows import dequantize
-from ..schemes import WeightScheme
 from .packed import PackedLayer, register_packed
 
 
@@ -21,37 +17,7 @@ class PackedEmbedding(PackedLayer, nn.Embedding):
     If a row fills whole bytes (columns * bits divisible by 8), a lookup touches only its own rows; otherwise
     the table is dequantized. With ``max_norm`` the rows that come out are renormalised; the stored table never
     changes.
-
-    Attributes:
-        zero_row: Row of the padding index if it was zero, and stays so where one scale for the table and a grid without
-            a level at zero would make it something else; None if there is no such row.
     """
-
-    zero_row: int | None = None
-
-    @classmethod
-    def from_float(
-        cls,
-        layer: nn.Module,
-        scheme: WeightScheme,
-        packed_codes: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-    ) -> Self:
-        """Build the packed twin of an Embedding layer; see `PackedLayer.from_float`."""
-        packed = super().from_float(layer, scheme, packed_codes, scale, zero_point)
-        row, weight = packed.padding_idx, layer._parameters["weight"]
-        if row is not None and weight is not None and scheme.granularity == "tensor":
-            packed.zero_row = row if weight.is_meta or not weight[row].any() else None
-        return packed
-
-    def dequantize(self) -> Tensor:
-        """Compute the table from the stored buffers."""
-        table = super().dequantize()
-        if self.zero_row is None:
-            return table
-        rows = torch.arange(len(table), device=table.device)[:, None]
-        return table.masked_fill(rows == self.zero_row, 0)
 
     @property
     def gathers_rows(self) -> bool:
@@ -75,6 +41,4 @@ class PackedEmbedding(PackedLayer, nn.Embedding):
             scale = embedding(indices, scale)
             zero_point = None if zero_point is None else embedding(indices, zero_point)
         found = dequantize(codes, scale, zero_point, self.scheme, self.weight_dtype)
-        if self.zero_row is not None:
-            found = found.masked_fill((indices == self.zero_row)[:, None], 0)
         return found.view(*input.shape, columns)

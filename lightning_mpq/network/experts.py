@@ -47,7 +47,8 @@ def expert_weights(module: nn.Module) -> list[str]:
     """Return the names of a module's weights [E, out, in], with E one of its attributes that speak of experts.
 
     Example:
-        >>> experts = nn.Module()
+        >>> class Experts(nn.Module): ...
+        >>> experts = Experts()
         >>> experts.num_experts, experts.up = 2, nn.Parameter(torch.zeros(2, 6, 4))
         >>> expert_weights(experts)
         ['up']

@@ -8,7 +8,7 @@ import pytest
 import benchmarks
 
 ROOT = Path(benchmarks.__file__).parent
-ORDER = ["tools", "problems", "methods", "runs", "figures", "pages"]
+ORDER = ["tools", "recorded_instances", "problems", "methods", "runs", "figures", "pages"]
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if path.parent != ROOT)
 
 

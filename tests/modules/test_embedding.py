@@ -44,20 +44,3 @@ def test_a_lookup_equals_the_table_for_any_size(rows, columns, bits, granularity
     assert packed.gathers_rows == (columns * bits % 8 == 0)
     indices = torch.randint(0, rows, shape, dtype=index_type)
     assert torch.equal(packed(indices), quantized.dequantize()[indices.long()])
-
-
-@pytest.mark.parametrize("columns", [8, 5])
-@pytest.mark.parametrize("grid", ["half", "symmetric"])
-def test_a_padding_row_stays_zero_behind_every_grid(columns, grid):
-    table = nn.Embedding(6, columns, padding_idx=2)
-    packed = pack_layer(table, quantize_rows(table.weight.detach(), WeightScheme(3, "tensor", grid)))
-    for memory in ("packed", "fast"):
-        packed.memory = memory
-        assert not packed(torch.tensor([2])).any()
-        assert not packed.weight[2].any()
-        assert packed(torch.tensor([0, 1])).any(1).all()
-        assert torch.equal(packed(torch.arange(6)), packed.weight)
-    with torch.no_grad():
-        table.weight[2] = 1.0  # a row that was not zero is no padding
-    packed = pack_layer(table, quantize_rows(table.weight.detach(), WeightScheme(3, "tensor", grid)))
-    assert packed(torch.tensor([2])).any()

@@ -99,7 +99,7 @@ def test_training_batches_from_several_loaders(tmp_path):
 
 
 def test_a_batch_that_the_model_does_not_take(tmp_path):
-    refused(tmp_path, TypeError, "got a dict with 'image'.*forward_fn", module=OfDicts(), data=Dicts())
+    refused(tmp_path, TypeError, "(?s)a dict with 'image'.*forward_fn", module=OfDicts(), data=Dicts())
 
 
 def test_outputs_whose_meaning_nobody_can_tell(tmp_path):

@@ -89,4 +89,4 @@ def test_a_moment_is_factorised_once_for_all_schemes_and_dropped_behind_its_laye
     schemes = offered_schemes(range(2, 9), granularities=["channel", 4])
     round_candidates(model, [torch.randn(30, 6)], groups, make_candidates(groups, schemes=schemes))
     assert factorised == {6: 1, 7: 1, 8: 1}
-    assert left == [3, 2, 1]
+    assert left == [2, 1, 0]

@@ -28,8 +28,8 @@ class Broken(SmallData):
 @pytest.mark.parametrize(
     ("batches", "error", "said"),
     [
-        ([], ValueError, "at least one calibration batch"),
-        ([{"images": torch.zeros(2, 1, 6, 6)}], TypeError, "forward_fn"),
+        ([], ValueError, "no batch to calibrate on"),
+        ([{"pictures": torch.zeros(2, 1, 6, 6)}], TypeError, "forward_fn"),
         ([(torch.zeros(2, 7),)], Exception, "forward_fn"),
         ([(torch.full((2, 1, 6, 6), torch.nan), torch.zeros(2, dtype=torch.long))], NonFiniteError, "batch 1"),
     ],
