@@ -91,6 +91,8 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{count} codes of {bits} bits need a stream of {packed_size(count, bits)} bytes, got {length}."
         )
     blocks = packed.unflatten(-1, (length // bits, bits))
+    if torch.onnx.is_in_onnx_export():
+        return torch.stack(_by_arithmetic(blocks.int(), bits), dim=-1).flatten(-2)[..., :count].to(torch.uint8)
     mask = 2**bits - 1
     codes = []
     for k in range(BLOCK):
@@ -100,6 +102,18 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
             code = code | (blocks[..., byte + 1] << (8 - shift))
         codes.append(code & mask)
     return torch.stack(codes, dim=-1).flatten(-2)[..., :count]
+
+
+def _by_arithmetic(blocks: Tensor, bits: int) -> list[Tensor]:
+    """Return the codes of blocks, int32: torch gives constants of ONNX shifts and masks of bytes another type."""
+    codes = []
+    for k in range(BLOCK):
+        byte, shift = divmod(bits * k, 8)
+        code = blocks[..., byte] // 2**shift
+        if shift + bits > 8:
+            code = code + blocks[..., byte + 1] * 2 ** (8 - shift)
+        codes.append(code % 2**bits)
+    return codes
 
 
 def _shift_left(values: Tensor, shift: int) -> Tensor:

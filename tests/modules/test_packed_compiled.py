@@ -9,8 +9,9 @@ from helpers.layers import LAYER_CASES, LAYER_SCHEMES, packed_and_oracle
 from helpers.numbers import assert_agree
 from torch import nn
 
-from lightning_mpq.modules import pack_layer
+from lightning_mpq.modules import pack_layer, pack_model
 from lightning_mpq.network.layer_kinds import weight_rows
+from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import quantize_rows
 from lightning_mpq.schemes import WeightScheme
 
@@ -82,3 +83,19 @@ def test_multihead_attention_and_the_transformer_fast_path_read_the_weight():
     assert_agree(block(inputs), oracle(inputs))
     with torch.no_grad():
         assert_agree(block(inputs), oracle(inputs))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_itself_exports_is_loaded_by_onnxruntime(tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+    torch.manual_seed(0)
+    widths = range(2, 9)
+    net = nn.Sequential(nn.Embedding(11, 8), *(nn.Linear(8, 8) for _ in widths)).eval()
+    schemes = {str(bits - 1): WeightScheme(bits, "channel", ("half", "asymmetric")[bits % 2]) for bits in widths}
+    pack_model(net, BitPolicy({"0": WeightScheme(3), **schemes}))
+    indices = torch.tensor([[0, 3, 10], [1, 1, 5]])
+    torch.onnx.export(net, (indices,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: indices.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net(indices).detach(), rtol=1e-5, atol=1e-6)
