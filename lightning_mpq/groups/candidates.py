@@ -77,7 +77,7 @@ def make_candidates(
         bits: Widths to offer.
         rounding: ``"second_order"`` or ``"nearest"``, see `WeightScheme`.
         granularities: What may share a scale: ``"channel"``, ``"tensor"``, or lengths of blocks of columns. None:
-            channels, and for wide Linear layers blocks beside them (`LayerGroup.block`), at the cost of their scales.
+            channels, and for wide Linear layers blocks beside them (``LayerGroup.block``), at the cost of their scales.
         grids: Grids to offer; `round_candidates` keeps the best of them.
         schemes: Schemes offered to all groups, or group name to the schemes offered to it, instead of all the above.
 

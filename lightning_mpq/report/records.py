@@ -24,7 +24,7 @@ class ModelRow:
     Attributes:
         name: "float", "uniform 3 bits", "additive", "chosen" or "fine-tuned".
         average_bits: Bits stored per quantized weight, scales and zero points included; of how many of the model's
-            parameters, `Report.coverage` says.
+            parameters, ``Report.coverage`` says.
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
         measured_loss: Change measured on the calibration batches, as deployed: with all repair.
