@@ -95,11 +95,20 @@ class DualBarrier:
         return float(self.slope() @ self.point / 2 - self.multipliers @ self.form.limits) + mu * barrier
 
     def bound(self) -> float:
-        """Return the lower bound that (P, lambda) proves, whatever the rounding of t."""
+        """Return the lower bound that (P, lambda) proves, whatever the rounding, of t and of the sums."""
         shifted = [mine - own for mine, own in zip(self.hessian, self.own, strict=True)]
         curved = self.form.quadratic @ self.point + self.structure.times(shifted, self.point)
         priced = self.form.constant - float(self.multipliers @ self.form.limits)
-        return priced + _tangent_bound(self.form, curved, self.slope(), self.point)
+        found = priced + _tangent_bound(self.form, curved, self.slope(), self.point)
+        return found - float(np.finfo(float).eps) * self._magnitude(curved)
+
+    def _magnitude(self, curved: Array) -> float:
+        """Return how large the terms are that a bound is the sum of: with large P and lambda they cancel nearly all."""
+        form = self.form
+        own = np.abs(self._diagonal) + np.abs(self.structure.diagonal(self.hessian))
+        slopes = np.abs(curved) + np.abs(form.linear) + own / 2 + self.multipliers @ np.abs(form.rows)
+        prices = abs(form.constant) + float(self.multipliers @ np.abs(form.limits))
+        return prices + float(np.maximum.reduceat(slopes, form.start).sum() + np.abs(self.point) @ np.abs(curved) / 2)
 
     def gradient(self, mu: float) -> Array:
         """Return the gradient of F, packed, lambda last."""
