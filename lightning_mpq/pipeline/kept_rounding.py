@@ -5,18 +5,17 @@ Another budget then rounds nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..curvature.cache.fingerprint import combine, hash_batch, hash_settings, hash_tensor
+from ..curvature.cache.fingerprint import combine, hash_batch, hash_content, hash_settings
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
@@ -26,6 +25,7 @@ from ..rounding.rounded_weights import RoundedWeights
 from ..schemes import LayerScheme, WeightScheme
 from ..tools.distributed import gather, on_rank_zero
 from ..tools.files import unless_impossible, write_bytes_atomically
+from ..tools.reading import parse_json, require_ordinary
 
 _SUFFIX = ".rounded.safetensors"
 
@@ -78,17 +78,19 @@ def _write(path: Path, rounded: RoundedWeights) -> None:
         parts = {"codes": quantized.codes, "scale": quantized.scale, "zero_point": quantized.zero_point}
         tensors |= {f"{number}.{n}": value.cpu().contiguous() for n, value in parts.items() if value is not None}
     offered = [[candidate.group, candidate.scheme.to_dict(), candidate.stored_bits] for candidate in rounded.candidates]
-    text = {"candidates": offered, "rows": rows, "sha256": _content(tensors)}
+    text: dict[str, Any] = {"candidates": offered, "rows": rows}
+    text["hash"] = hash_content(text, tensors)
     write_bytes_atomically(path, to_bytes(tensors, metadata={"rounded": json.dumps(text)}))
 
 
 def _read(path: Path, device: str) -> RoundedWeights | None:
     """Read rounded weights; a file that is damaged counts as absent."""
     try:
+        require_ordinary(path)
         with safe_open(path, framework="pt") as file:
-            text: dict[str, Any] = json.loads((file.metadata() or {})["rounded"])
+            text: dict[str, Any] = parse_json((file.metadata() or {})["rounded"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if _content(tensors) != text["sha256"]:
+        if text["hash"] != hash_content(text, tensors):
             return None
         tensors = {name: value.to(device) for name, value in tensors.items()}
         known: dict[int, QuantizedRows] = {}
@@ -103,12 +105,5 @@ def _read(path: Path, device: str) -> RoundedWeights | None:
                 errors[layer, scheme] = error
         offered = [Candidate(group, LayerScheme.from_dict(scheme), bits) for group, scheme, bits in text["candidates"]]
         return RoundedWeights(tuple(offered), rows, errors)
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+    except Exception:  # which one, depends on the byte that is wrong
         return None
-
-
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + hash_tensor(tensors[name]))
-    return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Rounded candidates in a folder: found again for the same weights, candidates and data, and for nothing else."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -81,4 +83,26 @@ def test_a_damaged_file_counts_as_absent(kept, tmp_path):
     assert anew
     assert found.fingerprint == rounded.fingerprint
     file.write_bytes(content[:50])
+    assert kept(model, batches)[1]
+
+
+def test_a_file_that_says_other_schemes_counts_as_absent(kept, tmp_path):
+    torch.manual_seed(0)
+    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    kept(model, batches)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    other = content.replace(b'bits\\": 4', b'bits\\": 8')
+    assert other != content
+    file.write_bytes(other)
+    assert kept(model, batches)[1]
+
+
+def test_what_is_no_file_is_not_waited_for(kept, tmp_path):
+    torch.manual_seed(0)
+    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    kept(model, batches)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    os.mkfifo(file)
     assert kept(model, batches)[1]
