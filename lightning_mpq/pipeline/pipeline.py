@@ -14,7 +14,6 @@ from torch import nn
 from ..allocation import Allocation
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
-from ..modules import packed_layers
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
 from ..report.records import PairsRow, Report
@@ -23,6 +22,7 @@ from ..tools.progress import StageTimer
 from .comparison import Comparison
 from .planning import Decision, decide
 from .policy_evaluator import PolicyEvaluator
+from .preflight import refuse_packed
 from .quantize import Quantizer
 from .settings import JobSettings
 
@@ -91,10 +91,7 @@ class Pipeline:
         """Decide the bits of a trained model, and change nothing in it; see `run`."""
         self.timer.seconds.clear()
         calibration = self.calibration(model, batches).listed("calibration")
-        if packed := packed_layers(model):
-            raise ValueError(
-                f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
-            )
+        refuse_packed(model)
         share_buffers(model)
         return decide(calibration, self.settings, self.timer)
 

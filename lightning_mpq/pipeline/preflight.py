@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import nullcontext, suppress
 
 import torch
@@ -50,10 +49,7 @@ def check_policy(
             fit the model.
         TypeError: If the policy names a layer that cannot be packed.
     """
-    if packed := packed_layers(model):
-        raise ValueError(
-            f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
-        )
+    refuse_packed(model)
     if not all(_is_ready(layer) for layer in model.modules()):
         return None
     with quiet():  # what is worth a warning is said when the policy is made
@@ -65,6 +61,18 @@ def check_policy(
         with nullcontext() if budget else suppress(InfeasibleBudgetError):
             check_budget(choices, settings.budget, settings.solver.rules)
     return groups.coverage
+
+
+def refuse_packed(model: nn.Module) -> None:
+    """Refuse a model that is quantized already.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if packed := packed_layers(model):
+        raise ValueError(
+            f"The model is quantized already (layer {next(iter(packed))!r} is packed); start from the float model."
+        )
 
 
 def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
@@ -80,8 +88,7 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
     try:
         check_policy(calibration.model, settings)
     except InfeasibleBudgetError:
-        with suppress(TypeError, ValueError), warnings.catch_warnings():  # it may take calibration batches alone
-            warnings.simplefilter("ignore")
+        with suppress(TypeError, ValueError), quiet():  # it may take calibration batches alone
             rules = settings.candidates.rules()
             groups = find_groups(calibration.model, **rules, batches=calibration if settings.calls_forward else None)
             check_budget(_choices(groups, settings), settings.budget, settings.solver.rules)
