@@ -1,4 +1,4 @@
-"""Integer programs stated in python-mip: additive objectives, small quadratic ones, and plain feasibility.
+"""Integer programs stated in python-mip: additive objectives, and plain feasibility.
 
 The only file that knows python-mip. Solvers compare with absolute tolerances, and CBC has called answers
 optimal that were percents off when objectives were small; so every objective is scaled to about 1e4, every
@@ -14,7 +14,6 @@ import mip
 import mip.highs  # which mip imports with the first solve: an interrupt within leaves "not found" for good
 import numpy as np
 
-from .difference_form import DifferenceForm
 from .problem import Array, Indices, Mask, Problem
 
 Solver = Literal["highs", "cbc"]
@@ -129,59 +128,3 @@ def solve_additive(
 def find_feasible(problem: Problem, allowed: Mask, *, solver: Solver, seconds: float) -> MilpOutcome:
     """Look for any selection within several budgets, or the proof that there is none."""
     return solve_additive(problem, np.zeros(len(problem.group)), allowed, solver=solver, seconds=seconds)
-
-
-def solve_glover(
-    problem: Problem,
-    form: DifferenceForm,
-    *,
-    start: Indices,
-    solver: Solver = "highs",
-    seconds: float = 10.0,
-    tolerance: float = 0.0,
-) -> MilpOutcome:
-    r"""Solve a small quadratic program by the compact linearisation of Glover (Management Science 22, 1975).
-
-    For each variable i one continuous :math:`w_i` stands for :math:`t_i h_i(t)`, where
-    :math:`h_i = \sum_j Q_{ij} t_j` runs over the later blocks and lies in [low, high]:
-
-    .. math:: w_i \ge low_i t_i, \qquad w_i \ge h_i(t) - high_i (1 - t_i).
-
-    Args:
-        problem: What is solved.
-        form: Its difference form on the candidates that are left.
-        start: A feasible selection, whose value scales the objective and is a cutoff.
-        solver: ``"highs"`` or ``"cbc"``.
-        seconds: Time limit.
-        tolerance: Absolute gap that is good enough.
-    """
-    cost = form.linear + form.quadratic.diagonal() / 2
-    later = np.where(form.block[:, None] < form.block[None, :], form.quadratic, 0.0)
-    unit = max(abs(problem.value(start) - form.constant), float(np.abs(cost).max()), 1e-300) / _SCALE
-    starts = np.searchsorted(form.block, np.arange(len(form.group)))
-    low = np.minimum(np.minimum.reduceat(later, starts, axis=1), 0).sum(axis=1)
-    high = np.maximum(np.maximum.reduceat(later, starts, axis=1), 0).sum(axis=1)
-    model = _model(solver)
-    t = [model.add_var(var_type=mip.BINARY) for _ in range(form.size)]
-    products = {i: model.add_var(lb=float(low[i] / unit)) for i in range(form.size) if low[i] < 0 or high[i] > 0}
-    terms, costs = [*t, *products.values()], [*(float(v) for v in cost / unit), *[1.0] * len(products)]
-    model.objective = mip.LinExpr(terms, costs)
-    for block in range(len(form.group)):
-        members = [t[i] for i in np.flatnonzero(form.block == block)]
-        model.add_constr(mip.LinExpr(members, [1.0] * len(members), -1.0, "<"), f"one_of_block_{block}")
-    for number, (row, limit) in enumerate(zip(form.rows, form.limits, strict=True)):
-        scale = _row_scale(row, float(limit))
-        used = np.flatnonzero(row)
-        weights = [float(v) for v in row[used] * scale]
-        model.add_constr(mip.LinExpr([t[i] for i in used], weights, -float(limit) * scale, "<"), f"budget_{number}")
-    for i, w in products.items():
-        model.add_constr(mip.LinExpr([w, t[i]], [1.0, -float(low[i] / unit)], 0.0, ">"))
-        others = np.flatnonzero(later[i])
-        weights = [1.0, *(-float(v) for v in later[i, others] / unit), -float(high[i] / unit)]
-        model.add_constr(mip.LinExpr([w, *(t[j] for j in others), t[i]], weights, float(high[i] / unit), ">"))
-    chosen = np.isin(form.candidate, start)
-    if np.isin(start, np.concatenate([form.candidate, form.reference])).all():
-        model.start = [(variable, float(value)) for variable, value in zip(t, chosen, strict=True)]
-    solved, bound, infeasible = _optimize(model, seconds, tolerance / unit)
-    selection = form.selection(np.array([float(v.x) for v in t])) if solved else None
-    return MilpOutcome(selection, bound * unit + form.constant if np.isfinite(bound) else -np.inf, infeasible)
