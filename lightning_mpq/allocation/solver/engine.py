@@ -1,4 +1,4 @@
-"""The steps of a solve on plain arrays: incumbent, bound and screening, integer program or branch and bound."""
+"""The steps of a solve on plain arrays: incumbent, bound and screening, branch and bound; or an additive program."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def solve(
         reference: Magnitude of the objective that the gap may be measured against, since the optimum may
             be near zero or below.
         time_limit: Seconds.
-        solver: Which python-mip backend integer programs are given to.
+        solver: Which python-mip backend additive programs are given to.
         seed: Decides every random choice.
         start: A feasible selection that is known already.
         additive: Leave the interactions between groups out of the objective.
