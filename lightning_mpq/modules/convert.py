@@ -22,6 +22,7 @@ from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
+from ..quantizers.padding_row import check_padding_row
 from ..schemes import WeightScheme
 from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
@@ -99,6 +100,7 @@ def pack_model(
                 f"The rounded weight of layer {name!r} is {quantized.scheme}, but the policy says {scheme}."
             )
         try:
+            check_padding_row(module, scheme)
             return pack_layer(module, quantized)
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error

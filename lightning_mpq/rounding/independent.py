@@ -18,6 +18,7 @@ from ..network.layer_kinds import row_parts, weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows, RoundedRows, RowRounding
+from ..quantizers.padding_row import check_padding_row, loses_padding_row
 from ..schemes import WeightScheme
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, silent
@@ -112,7 +113,7 @@ def _round_all(
     errors: dict[tuple[str, WeightScheme], float] = {}
     for number, group in enumerate(groups):
         report(number / len(groups), f"round {group.name}")
-        offered = [candidate for candidate in candidates if candidate.group == group.name]
+        offered = _with_padding_rows([layers[layer] for layer in group.layers], group.name, candidates)
         names = {id(layers[layer].weight): layer for layer in group.layers}
         weights = {
             weight: _WeightRounding.of(layer, layers[layer], moments.pop(weight, None), centred, damping)
@@ -126,6 +127,16 @@ def _round_all(
             for scheme, result in zip(schemes, found[id(layers[layer].weight)], strict=True):
                 rows[layer, scheme], errors[layer, scheme] = result.quantized, result.error
     return RoundedWeights(tuple(kept), rows, errors)
+
+
+def _with_padding_rows(layers: Sequence[nn.Module], group: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates of a group that leave the row of zeros of an embedding's padding as it is."""
+    offered = [candidate for candidate in candidates if candidate.group == group]
+    lost = [each for each in offered if any(loses_padding_row(layer, each.scheme.weight) for layer in layers)]
+    if len(lost) == len(offered) and lost:
+        for layer in layers:
+            check_padding_row(layer, lost[0].scheme.weight)
+    return [each for each in offered if each not in lost]
 
 
 def round_policy(calibration: Calibration, policy: BitPolicy, *, damping: float = 0.01) -> dict[str, QuantizedRows]:

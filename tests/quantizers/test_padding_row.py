@@ -1,0 +1,47 @@
+"""The zeros of an embedding's padding row survive every grid that is offered, and are never lost in silence."""
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_mpq as mpq
+from lightning_mpq.grids.registry import known_grids
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(11, 16, padding_idx=2))
+
+
+def _packed(scheme: mpq.WeightScheme) -> nn.Module:
+    return mpq.quantize(_network(), mpq.BitPolicy({"0": scheme}))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 8])
+@pytest.mark.parametrize("grid", known_grids())
+def test_the_row_stays_zero_or_the_scheme_is_refused(granularity, grid):
+    scheme = mpq.WeightScheme(4, granularity, grid)
+    if grid == "half" and granularity == "tensor":
+        with pytest.raises(
+            ValueError, match=r"Layer '0': The row for padding \(padding_idx=2\) is zero, and 4-bit half"
+        ):
+            _packed(scheme)
+    else:
+        assert not _packed(scheme)[0].weight[2].any()
+
+
+def test_candidates_that_lose_it_are_left_out_where_others_are_there():
+    network, batches = _network(), [torch.arange(11).view(1, 11)]
+    groups = mpq.find_groups(network)
+    offered = mpq.make_candidates(groups, bits=[2, 4], granularities=["tensor"], grids=["half", "symmetric"])
+    rounded = mpq.round_candidates(network, batches, groups, offered)
+    assert {candidate.scheme.weight.grid for candidate in rounded.candidates} == {"symmetric"}
+    with pytest.raises(ValueError, match="no zero for it"):
+        mpq.round_candidates(network, batches, groups, [each for each in offered if each.scheme.weight.grid == "half"])
+
+
+def test_a_row_that_is_not_zero_is_a_row_like_others():
+    network = _network()
+    with torch.no_grad():
+        network[0].weight[2] = 1.0
+    assert mpq.quantize(network, mpq.BitPolicy({"0": mpq.WeightScheme(4, "tensor", "half")}))[0].weight[2].all()
