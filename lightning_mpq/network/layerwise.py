@@ -34,12 +34,14 @@ class Stop(NamedTuple):
             attention mask hides are left out.
         output: What it returned; None if it has not run yet.
         route: What the pass has done with its data before this call, see `Route`.
+        mask: Which tokens of the batch count, as `token_mask` returns it.
     """
 
     layer: str
     inputs: Tensor
     output: Any
     route: bytes = b""
+    mask: Tensor | None = None
 
 
 class LayerwiseForward:
@@ -121,4 +123,4 @@ def _stop(
     kwargs: Any,
     output: Any = None,
 ) -> None:
-    raise _Stopped(Stop(name, call_input(module, args, kwargs, mask), output, route[-1]))
+    raise _Stopped(Stop(name, call_input(module, args, kwargs, mask), output, route[-1], mask))

@@ -107,9 +107,8 @@ class _Gate:
         if self.closed:
             raise _Cancelled  # of a pass that was running when all were ended
         if self.running is not None:
-            self.running.wait(
-                Stop(name, call_input(module, args, kwargs, self.running.mask), output, self.running.route_so_far)
-            )
+            mask, route = self.running.mask, self.running.route_so_far
+            self.running.wait(Stop(name, call_input(module, args, kwargs, mask), output, route, mask))
 
     def note(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if self.running is not None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..curvature.estimators.base import Loss
 from ..network.calibration import Calibration
+from ..network.loss_change import LossChange, Losses
 from ..policy import BitPolicy
 from ..repair.repair import Step
-from .loss_change import LossChange, Losses
 from .quantize import Quantizer, RoundingOrder
 
 Repaired = tuple[Step, ...]

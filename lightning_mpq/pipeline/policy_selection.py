@@ -18,13 +18,13 @@ import torch
 from ..allocation import Allocation, Budget, allocate, alternatives
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
+from ..network.loss_change import Losses
 from ..options import SelectionOptions, SolverOptions
 from ..policy import BitPolicy
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..tools.distributed import on_rank_zero
 from ..tools.process_wide import quiet
-from .loss_change import Losses
 from .policy_evaluator import PolicyEvaluator
 from .reexpansion import expand_at
 

@@ -21,6 +21,7 @@ from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layerwise import LayerwiseForward
 from ..network.lockstep import LockstepForward
+from ..network.tokens import token_mask
 from ..tools.clean_up import after_errors
 from ..tools.distributed import errors_shared
 from .output_means import MeanOutput, OutputMeans, channels_last, of_layer, sites_of_calls
@@ -117,7 +118,7 @@ def _correct_on_the_way(
                 for stop in passes.at(name):
                     if stop is not None:  # a quantized model may take other ways than the float one
                         outputs.append(of_layer(stop.output))
-                        found.add(layer, outputs[-1])
+                        found.add(layer, outputs[-1], stop.mask)
             if not found.counted_anywhere():
                 continue
             shift = _shift_bias(layer, means[name] - found.mean(layer))
@@ -128,16 +129,22 @@ def _correct_on_the_way(
 def _correct_one_by_one(calibration: Calibration, layers: Mapping[str, nn.Module], means: Mapping[str, Tensor]) -> None:
     """Correct each layer by a pass of its own, over all its calls."""
     sites = sites_of_calls(calibration.model, layers)
+    mask: Tensor | None = None
+
+    def forward(number: int, batch: Any) -> None:
+        nonlocal mask
+        mask = token_mask(batch)
+        calibration.forward(batch, number)
+
+    def add(found: MeanOutput, layer: nn.Module, module: nn.Module, args: object, output: Any) -> None:
+        found.add(layer, of_layer(output), mask)
+
     for name, layer in layers.items():
         found = MeanOutput()
-        with hooked(after=[(sites[name], partial(_add_output, found, layer))]):
-            calibration.run("bias correction")
+        with hooked(after=[(sites[name], partial(add, found, layer))]):
+            calibration.each(forward, "bias correction")
         if found.counted_anywhere():
             _shift_bias(layer, means[name] - found.mean(layer))
-
-
-def _add_output(found: MeanOutput, layer: nn.Module, module: nn.Module, args: object, output: Any) -> None:
-    found.add(layer, of_layer(output))
 
 
 def _shift_bias(layer: nn.Module, shift: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..network.isolation import isolated
 from ..network.layer_kinds import ParameterView, kind_of
 from ..network.named_weights import named_layers
 from ..network.own_operation import declared_class
+from ..network.tokens import real_tokens, token_mask
 from ..tools.distributed import gather, sum_over_ranks
 
 
@@ -27,7 +28,7 @@ class OutputMeans:
 
     Attributes:
         means: Layer name to its mean output over samples and positions, [channels] in float64, in the order in
-            which the layers are called.
+            which the layers are called. Tokens that a batch's ``attention_mask`` hides do not count.
         irregular: Layers that not every pass calls exactly once, or not in the same order.
         skipped: Layer name to the reason why its bias cannot be corrected.
     """
@@ -71,12 +72,15 @@ def output_means(
     calls: list[str] = []
     ways: dict[tuple[str, ...], None] = {}
     calibration = Calibration.of(model, batches, forward_fn=forward_fn)
+    mask: Tensor | None = None
 
     def add(name: str, module: nn.Module, args: object, output: Any) -> None:
         calls.append(name)
-        sums[name].add(modules[name], of_layer(output))
+        sums[name].add(modules[name], of_layer(output), mask)
 
     def forward(number: int, batch: Any) -> None:
+        nonlocal mask
+        mask = token_mask(batch)
         calls.clear()
         calibration.forward(batch, number)
         ways.setdefault(tuple(calls))
@@ -91,16 +95,19 @@ def output_means(
 
 
 class MeanOutput:
-    """Sums a layer's outputs over all but the channels, in float64."""
+    """Sums a layer's outputs over all but the channels, in float64, without tokens that do not count."""
 
     def __init__(self) -> None:
         """Start at zero."""
         self.total: Tensor | None = None
         self.count = 0
 
-    def add(self, layer: nn.Module, output: Tensor) -> None:
-        """Add one call."""
-        by_channel = channels_last(layer, output.detach()).flatten(0, -2)
+    def add(self, layer: nn.Module, output: Tensor, mask: Tensor | None) -> None:
+        """Add one call in the pass of a batch with this `token_mask`."""
+        output = channels_last(layer, output.detach())
+        if not _spatial(layer):  # windows of a convolution mix tokens
+            output = real_tokens(output, mask)
+        by_channel = output.flatten(0, -2)
         wide = torch.float32 if output.device.type == "mps" else torch.float64
         total = by_channel.sum(0, dtype=wide)
         self.total = total if self.total is None else self.total + total
@@ -122,8 +129,12 @@ class MeanOutput:
 
 def channels_last(layer: nn.Module, output: Tensor) -> Tensor:
     """Return a view of a layer's output whose last dimension is that of the channels."""
-    spatial = len(getattr(layer, "kernel_size", ()))
-    return output.movedim(-1 - spatial, -1)
+    return output.movedim(-1 - _spatial(layer), -1)
+
+
+def _spatial(layer: nn.Module) -> int:
+    """Return the number of spatial dimensions of a layer's outputs; 0 of a linear one."""
+    return len(getattr(layer, "kernel_size", ()))
 
 
 def sites_of_calls(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from torch import nn
 
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
+from ..network.held_out import hold_out
+from ..network.loss_change import LossChange, divergence_if_known
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
@@ -16,7 +19,13 @@ from ..rounding.independent import round_policy
 from ..rounding.rounded_weights import RoundedWeights
 from ..rounding.sequential import round_sequentially
 from ..tools.progress import Progress
-from .batchnorm import BatchNormStatistics, measure_batchnorm, reestimate_batchnorm
+from .batchnorm import (
+    BatchNormStatistics,
+    measure_batchnorm,
+    reestimate_batchnorm,
+    restore_statistics,
+    save_statistics,
+)
 from .biases import correct_biases
 from .output_means import OutputMeans, output_means
 
@@ -27,28 +36,42 @@ class Repair:
     """Brings biases and BatchNorm statistics of a quantized model in line with the float one.
 
     Made while the model is a float one: what is to be met is measured then. Biases come first, for statistics follow
-    a shifted bias, while a bias shifted after them would make them wrong.
+    a shifted bias, while a bias shifted after them would make them wrong. Each step is taken back if it raises the loss
+    on calibration data that it was not fitted to.
 
     Attributes:
         statistics: BatchNorm statistics of the float model on the batches; None if they are not measured again.
+        refused: Steps that were taken back when a model was repaired last.
     """
 
-    def __init__(self, calibration: Calibration, layers: Iterable[str], options: RepairOptions) -> None:
+    def __init__(
+        self, calibration: Calibration, layers: Iterable[str], options: RepairOptions, judge: LossChange | None = None
+    ) -> None:
         """Measure the float model as far as the options ask for it.
 
         Args:
             calibration: The float model, left as it was, and its batches, not touched if nothing is to be repaired.
             layers: Layers that may be quantized: their biases are corrected.
             options: What is repaired.
+            judge: Measures the loss on batches that are not among these; by default some of these are held out for
+                the divergence, if that can be measured.
 
         Raises:
             ValueError: If something is to be repaired and there is no batch.
         """
-        self._calibration = calibration
-        self._means: OutputMeans | None = None
         self.statistics: Mapping[str, BatchNormStatistics] | None = None
+        self.refused: tuple[Step, ...] = ()
+        self._means: OutputMeans | None = None
+        self._judge = judge
+        self._warned: set[Step] = set()
         model = calibration.model
-        if corrects_biases(model, options) and next(calibration.filled(), None) is not None:
+        biases = corrects_biases(model, options) and next(calibration.filled(), None) is not None
+        if judge is None and (biases or reestimates(model, options)):
+            fitted, judging = hold_out(calibration)
+            self._judge = None if judging is None else divergence_if_known(judging)
+            calibration = calibration if self._judge is None else fitted
+        self._calibration = calibration
+        if biases:
             self._means = output_means(model, calibration, layers)
         if reestimates(model, options):
             self.statistics = measure_batchnorm(model, calibration)
@@ -61,22 +84,54 @@ class Repair:
         return tuple(step for step, done in both if done)
 
     def steps(self, twin: nn.Module | None = None) -> Iterator[Step]:
-        """Repair the model step by step, and yield the name of each step once it is done.
+        """Repair the model step by step, and yield the name of each step once it is done, or taken back.
 
         Args:
             twin: A copy of the model to be repaired instead.
         """
+        self.refused = ()
         calibration = self._calibration if twin is None else self._calibration.on(twin)
-        if self._means is not None and self._means.means:
-            correct_biases(calibration.model, calibration, self._means)
-            yield "biases"
-        if self.statistics is not None:
-            reestimate_batchnorm(calibration.model, calibration, self.statistics)
-            yield "batchnorm"
+        judge = None if self._judge is None else self._judge.on(calibration.model)
+        names = self.names
+        before = judge.measure_each() if judge is not None and names else None
+        for step in names:
+            undo = self._step(step, calibration)
+            if judge is not None and before is not None:
+                after = judge.measure_each()
+                change, error = after.minus(before)
+                if change > 0:
+                    undo()
+                    self._refuse(step, before.mean(), change, error)
+                else:
+                    before = after
+            yield step
+
+    def _step(self, step: Step, calibration: Calibration) -> Callable[[], None]:
+        """Do a step; return what takes it back."""
+        if step == "biases":
+            assert self._means is not None
+            return correct_biases(calibration.model, calibration, self._means).undo
+        layers = batchnorm_layers(calibration.model)
+        saved = save_statistics(layers)
+        reestimate_batchnorm(calibration.model, calibration, self.statistics)
+        return lambda: restore_statistics(layers, saved)
+
+    def _refuse(self, step: Step, loss: float, change: float, error: float) -> None:
+        self.refused = (*self.refused, step)
+        if step not in self._warned:
+            self._warned.add(step)
+            done = {"biases": "Correcting biases", "batchnorm": "Measuring BatchNorm statistics again"}[step]
+            warnings.warn(
+                f"{done} raises the loss on held-out calibration data from {loss:.3g} by {change:.2g} +- {error:.2g}, "
+                "and is not done.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def apply(self, twin: nn.Module | None = None) -> tuple[Step, ...]:
-        """Repair the model, or a copy of it; return what was done."""
-        return (*self.steps(twin),)
+        """Repair the model, or a copy of it; return what was done and not taken back."""
+        steps = (*self.steps(twin),)
+        return tuple(step for step in steps if step not in self.refused)
 
 
 def reestimates(model: nn.Module, options: RepairOptions) -> bool:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.padded_tokens import one_by_one, padded, tagger
 from helpers.profiles import plain_profile
-from torch import Tensor, nn
 
 from lightning_mpq.groups.candidates import offered_schemes
 from lightning_mpq.groups.groups import find_groups
@@ -13,44 +13,6 @@ from lightning_mpq.network.tokens import real_tokens, token_mask
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.input_moments import input_moments
 from lightning_mpq.rounding.sequential import round_sequentially
-
-IDS = [[3, 1, 4], [1, 5, 2, 6, 5], [2]]
-
-
-class Tagger(nn.Module):
-    """Logits at each token, which see all tokens that the mask does not hide; called and answering by names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(8, 6)
-        self.inner, self.flat, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        assert labels is None  # nobody asked for a loss
-        x, mask = self.embed(input_ids), attention_mask[..., None].to(self.embed.weight)
-        x = self.inner(x + (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).tanh()
-        x = self.flat(x.flatten(0, 1)).unflatten(0, x.shape[:2]).tanh()
-        return {"loss": x.sum(), "logits": self.head(x)}
-
-
-def padded(side: str) -> dict[str, Tensor]:
-    longest = max(map(len, IDS))
-    rows, masks = [], []
-    for ids in IDS:
-        fill = longest - len(ids)
-        rows.append([7] * fill + ids if side == "left" else ids + [7] * fill)
-        masks.append([0] * fill + [1] * len(ids) if side == "left" else [1] * len(ids) + [0] * fill)
-    batch = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
-    return {**batch, "labels": torch.tensor(rows)}
-
-
-def one_by_one() -> list[dict[str, Tensor]]:
-    return [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))} for ids in IDS]
-
-
-def tagger() -> nn.Module:
-    torch.manual_seed(0)
-    return Tagger().double().eval()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

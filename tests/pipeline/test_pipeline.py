@@ -20,6 +20,7 @@ from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import (
     CandidateOptions,
     CurvatureOptions,
@@ -28,7 +29,6 @@ from lightning_mpq.options import (
     SolverOptions,
 )
 from lightning_mpq.pipeline.comparison import compared_policies, uniform_policy
-from lightning_mpq.pipeline.loss_change import LossChange
 from lightning_mpq.pipeline.pipeline import Outcome, Pipeline
 from lightning_mpq.quantizers import quantize_rows
 from lightning_mpq.schemes import WeightScheme

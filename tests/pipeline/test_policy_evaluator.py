@@ -7,8 +7,8 @@ from torch import nn
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import RepairOptions
-from lightning_mpq.pipeline.loss_change import LossChange
 from lightning_mpq.pipeline.policy_evaluator import PolicyEvaluator
 from lightning_mpq.pipeline.quantize import Quantizer, quantize
 from lightning_mpq.policy import BitPolicy

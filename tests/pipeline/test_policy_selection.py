@@ -14,6 +14,7 @@ from torch.nn.functional import log_softmax
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical, Gaussian
+from lightning_mpq.network.loss_change import LossChange, Losses
 from lightning_mpq.options import (
     CandidateOptions,
     CurvatureOptions,
@@ -21,7 +22,6 @@ from lightning_mpq.options import (
     SelectionOptions,
     SolverOptions,
 )
-from lightning_mpq.pipeline.loss_change import LossChange, Losses
 from lightning_mpq.pipeline.planning import Decision
 from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.pipeline.reexpansion import expand_at

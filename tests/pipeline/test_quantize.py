@@ -34,7 +34,7 @@ def same(one: dict, other: dict) -> bool:
 def statistics(model: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and variance in front of the BatchNorm layer, averaged over batches."""
     with torch.no_grad():
-        outputs = [model[0](batch) for batch in batches()]
+        outputs = [model[0](batch) for batch in batches()[:3]]  # the fourth is held out
     means = torch.stack([o.mean((0, 2, 3)) for o in outputs])
     return means.mean(0), torch.stack([o.var((0, 2, 3), unbiased=True) for o in outputs]).mean(0)
 
@@ -43,6 +43,7 @@ def test_the_packed_model_computes_what_the_float_model_with_those_weights_and_m
     model, twin = network(), network()
     model[1].running_mean.fill_(0.2)
     model[1].running_var.fill_(1.7)
+    twin.load_state_dict(model.state_dict())
     assert quantize(model, POLICY, iter(batches())) is model
     mean, variance = statistics(twin)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def test_batchnorm_without_batches_is_refused_before_anything_happens():
 def test_a_batch_that_does_not_fit_leaves_the_model_as_it_was():
     model = network()
     before = state(model)
-    with pytest.raises(TypeError, match="batch 2"):
+    with pytest.raises(TypeError, match="does not take the input of batch"):
         quantize(model, POLICY, [batches()[0], torch.zeros(1, 2, 6, 6)])
     assert same(state(model), before)
     assert not packed_layers(model)

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from helpers.padded_tokens import one_by_one as sequences
+from helpers.padded_tokens import padded, tagger
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -282,3 +284,24 @@ def test_a_trained_transformer_comes_closer_to_its_float_model_on_held_out_data(
     print([[round(float(v), 4) for v in pair] for pair in divergences])
     for before, after in divergences:
         assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("irregular", [False, True])
+def test_tokens_that_the_attention_mask_hides_do_not_count(side, irregular):
+    """Padded batches give the means, and biases, that sequences of their own length give."""
+    model, targets = tagger(), []
+    if irregular:
+        model.flat = model.inner  # which is called twice then
+    for data in ([padded(side)], sequences()):
+        own = copy.deepcopy(model)
+        means = output_means(own, data)
+        assert means.irregular == ({"inner"} if irregular else frozenset())
+        quantize(own)
+        shifts = correct_biases(own, data, means).shifts
+        targets.append((means.means, shifts))
+    for found, expected in zip(*targets, strict=True):
+        assert found.keys() == ({"inner", "head"} if irregular else {"inner", "flat", "head"})
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name])
+    assert all(shift.abs().max() > 1e-3 for shift in targets[0][1].values())

@@ -8,6 +8,9 @@ from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.held_out import hold_out
+from lightning_mpq.network.likelihood import Gaussian
+from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import RepairOptions
 from lightning_mpq.pipeline.quantize import apply_policy, quantize
 from lightning_mpq.policy import BitPolicy
@@ -60,14 +63,70 @@ def same(one: dict, other: dict) -> bool:
 
 def test_a_network_with_layernorm_gets_its_mean_outputs_back():
     model = network()
-    wanted = output_means(model, batches()).means
+    fitted, _ = hold_out(Calibration(model, batches()))
+    wanted = output_means(model, fitted).means
     biases = model.down.bias.detach().clone()
     quantize(model, policy_of(model), batches())
     assert set(packed_layers(model)) == {"up", "down", "head"}
-    found = output_means(model, batches(), wanted).means
+    found = output_means(model, fitted, wanted).means
     for name, mean in wanted.items():
         torch.testing.assert_close(found[name], mean, atol=1e-6, rtol=1e-5)
     assert not torch.equal(model.down.bias, biases)
+
+
+def shifted(last: float) -> list[torch.Tensor]:
+    """Return three batches with inputs around 2, and one, which is held out, around ``last``."""
+    return [batch - 0.5 + shift for batch, shift in zip(batches(), [2.0, 2.0, 2.0, last], strict=True)]
+
+
+@pytest.mark.parametrize("by", ["held out", "judge"])
+@pytest.mark.parametrize(("last", "helps"), [(2.0, True), (-2.0, False)])
+def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back(last, helps, by):
+    """Rounding shifts the mean output by the mean of the inputs: on inputs of the other sign that shift is wrong."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 3)).eval(), shifted(last)
+    bias, before = model[0].bias, model[0].bias.detach().clone()
+    calibration = Calibration(model, data, likelihood=Gaussian(1.0))
+    with torch.no_grad():
+        wanted = model(data[-1])
+    if by == "judge":
+        judge = LossChange(Calibration(model, data[-1:], likelihood=Gaussian(1.0)), "divergence")
+        repair = Repair(Calibration(model, data[:-1]), ["0"], RepairOptions(), judge)
+    else:
+        repair = Repair(calibration, ["0"], RepairOptions())
+    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))  # second-order rounding would spare the mean
+    weight = model[0].weight.detach()
+    if helps:
+        assert repair.apply() == ("biases",)
+        assert repair.refused == ()
+        with torch.no_grad():
+            assert (model(data[-1]) - wanted).square().mean() < (data[-1] @ weight.T + before - wanted).square().mean()
+        return
+    with pytest.warns(UserWarning, match="Correcting biases raises the loss on held-out .* is not done"):
+        assert repair.apply() == ()
+    assert repair.refused == ("biases",)
+    assert torch.equal(bias, before)
+
+
+@pytest.mark.parametrize(("last", "helps"), [(2.0, True), (-2.0, False)])
+def test_statistics_that_do_harm_on_data_that_they_were_not_measured_on_are_taken_back(last, helps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    repair = Repair(Calibration(model, shifted(last), likelihood=Gaussian(1.0)), ["0"], RepairOptions())
+    before = state(model)
+    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))
+    assert repair.apply() == (("batchnorm",) if helps else ())
+    assert torch.equal(model[1].running_mean, before["1.running_mean"]) is not helps
+    assert torch.equal(model[1].running_var, before["1.running_var"]) is not helps
+
+
+def test_outputs_that_nobody_knows_the_meaning_of_judge_nothing_and_all_batches_are_fitted_to():
+    model = network()
+    wanted = output_means(model, batches()).means
+    quantize(model, policy_of(model), batches(), forward_fn=lambda m, batch: (m(batch), batch))
+    found = output_means(model, batches(), wanted).means
+    for name, mean in wanted.items():
+        torch.testing.assert_close(found[name], mean, atol=1e-6, rtol=1e-5)
 
 
 def test_every_repair_can_be_switched_off():
@@ -122,8 +181,9 @@ def test_layers_that_round_to_nearest_stay_so_behind_layers_in_sequence():
 def test_biases_come_before_statistics_and_only_if_asked_for_where_there_is_batchnorm():
     model = with_batchnorm()
     layers = list(policy_of(model))
-    repair = Repair(Calibration(model, batches()), layers, RepairOptions())
-    both = Repair(Calibration(model, batches()), layers, RepairOptions(biases=True))
+    unjudged = Calibration(model, batches(), forward_fn=lambda m, batch: (m(batch), "of unknown meaning"))
+    repair = Repair(unjudged, layers, RepairOptions())
+    both = Repair(unjudged, layers, RepairOptions(biases=True))
     before = state(model)
     undo = apply_policy(model, policy_of(model), round_policy(Calibration(model, batches()), policy_of(model)))
     assert both.apply() == ("biases", "batchnorm")

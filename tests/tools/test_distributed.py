@@ -18,8 +18,8 @@ from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import pack_model, packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import CurvatureOptions
-from lightning_mpq.pipeline.loss_change import LossChange
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.repair.biases import correct_biases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ...network.calibration import Calibration
-from ...pipeline.loss_change import LossChange
+from ...network.loss_change import LossChange
 from ...report.records import FinetuningRow
 
 _TOLERATED = 1.05

@@ -1,25 +1,28 @@
-"""The change of the loss as it really is, on the batches that the Taylor model was measured on."""
+"""The change of the loss as it really is, on some batches."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..network.batches import batch_weight
-from ..network.calibration import Calibration
-from ..network.evaluator import Evaluator, SkippedBatchError
-from ..network.isolation import isolated
-from ..network.likelihood import guess_likelihood
-from ..tools.distributed import gather
+from ..tools.distributed import errors_shared, gather
 from ..tools.process_wide import quiet
+from .batches import batch_weight, to_device
+from .calibration import Calibration
+from .evaluator import Evaluator, SkippedBatchError
+from .forward import device_of
+from .isolation import isolated
+from .likelihood import Likelihood, guess_likelihood
 
 
 class Losses(NamedTuple):
-    """Losses of one model on this process's calibration batches.
+    """Losses of one model on this process's batches.
 
     Attributes:
         values: [units], float64; a unit is a sample, or a batch for the task loss.
@@ -78,6 +81,13 @@ class LossChange:
         else:
             self._each(self._keep_outputs)
 
+    def on(self, model: nn.Module) -> LossChange:
+        """Return the same for another model, such as a copy, whose loss is compared with that of the float model."""
+        other = copy.copy(self)
+        other._calibration = self._calibration.on(model)
+        other._evaluator = Evaluator(other._calibration)
+        return other
+
     def measure(self, first: int | None = None) -> float:
         """Return the change of the loss of the model as it is now, in evaluation mode.
 
@@ -125,3 +135,24 @@ class LossChange:
         assert self.likelihood is not None
         now = self._evaluator.outputs(batch)
         return self.likelihood.divergence(self._outputs[number], now, batch), 1
+
+
+def divergence_if_known(calibration: Calibration) -> LossChange | None:
+    """Return what measures the divergence from the float model; None if nobody knows what its outputs mean."""
+    with errors_shared():
+        likelihood = calibration.likelihood or _guessed(calibration)
+    if not all(gather(likelihood is not None)):
+        return None
+    return LossChange(replace(calibration, likelihood=likelihood), "divergence")
+
+
+def _guessed(calibration: Calibration) -> Likelihood | None:
+    batch = to_device(next(calibration.filled()), device_of(calibration.model))
+    with isolated(calibration.model), torch.no_grad(), quiet():
+        outputs, name = calibration.named_outputs(batch)
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:
+            return None
+        try:
+            return guess_likelihood(outputs, batch, name)
+        except ValueError:
+            return None
