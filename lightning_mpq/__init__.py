@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .allocation import Allocation, Budget, CustomCost, LatencyTable, Rules, allocate, alternatives, explain, frontier
 from .curvature import TaylorModel, profile
 from .curvature.estimators.base import Estimator
-from .errors import CorruptModelError, InfeasibleBudgetError, NonFiniteError
+from .errors import BudgetExceededError, CorruptModelError, InfeasibleBudgetError, NonFiniteError
 from .export import export_compressed_tensors, export_onnx, save, torchao_config
 from .finetune import fake_quantize
 from .grids.base import Grid
@@ -100,6 +100,7 @@ __all__ = [
     "LatencyTable",
     "measure_latency",
     # what may go wrong
+    "BudgetExceededError",
     "CorruptModelError",
     "InfeasibleBudgetError",
     "NonFiniteError",

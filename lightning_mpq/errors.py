@@ -5,6 +5,10 @@ class InfeasibleBudgetError(ValueError):
     """A budget lies below the least possible cost; the message names that least value."""
 
 
+class BudgetExceededError(RuntimeError):
+    """A packed model was counted to take more than its budget allows; the message names cost and bound."""
+
+
 class CorruptModelError(ValueError):
     """A saved model is truncated, damaged, foreign, or does not fit the given architecture."""
 

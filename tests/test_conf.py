@@ -10,11 +10,11 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_mpq
-from lightning_mpq.allocation import Budget
+from lightning_mpq.allocation import Budget, CustomCost, LatencyTable
 from lightning_mpq.demo.classifier import Classifier
 from lightning_mpq.demo.digits import Digits
 from lightning_mpq.demo.fashion_mnist import FashionMNIST
-from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.groups.groups import LayerGroup, find_groups
 from lightning_mpq.options import (
     CandidateOptions,
     CurvatureOptions,
@@ -23,6 +23,7 @@ from lightning_mpq.options import (
     SelectionOptions,
     SolverOptions,
 )
+from lightning_mpq.schemes import LayerScheme
 from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
@@ -39,17 +40,6 @@ TYPES: dict[str, type] = {
     "selection": SelectionOptions,
     "finetune": FinetuneOptions,
     "callbacks": MixedPrecisionQuantization,
-}
-
-# Bounds that are counted from tables and functions.
-FROM_PYTHON_ONLY = {
-    "bit_operations",
-    "mac_average_bits",
-    "macs",
-    "activation_bits",
-    "custom",
-    "latency",
-    "latency_table",
 }
 
 
@@ -154,29 +144,55 @@ def test_candidate_schemes_can_be_written_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out"),
+    "name",
     [
-        ("callbacks/mpq.yaml", set()),
-        ("candidates/default.yaml", set()),
-        ("solver/quadratic.yaml", set()),
-        ("repair/default.yaml", set()),
-        ("selection/default.yaml", set()),
-        ("finetune/none.yaml", set()),
-        ("finetune/qat.yaml", set()),
-        ("finetune/distill.yaml", set()),
-        ("curvature/fisher.yaml", set()),
-        ("data/digits.yaml", set()),
-        ("data/fashion_mnist.yaml", set()),
-        ("model/resnet8.yaml", set()),
-        ("budget/default.yaml", FROM_PYTHON_ONLY),
+        "callbacks/mpq.yaml",
+        "candidates/default.yaml",
+        "solver/quadratic.yaml",
+        "repair/default.yaml",
+        "selection/default.yaml",
+        "finetune/none.yaml",
+        "finetune/qat.yaml",
+        "finetune/distill.yaml",
+        "curvature/fisher.yaml",
+        "data/digits.yaml",
+        "data/fashion_mnist.yaml",
+        "model/resnet8.yaml",
+        "budget/default.yaml",
     ],
 )
-def test_each_argument_of_a_constructor_is_a_key(name: str, left_out: set[str]) -> None:
+def test_each_argument_of_a_constructor_is_a_key(name: str) -> None:
     group, _, option = name.removesuffix(".yaml").partition("/")
     config = composed(f"{group}={option}")[group]
     config = config.mpq if group == "callbacks" else config
     arguments = signature(get_class(config["_target_"])).parameters
-    assert set(arguments) - left_out == {str(key) for key in config if not str(key).startswith("_")}
+    assert set(arguments) == {str(key) for key in config if not str(key).startswith("_")}
+
+
+def wide(group: LayerGroup, scheme: LayerScheme) -> float:
+    """A cost of the user's own."""
+    return float(scheme.bits > 4)
+
+
+def test_budgets_from_tables_functions_and_counts_are_written_in_yaml(tmp_path: Path) -> None:
+    table = tmp_path / "times.csv"
+    table.write_text("group,scheme,milliseconds\nhead,3,0.25\n")
+    function = f"{{_target_: hydra.utils.get_method, path: {__name__}.wide}}"
+    custom = f"{{_target_: lightning_mpq.CustomCost, name: wide groups, function: {function}, limit: 3}}"
+    overrides = ["average_bits=null", "device_bytes=1e9", "context=2048", "kernel=auto", "macs={head: 8}"]
+    overrides += ["mac_average_bits=4", "latency=2", f"latency_table={table}", f"custom=[{custom}]"]
+    budget = instantiate(composed(*(f"budget.{override}" for override in overrides)).callbacks.mpq.budget)
+    assert budget == Budget(
+        device_bytes=1e9,
+        context=2048,
+        kernel="auto",
+        macs={"head": 8},
+        mac_average_bits=4,
+        latency=2,
+        latency_table=LatencyTable({("head", "3"): 0.25}),
+        custom=[CustomCost("wide groups", budget.custom[0].function, 3)],
+    )
+    assert budget.custom[0].function.__name__ == "wide"
 
 
 def foreign_app(folder: Path, callbacks: str) -> Path:

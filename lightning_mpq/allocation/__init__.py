@@ -9,6 +9,7 @@ from .frontier import Frontier, frontier
 from .latency_table import LatencyTable
 from .rules import Rules
 from .status import SolveStatus
+from .workload import Workload
 
 __all__ = [
     "Allocation",
@@ -19,6 +20,7 @@ __all__ = [
     "LatencyTable",
     "Rules",
     "SolveStatus",
+    "Workload",
     "allocate",
     "alternatives",
     "explain",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
+from pathlib import Path
+from typing import Any
 
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme
 from ..tools.checks import shown
 from .latency_table import LatencyTable
+from .workload import Workload
 
+_OF_A_PASS = ("device_bytes", "bit_operations", "mac_average_bits")
+"""Bounds on what a forward pass takes."""
 CostFunction = Callable[[LayerGroup, LayerScheme], float]
 _LIMITS = (
     "average_bits",
     "bytes",
     "largest_group_bytes",
+    "device_bytes",
     "bit_operations",
     "mac_average_bits",
     "latency",
@@ -55,13 +61,21 @@ class Budget:
         bytes: Bytes of the whole model: quantized weights with scales and zero points, and all that stays float except
             weights that no output is computed with.
         largest_group_bytes: Bytes of the largest single group.
-        bit_operations: Multiply-accumulates times weight bits times activation bits, summed (BOPs).
+        device_bytes: Bytes in memory while the model runs: ``bytes``, what the ``kernel`` keeps of weights beside them,
+            the most that one layer reads, writes and dequantizes at once, and keys and values, for ``batch`` samples of
+            ``context`` positions. What functions make that are no modules (the products of attention) is not seen.
+        context: Positions of a sequence in ``device_bytes``; None: those of the batches.
+        batch: Samples at once in ``device_bytes``; None: one.
+        kernel: What multiplies by packed Linear layers, as for `use_kernels`: ``"plain"`` dequantizes at each call.
+        bit_operations: Multiply-accumulates times weight bits times activation bits, summed over a sample (BOPs).
         mac_average_bits: Average of the weight bits, weighted by multiply-accumulates.
-        macs: Group name to multiply-accumulates of one forward pass; needed by the two above.
+        macs: Group name to multiply-accumulates of one forward pass, for the two above; None: those of ``workload``.
         activation_bits: Bits of the activations in ``bit_operations``.
         latency: Milliseconds, added up over groups from ``latency_table``.
-        latency_table: Milliseconds of each (group, scheme).
+        latency_table: Milliseconds of each (group, scheme), or the file that holds them (`LatencyTable.read`).
         custom: Costs of the user's own.
+        workload: What a forward pass takes. The callback measures it on a calibration batch where a bound needs it;
+            `lightning_mpq.modules.workload.measured` does that for the steps by hand.
         max_loss: The predicted loss may be at most this; the policy of fewest bytes is looked for. That of the
             divergence is in nats per sample, summed over the positions of a sequence.
         within_uniform: (bits, factor): the predicted loss may be at most ``factor`` times that of the policy
@@ -78,19 +92,26 @@ class Budget:
     average_bits: float | None = None
     bytes: float | None = None
     largest_group_bytes: float | None = None
+    device_bytes: float | None = None
+    context: int | None = None
+    batch: int | None = None
+    kernel: str = "plain"
     bit_operations: float | None = None
     mac_average_bits: float | None = None
     macs: Mapping[str, float] | None = None
     activation_bits: int = 8
     latency: float | None = None
-    latency_table: LatencyTable | None = None
-    custom: tuple[CustomCost, ...] = field(default=())
+    latency_table: LatencyTable | str | Path | None = None
+    custom: Sequence[CustomCost] = field(default=())
+    workload: Workload | None = field(default=None)
     max_loss: float | None = None
     within_uniform: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
         object.__setattr__(self, "custom", tuple(self.custom))
+        if isinstance(self.latency_table, (str, Path)):
+            object.__setattr__(self, "latency_table", LatencyTable.read(self.latency_table))
         if not any(getattr(self, name) is not None for name in _LIMITS) and not any(
             cost.limit is not None for cost in self.custom
         ):
@@ -99,6 +120,12 @@ class Budget:
             )
         for name in _LIMITS[:-1]:
             _check_positive(name, getattr(self, name))
+        for name in ("context", "batch", "activation_bits"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {shown(value)}.")
+        if self.device_bytes is None and not self.context is self.batch is None:
+            raise ValueError("context and batch say what device_bytes is counted for; give device_bytes, or drop them.")
         for cost in self.custom:
             if cost.limit is not None and not isfinite(cost.limit):
                 raise ValueError(
@@ -110,8 +137,6 @@ class Budget:
             _check_positive("the factor of within_uniform", factor)
         if self.max_loss is not None and self.within_uniform is not None:
             raise ValueError("max_loss and within_uniform both bound the predicted loss; give one of them.")
-        if (self.bit_operations is not None or self.mac_average_bits is not None) and self.macs is None:
-            raise ValueError("bit_operations and mac_average_bits are counted from macs: give macs={group: count}.")
         if self.latency is not None and self.latency_table is None:
             raise ValueError("latency is added up from a table: give latency_table=LatencyTable.read(path).")
 
@@ -119,6 +144,22 @@ class Budget:
     def minimises_bytes(self) -> bool:
         """Whether the loss is bounded and bytes are what is minimised."""
         return self.max_loss is not None or self.within_uniform is not None
+
+    @property
+    def needs_workload(self) -> bool:
+        """Whether a bound can only be counted once a forward pass was measured."""
+        by_macs = self.macs is None and (self.bit_operations is not None or self.mac_average_bits is not None)
+        return self.workload is None and (by_macs or self.device_bytes is not None)
+
+    def without_passes(self) -> Budget | None:
+        """Return the bounds that need no forward pass to be counted; None if there are none."""
+        if not self.needs_workload:
+            return self
+        nothing: dict[str, Any] = dict.fromkeys((*_OF_A_PASS, "context", "batch"))
+        try:
+            return replace(self, **nothing)
+        except ValueError:  # a budget bounds something
+            return None
 
     def __repr__(self) -> str:
         """Name only what was given."""

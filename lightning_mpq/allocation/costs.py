@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor, isfinite
+from math import ceil, floor
 
 import numpy as np
 
 from ..groups.choices import Choices
 from ..schemes import FLOAT, LayerScheme
-from ..tools.checks import shown
 from .budget import Budget
+from .latency_table import LatencyTable
 from .solver.problem import Array, Indices
+from .workload import Workload
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
     """Return the rows of every cost that is known: bits and bytes always, others where the budget defines them.
 
     Raises:
-        ValueError: If counts or times are missing or not finite.
+        ValueError: If counts or times are missing or not finite, or a forward pass is bounded that was not measured.
     """
     stored = np.array([float(candidate.stored_bits) for candidate in choices.candidates])
     weights = float(sum(group.weight_count for group in choices.groups))
@@ -73,9 +73,17 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
         CostRow("largest_group_bytes", stored, divisor=8.0, unit="bytes", per_group=True),
     ]
     if budget is not None:
-        if budget.macs is not None:
+        if budget.needs_workload:
+            raise ValueError(
+                "device_bytes, bit_operations and mac_average_bits are counted from a forward pass: measure one by "
+                "budget = lightning_mpq.modules.workload.measured(budget, model, batches, groups), or give macs="
+                "{group: count} for the latter two."
+            )
+        if budget.device_bytes is not None and budget.workload is not None:
+            rows.append(_device_row(choices, stored, budget.workload))
+        if budget.macs is not None or budget.workload is not None:
             rows += _operation_rows(choices, budget)
-        if budget.latency_table is not None:
+        if isinstance(budget.latency_table, LatencyTable):
             milliseconds = np.array([budget.latency_table.milliseconds(c) for c in choices.candidates])
             rows.append(CostRow("latency", milliseconds, unit="ms"))
         for custom in budget.custom:
@@ -95,16 +103,28 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
     return rows
 
 
+def _device_row(choices: Choices, stored: Array, workload: Workload) -> CostRow:
+    """Return the bytes in memory while the model runs."""
+    kept = np.array([8.0 * ceil(workload.kept_by_kernels(candidate)) for candidate in choices.candidates])
+    beside = ceil(workload.activation_bytes) + ceil(workload.cache_bytes)
+    return CostRow(
+        "device_bytes", stored + kept, offset=8.0 * (choices.float_bytes + beside), divisor=8.0, unit="bytes"
+    )
+
+
 def _operation_rows(choices: Choices, budget: Budget) -> list[CostRow]:
     """Return BOPs and MAC-weighted bits from the multiply-accumulates of each group."""
-    macs: Mapping[str, float] = budget.macs or {}
-    for group in choices.groups:
-        count = macs.get(group.name)
-        if count is None or not isfinite(count) or count < 0:
-            raise ValueError(f"macs must give group {group.name!r} a count of at least 0, got {shown(count)}.")
+    counted = budget.workload if budget.macs is None else Workload(budget.macs)
+    assert counted is not None
+    try:
+        macs = {group.name: float(counted.macs_of(group)) for group in choices.groups}
+    except ValueError:
+        if budget.bit_operations is None and budget.mac_average_bits is None and budget.macs is None:
+            return []  # nobody asked for them
+        raise
     bits = np.array([float(c.scheme.bits) for c in choices.candidates])
-    per_candidate = np.array([float(macs[c.group]) for c in choices.candidates])
-    total = sum(float(macs[group.name]) for group in choices.groups)
+    per_candidate = np.array([macs[c.group] for c in choices.candidates])
+    total = sum(macs.values())
     inputs = np.array([_input_bits(c.scheme, budget) for c in choices.candidates])
     return [
         CostRow("bit_operations", per_candidate * bits * inputs, unit="BOPs"),

@@ -16,11 +16,16 @@ from .solver.reduction import Reduction
 def check_budget(choices: Choices, budget: Budget, rules: Rules | None = None) -> None:
     """Refuse a budget that no policy can keep, or rules that contradict each other; nothing is solved.
 
+    Bounds on a forward pass that was not measured are left out.
+
     Raises:
         InfeasibleBudgetError: If a bound lies below the least possible cost.
         ValueError: If rules contradict each other.
     """
-    rows = cost_rows(choices, budget)
+    known = budget.without_passes()
+    if known is None:
+        return
+    rows = cost_rows(choices, known)
     refuse_unreachable(rows, Reduction.of(choices, rows, rules or Rules()))
 
 
@@ -44,8 +49,13 @@ def refuse_unreachable(rows: Sequence[CostRow], reduction: Reduction) -> None:
         if reduction.least_sum(values) > limit:
             raise InfeasibleBudgetError(
                 f"The budget {name}={row.limit:.10g} is below the least possible value, {least:.10g} {row.unit}"
-                f" (the most possible is {most:.10g}). Raise the budget or offer candidates of fewer bits."
+                f" (the most possible is {most:.10g}{_fixed(row)}). Raise the budget or offer candidates of fewer bits."
             )
+
+
+def _fixed(row: CostRow) -> str:
+    """Say which part of a cost no policy changes."""
+    return f"; {row.offset / row.divisor:.10g} are there whatever the bits" if row.offset else ""
 
 
 def extremes(row: CostRow, reduction: Reduction) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..allocation import Allocation, allocate
@@ -11,6 +12,8 @@ from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
 from ..groups.groups import LayerGroups, find_groups
+from ..modules.recount import refuse_exceeded
+from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
@@ -64,6 +67,13 @@ class Decision:
     evaluator: PolicyEvaluator | None = field(default=None, repr=False, compare=False)
     trials: tuple[TrialRow, ...] = ()
 
+    def recounting(self) -> Decision:
+        """Let the packed model be refused if it takes more than its budget allows."""
+        self.quantizer.check = partial(
+            refuse_exceeded, allocation=self.allocation, unused_bytes=self.groups.unused_bytes
+        )
+        return self
+
     def settle(self) -> None:
         """Decide, where policies were measured, in which order the chosen one is rounded; a comparison does it too."""
         if self.evaluator is not None:
@@ -80,6 +90,10 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     """
     known = measure(calibration, settings, timer)
     taylor = known.taylor
+    budget = on_rank_zero(
+        lambda: with_workload(settings.budget, calibration.model, calibration, known.groups, taylor.candidates)
+    )
+    settings = replace(settings, budget=budget)
     with timer.stage("allocate"):
         allocation = solve(taylor, settings, timer.within(0.4, 0.5))
     layers = [layer for group in known.groups for layer in group.layers]
@@ -87,7 +101,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         quantizer = Quantizer(calibration, layers, settings.repair, known.rounded)
     decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer)
     if not settings.selection.measures:
-        return decision
+        return decision.recounting()
     with timer.stage("allocate"):
         count = settings.selection.policies
         others = other_policies(taylor, known.unshrunk, settings.budget, allocation, count, settings.solver)
@@ -103,7 +117,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
             "reestimated": settings.predicts_repaired(calibration.model),
         }
         found = selection.run(allocation, others, lambda local: solve(local, settings), **again)
-    return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials)
+    return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials).recounting()
 
 
 def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Profiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from ..groups.coverage import Coverage
 from ..groups.groups import LayerGroups, find_groups
 from ..modules import packed_layers
 from ..modules.convert import build_layers, empty_layer
+from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
 from ..network.isolation import isolated
@@ -85,6 +87,7 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
     Raises:
         InfeasibleBudgetError: If a bound lies below the least possible cost.
     """
+    settings = _with_workload(calibration, settings)
     try:
         check_policy(calibration.model, settings)
     except InfeasibleBudgetError:
@@ -94,6 +97,16 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
             check_budget(_choices(groups, settings), settings.budget, settings.solver.rules)
             return
         raise
+
+
+def _with_workload(calibration: Calibration, settings: JobSettings) -> JobSettings:
+    """Return the same with what a forward pass takes, where the budget asks for it and the batch tells."""
+    with suppress(TypeError, ValueError), quiet():  # it is asked again, and answers, when the policy is made
+        groups = find_groups(calibration.model, **settings.candidates.rules())
+        candidates = settings.candidates.candidates(groups)
+        budget = with_workload(settings.budget, calibration.model, calibration, groups, candidates)
+        return replace(settings, budget=budget)
+    return settings
 
 
 def _choices(groups: LayerGroups, settings: JobSettings) -> Choices:

@@ -87,7 +87,10 @@ class Quantizer:
         rounded: The rounded weights that were profiled; None if all are rounded to nearest.
         options: What is repaired once weights are quantized.
         repair: Brings the packed model in line with the float one.
+        check: Called with the model when it was packed for good, to raise what speaks against that.
     """
+
+    check: Callable[[nn.Module], None] | None = None
 
     def __init__(
         self,
@@ -147,6 +150,8 @@ class Quantizer:
             keep: Whether they stay packed if the block ends without an error.
         """
         with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, self.codes(policy, order)):
+            if keep and self.check is not None:
+                self.check(self.model)
             yield
 
     def pack(self, policy: BitPolicy) -> None:

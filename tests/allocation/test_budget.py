@@ -1,6 +1,7 @@
 """Every kind of budget against all plans tried one by one, and budgets that make no sense."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,7 +169,8 @@ def test_a_loss_that_cannot_be_reached_is_refused(taylor):
         ({"average_bits": float("nan")}, "must be a positive number"),
         ({"bytes": -3}, "bytes must be a positive number"),
         ({"bytes": True}, "bytes must be a positive number"),
-        ({"bit_operations": 10}, "give macs"),
+        ({"device_bytes": 10, "context": 0}, "context must be a positive integer"),
+        ({"bytes": 10, "batch": 2}, "give device_bytes"),
         ({"latency": 10}, "latency_table"),
         ({"max_loss": 1.0, "within_uniform": (4, 1.0)}, "one of them"),
         ({"within_uniform": (4, 0)}, "factor of within_uniform"),
@@ -180,11 +182,19 @@ def test_budgets_are_checked(fields, message):
         Budget(**fields)
 
 
+def test_what_no_policy_changes_is_named(taylor):
+    taylor = replace(taylor, float_bytes=1000)
+    with pytest.raises(InfeasibleBudgetError, match="1000 are there whatever the bits"):
+        allocate(taylor, Budget(bytes=900))
+
+
 def test_costs_are_checked(taylor):
     with pytest.raises(ValueError, match="not finite at"):
         allocate(taylor, Budget(custom=(CustomCost("c", lambda g, s: float("nan"), 1.0),)))
     with pytest.raises(ValueError, match="share a name"):
         allocate(taylor, Budget(custom=(CustomCost("bytes", lambda g, s: 1.0, 9.0),)))
+    with pytest.raises(ValueError, match="or give macs="):
+        allocate(taylor, Budget(bit_operations=10))
     with pytest.raises(ValueError, match="macs must give group"):
         allocate(taylor, Budget(bit_operations=10, macs={"block0.layer0": 1}))
 

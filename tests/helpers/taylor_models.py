@@ -47,6 +47,18 @@ def make_taylor(groups=4, bits=range(2, 6), seed=0, indefinite=False, scale=1.0,
     )
 
 
+def taylor_of(groups, candidates):
+    """A Taylor model of real groups: every group errs alone, by less the more bits it has."""
+    bits = torch.tensor([float(candidate.scheme.bits) for candidate in candidates], dtype=torch.float64)
+    weights = {group.name: group.weight_count for group in groups}
+    size = torch.tensor([float(weights[candidate.group]) for candidate in candidates], dtype=torch.float64)
+    curvature = torch.diag(size * 4.0**-bits)
+    nothing = torch.zeros(len(candidates))
+    return TaylorModel(
+        tuple(groups), tuple(candidates), nothing, curvature, "fisher", "divergence", 1, float_bytes=groups.float_bytes
+    )
+
+
 def additive_taylor(costs, bits):
     """A Taylor model whose only content is what each candidate costs alone: ``costs`` [group][candidate]."""
     names = [f"layer{number:02d}" for number in range(len(costs))]

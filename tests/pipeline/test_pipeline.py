@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from lightning_mpq.allocation import Budget
 from lightning_mpq.curvature import TaylorModel
+from lightning_mpq.errors import BudgetExceededError
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
@@ -349,3 +351,31 @@ def test_a_rounding_that_was_measured_to_be_worse_is_not_kept(monkeypatch, compa
         assert report.repair[0].rounding == "sequential"
         assert report.repair[-1].rounding == "independent"
         assert report["chosen"].measured_loss == report.repair[-1].measured_loss < report.repair[0].measured_loss / 10
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_model_that_takes_more_than_its_budget_stays_in_float(compared, monkeypatch):
+    model = network()
+    job = make_job(Budget(average_bits=6), candidates=CandidateOptions(bits=(2, 4), rounding="nearest"))
+    monkeypatch.setattr("lightning_mpq.pipeline.planning.refuse_exceeded", exceeded)
+    decision = job.decide(model, batches())
+    finish = partial(job.compare, decision, lambda: {}, keep=True)
+    if not compared:
+        finish = partial(decision.quantizer.pack, decision.allocation.policy)
+    with pytest.raises(BudgetExceededError, match="too much"):
+        finish()
+    assert not packed_layers(model)
+
+
+def exceeded(model: nn.Module, **known: object) -> None:
+    assert packed_layers(model)
+    raise BudgetExceededError("too much")
+
+
+def test_what_a_forward_pass_takes_is_measured_where_a_bound_needs_it():
+    job = make_job(Budget(device_bytes=3000, mac_average_bits=5), candidates=CandidateOptions(rounding="nearest"))
+    outcome = job.run(network(), batches())
+    bits, limits = outcome.allocation.policy.bits(), outcome.allocation.limits
+    assert outcome.allocation.costs["mac_average_bits"] == (48 * bits["0"] + 64 * bits["2"] + 24 * bits["4"]) / 136
+    assert set(limits) == {"device_bytes", "mac_average_bits"}
+    assert all(outcome.allocation.costs[name] <= limit for name, limit in limits.items())

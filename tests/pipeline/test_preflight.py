@@ -66,6 +66,9 @@ def test_a_budget_that_nothing_can_keep(tmp_path):
     refused(tmp_path, InfeasibleBudgetError, "least", mixed=MixedPrecisionQuantization(1.5, compare=False))
     whole = MixedPrecisionQuantization(Budget(bytes=100.0), compare=False)
     refused(tmp_path, InfeasibleBudgetError, "least", mixed=whole)
+    for bound in ({"device_bytes": 100.0}, {"mac_average_bits": 1.5}):  # counted on the first batch
+        counted = MixedPrecisionQuantization(Budget(**bound), compare=False)
+        refused(tmp_path, InfeasibleBudgetError, f"{next(iter(bound))}=.*least", mixed=counted)
     own = CustomCost("wide", lambda group, scheme: 1.0, limit=2)
     refused(tmp_path, InfeasibleBudgetError, "wide", mixed=MixedPrecisionQuantization(Budget(8.0, custom=(own,))))
 
