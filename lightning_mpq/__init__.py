@@ -38,6 +38,7 @@ from .policy import BitPolicy
 from .report import Report, print_report
 from .rounding.independent import round_candidates
 from .schemes import WeightScheme
+from .targets import Target, export_for, verify
 from .trainer.callback import MixedPrecisionQuantization
 from .trainer.checkpoints.loading import load
 from .trainer.checkpoints.mixin import PackedCheckpoints
@@ -76,6 +77,8 @@ __all__ = [
     "PackedCheckpoints",
     "use_kernels",
     "set_memory",
+    "export_for",
+    "verify",
     "export_onnx",
     "export_compressed_tensors",
     "torchao_config",
@@ -96,6 +99,7 @@ __all__ = [
     "Gaussian",
     "Bernoulli",
     "CustomCost",
+    "Target",
     "Rules",
     "LatencyTable",
     "measure_latency",

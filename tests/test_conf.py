@@ -24,6 +24,7 @@ from lightning_mpq.options import (
     SolverOptions,
 )
 from lightning_mpq.schemes import LayerScheme
+from lightning_mpq.targets import Target
 from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 CONF = Path(lightning_mpq.__file__).parent / "conf"
@@ -39,6 +40,7 @@ TYPES: dict[str, type] = {
     "repair": RepairOptions,
     "selection": SelectionOptions,
     "finetune": FinetuneOptions,
+    "target": Target,
     "callbacks": MixedPrecisionQuantization,
 }
 

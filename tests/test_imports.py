@@ -27,6 +27,7 @@ ORDER = [
     "finetune",
     "report",
     "export",
+    "targets",
     "pipeline",
     "trainer",
     "moved",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..schemes import LayerScheme, WeightScheme
 from ..tools.checks import shown
 from ..tools.patterns import matching
 from .coverage import Coverage, coverage_of
+from .partition import partition
 
 BLOCKS = (128, 64, 32)
 """Lengths of blocks of columns, the first that divides the columns of a wide Linear layer being offered."""
@@ -106,6 +107,8 @@ def find_groups(
     min_bits: Mapping[str, int] | None = None,
     max_bits: Mapping[str, int] | None = None,
     batches: Iterable[Any] | Calibration | None = None,
+    ties: Iterable[Sequence[str]] = (),
+    refuse: Callable[[LayerGroup], str | None] | None = None,
 ) -> LayerGroups:
     r"""Find the layers to quantize and which of them are decided together.
 
@@ -127,6 +130,9 @@ def find_groups(
         batches: Calibration batches, or a `Calibration` that says how the model is called on them: weights that the
             model does not use for its outputs on them (a teacher, a discriminator, the network within a metric or a
             loss, an expert that no sample reaches) then stay in float and count in no budget. None if all are used.
+        ties: Sets of names of layers that share one decision whatever the patterns say, as layers do that a runtime
+            fuses (`Target.ties`).
+        refuse: Returns why a group stays in float, as one does that a runtime cannot hold; None if it does not.
 
     Returns:
         The groups with the widths each may take, and the layers left in float with the reason. If they hold less than
@@ -154,23 +160,35 @@ def find_groups(
         left_in_float |= dict.fromkeys(unused, UNUSED)
         layers = {name: layer for name, layer in layers.items() if name not in unused}
     if not layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_in_float.items())
-        raise ValueError(
-            f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
-            f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
-        )
+        raise _nothing_left(model, left_in_float)
     without = {name: everything[name] for name in unused}
     known = {**layers, **without}  # patterns may name what turns out to be unused
-    members = _partition(known, groups or {})
+    members = partition(known, groups or {}, ties)
     allowed = _allowed_bits(known, fixed_bits or {}, min_bits or {}, max_bits or {})
     of_used = {name: [layer for layer in names if layer in layers] for name, names in members.items()}
     found = tuple(_make_group(name, names, layers, allowed) for name, names in of_used.items() if names)
+    reasons = {group.name: reason for group in found if refuse is not None and (reason := refuse(group)) is not None}
+    for group in found:
+        if group.name in reasons:
+            left_in_float |= dict.fromkeys(group.layers, reasons[group.name])
+            kept |= {layer: layers.pop(layer) for layer in group.layers}
+    found = tuple(group for group in found if group.name not in reasons)
+    if not found:
+        raise _nothing_left(model, left_in_float)
     unused_bytes = _bytes_of(without)
     if unused:
         _say_unused(unused, unused_bytes)
     coverage = coverage_of(model, layers, {**kept, **without})
     coverage.warn()
     return LayerGroups(found, left_in_float, _float_bytes(model, layers) - unused_bytes, unused_bytes, coverage)
+
+
+def _nothing_left(model: nn.Module, left_in_float: Mapping[str, str]) -> ValueError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in left_in_float.items())
+    return ValueError(
+        f"{type(model).__name__} has no layer to quantize (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, "
+        f"Embedding, attention, recurrent or registered layers with floating-point weights). {reasons}".rstrip()
+    )
 
 
 UNUSED = "no output is computed with it on the calibration batches"
@@ -220,33 +238,6 @@ def _quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[st
         else:
             layers[name] = module
     return layers, refused
-
-
-def _partition(layers: Mapping[str, nn.Module], groups: Mapping[str, str | Sequence[str]]) -> dict[str, list[str]]:
-    """Return group name -> layer names, user groups first applied, then tied weights joined."""
-    owner: dict[str, str] = {}
-    for group, patterns in groups.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            for name in matching(pattern, layers, f"groups[{group!r}]"):
-                if owner.setdefault(name, group) != group:
-                    raise ValueError(
-                        f"Layer {name!r} falls in the groups {owner[name]!r} and {group!r}; give it to one."
-                    )
-    if clash := [group for group in groups if group in layers and owner.get(group) != group]:
-        raise ValueError(f"The group {clash[0]!r} is named like a layer outside of it; choose another name.")
-    tied: dict[int, list[str]] = {}
-    for name, layer in layers.items():
-        tied.setdefault(id(layer.weight), []).append(name)
-    for names in tied.values():
-        owners = {owner[name] for name in names if name in owner}
-        if len(owners) > 1:
-            raise ValueError(f"Layers {', '.join(names)} share a weight but fall in {sorted(owners)}; put all in one.")
-        label = owners.pop() if owners else names[0]
-        owner |= dict.fromkeys(names, label)
-    members: dict[str, list[str]] = {}
-    for name in layers:
-        members.setdefault(owner[name], []).append(name)
-    return members
 
 
 def _allowed_bits(

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import ceil
+
 from torch import nn
 
 from ..allocation import Allocation
 from ..allocation.preparation import Preparation
 from ..errors import BudgetExceededError
+from ..schemes import WeightScheme
 from .inspection import packed_layers, policy_of, stored_bytes
 
 _ROUNDING = 1e-9
 """Relative; of sums of measured costs."""
 
 
-def recounted(model: nn.Module, allocation: Allocation, unused_bytes: int = 0) -> dict[str, float]:
+StoredBits = Callable[[nn.Module, WeightScheme], int]
+"""(layer, scheme) to the bits that a runtime's file holds it in."""
+
+
+def recounted(
+    model: nn.Module, allocation: Allocation, unused_bytes: int = 0, stored_bits: StoredBits | None = None
+) -> dict[str, float]:
     """Return every cost of a packed model: bytes from its tensors, the others from the schemes of its layers.
 
     Args:
         model: A packed model.
         allocation: What its policy was chosen by; it says how costs are counted.
         unused_bytes: Bytes of weights that no output is computed with, which count in no budget.
+        stored_bits: Bits of a layer in the file of the runtime that the policy is for; None: as packed.
 
     Raises:
         ValueError: If the allocation does not carry the problem that it solves, or the layers do not follow its groups.
@@ -32,29 +43,37 @@ def recounted(model: nn.Module, allocation: Allocation, unused_bytes: int = 0) -
     stored, by_group = stored_bytes(model), dict[str, dict[int, int]]()
     for layer in packed_layers(model).values():
         own = by_group.setdefault(str(layer.group), {})
-        own |= {id(value): value.numel() * value.element_size() for value in layer.stored_tensors().values()}
+        if stored_bits is None:
+            own |= {id(value): value.numel() * value.element_size() for value in layer.stored_tensors().values()}
+        else:  # of layers that share a weight the dearest counts
+            key, size = id(layer.packed_codes), ceil(stored_bits(layer, layer.scheme) / 8)
+            own[key] = max(own.get(key, 0), size)
+    packed = sum(sum(sizes.values()) for sizes in by_group.values())
     weights = sum(group.weight_count for group in prepared.taylor.groups)
     bits_beside = costs.get("device_bytes", 0.0) - costs["bytes"]
-    costs["average_bits"] = 8 * stored.packed / max(weights, 1)
-    costs["bytes"] = float(stored.total - unused_bytes)
+    costs["average_bits"] = 8 * packed / max(weights, 1)
+    costs["bytes"] = float(packed + stored.floating - unused_bytes)
     costs["largest_group_bytes"] = float(max(sum(sizes.values()) for sizes in by_group.values()))
     if "device_bytes" in costs:
         costs["device_bytes"] = costs["bytes"] + bits_beside
     return costs
 
 
-def refuse_exceeded(model: nn.Module, allocation: Allocation, unused_bytes: int = 0) -> None:
+def refuse_exceeded(
+    model: nn.Module, allocation: Allocation, unused_bytes: int = 0, stored_bits: StoredBits | None = None
+) -> None:
     """Refuse a packed model that takes more than its budget allows, whatever was computed before it was packed.
 
     Args:
         model: A packed model.
         allocation: What its policy was chosen by.
         unused_bytes: Bytes of weights that no output is computed with, which count in no budget.
+        stored_bits: As for `recounted`.
 
     Raises:
         BudgetExceededError: If a cost, counted anew, exceeds its bound; names both.
     """
-    for name, cost in recounted(model, allocation, unused_bytes).items():
+    for name, cost in recounted(model, allocation, unused_bytes, stored_bits).items():
         limit = allocation.limits.get(name)
         if limit is not None and cost > limit + _ROUNDING * abs(limit):
             raise BudgetExceededError(

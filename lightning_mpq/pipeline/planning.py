@@ -11,13 +11,14 @@ from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
-from ..groups.groups import LayerGroups, find_groups
+from ..groups.groups import LayerGroups
 from ..modules.recount import refuse_exceeded
 from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
+from ..targets import Target, Torch, offer
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, StageTimer
 from ..tools.progress import silent as silently
@@ -67,10 +68,13 @@ class Decision:
     evaluator: PolicyEvaluator | None = field(default=None, repr=False, compare=False)
     trials: tuple[TrialRow, ...] = ()
 
-    def recounting(self) -> Decision:
+    def recounting(self, target: Target) -> Decision:
         """Let the packed model be refused if it takes more than its budget allows."""
         self.quantizer.check = partial(
-            refuse_exceeded, allocation=self.allocation, unused_bytes=self.groups.unused_bytes
+            refuse_exceeded,
+            allocation=self.allocation,
+            unused_bytes=self.groups.unused_bytes,
+            stored_bits=None if isinstance(target, Torch) else target.stored_bits,
         )
         return self
 
@@ -101,7 +105,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         quantizer = Quantizer(calibration, layers, settings.repair, known.rounded)
     decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer)
     if not settings.selection.measures:
-        return decision.recounting()
+        return decision.recounting(settings.target)
     with timer.stage("allocate"):
         count = settings.selection.policies
         others = other_policies(taylor, known.unshrunk, settings.budget, allocation, count, settings.solver)
@@ -117,14 +121,15 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
             "reestimated": settings.predicts_repaired(calibration.model),
         }
         found = selection.run(allocation, others, lambda local: solve(local, settings), **again)
-    return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials).recounting()
+    return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials).recounting(
+        settings.target
+    )
 
 
 def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Profiled:
     """Find the groups, round their candidates and measure the Taylor model; the model is left as it was."""
     model, options, curvature = calibration.model, settings.candidates, settings.curvature
-    groups = find_groups(model, **options.rules(), batches=calibration if settings.calls_forward else None)
-    candidates = options.candidates(groups)
+    groups, candidates = offer(settings.target, model, options, calibration if settings.calls_forward else None)
     rounded = None
     # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
     if options.schemes is None or any(candidate.scheme.weight.needs_inputs for candidate in candidates):

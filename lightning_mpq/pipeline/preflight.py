@@ -14,7 +14,7 @@ from ..curvature.estimators.registry import estimator_named, modelled_loss
 from ..errors import InfeasibleBudgetError, NonFiniteError
 from ..groups.choices import Choices
 from ..groups.coverage import Coverage
-from ..groups.groups import LayerGroups, find_groups
+from ..groups.groups import LayerGroups
 from ..modules import packed_layers
 from ..modules.convert import build_layers, empty_layer
 from ..modules.workload import measured as with_workload
@@ -24,6 +24,8 @@ from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
 from ..network.likelihood import guess_likelihood
 from ..policy import BitPolicy
+from ..targets import offer
+from ..targets.menu import refuse_policy
 from ..tools.process_wide import quiet
 from .settings import JobSettings
 
@@ -57,9 +59,9 @@ def check_policy(
     with quiet():  # what is worth a warning is said when the policy is made
         if policy is not None:
             build_layers(model, policy, empty_layer)
+            refuse_policy(settings.target, model, policy)
             return None
-        groups = find_groups(model, **settings.candidates.rules())
-        choices = _choices(groups, settings)
+        groups, choices = _choices(model, settings)
         with nullcontext() if budget else suppress(InfeasibleBudgetError):
             check_budget(choices, settings.budget, settings.solver.rules)
     return groups.coverage
@@ -92,9 +94,8 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
         check_policy(calibration.model, settings)
     except InfeasibleBudgetError:
         with suppress(TypeError, ValueError), quiet():  # it may take calibration batches alone
-            rules = settings.candidates.rules()
-            groups = find_groups(calibration.model, **rules, batches=calibration if settings.calls_forward else None)
-            check_budget(_choices(groups, settings), settings.budget, settings.solver.rules)
+            _, choices = _choices(calibration.model, settings, calibration if settings.calls_forward else None)
+            check_budget(choices, settings.budget, settings.solver.rules)
             return
         raise
 
@@ -102,15 +103,17 @@ def check_budget_of(calibration: Calibration, settings: JobSettings) -> None:
 def _with_workload(calibration: Calibration, settings: JobSettings) -> JobSettings:
     """Return the same with what a forward pass takes, where the budget asks for it and the batch tells."""
     with suppress(TypeError, ValueError), quiet():  # it is asked again, and answers, when the policy is made
-        groups = find_groups(calibration.model, **settings.candidates.rules())
-        candidates = settings.candidates.candidates(groups)
+        groups, candidates = offer(settings.target, calibration.model, settings.candidates)
         budget = with_workload(settings.budget, calibration.model, calibration, groups, candidates)
         return replace(settings, budget=budget)
     return settings
 
 
-def _choices(groups: LayerGroups, settings: JobSettings) -> Choices:
-    return Choices(tuple(groups), settings.candidates.candidates(groups), groups.float_bytes)
+def _choices(
+    model: nn.Module, settings: JobSettings, batches: Calibration | None = None
+) -> tuple[LayerGroups, Choices]:
+    groups, candidates = offer(settings.target, model, settings.candidates, batches)
+    return groups, Choices(tuple(groups), candidates, groups.float_bytes)
 
 
 def check_call(calibration: Calibration, settings: JobSettings, policy: BitPolicy | None = None) -> None:

@@ -12,6 +12,7 @@ from ..curvature.estimators.registry import estimator_named, modelled_loss
 from ..network.forward import ForwardFn, LossFn
 from ..options import CandidateOptions, CurvatureOptions, RepairOptions, SelectionOptions, SolverOptions
 from ..repair.repair import reestimates
+from ..targets import Target, Torch
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class JobSettings:
         repair: What makes up for rounding once the policy is chosen.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
+        target: The runtime that the policy is for.
         cache_dir: Folder where rounded candidates and Taylor models are kept and found again; None for no cache.
     """
 
@@ -38,6 +40,7 @@ class JobSettings:
     repair: RepairOptions = field(default_factory=RepairOptions)
     forward_fn: ForwardFn | None = None
     loss_fn: LossFn | None = None
+    target: Target = field(default_factory=Torch)
     cache_dir: str | Path | None = None
 
     def predicts_repaired(self, model: nn.Module) -> bool:

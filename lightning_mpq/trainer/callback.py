@@ -30,6 +30,7 @@ from ..pipeline.pipeline import Outcome, Pipeline
 from ..pipeline.settings import JobSettings
 from ..policy import BitPolicy
 from ..report.records import Report
+from ..targets import Target, target_named
 from ..tools.checks import shown
 from ..tools.files import damage
 from ..tools.renamed import renamed
@@ -74,6 +75,8 @@ class MixedPrecisionQuantization(Callback):
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
         selection: Whether several policies are measured before one is chosen.
         repair: What makes up for rounding once the policy is chosen.
+        target: The runtime that the policy is for, by name or as a `Target`: "torch", "onnxruntime". It says which
+            layers may have which schemes and which must agree, and budgets count the bytes of its file.
         finetune: How the quantized model is trained on; by default not at all.
         finetune_epochs: Epochs of it, instead of those in ``finetune``.
         finetune_steps: Optimizer steps, instead of epochs.
@@ -91,6 +94,7 @@ class MixedPrecisionQuantization(Callback):
         policy: The policy alone; restored from a checkpoint.
         taylor: The Taylor model that the policy was solved from.
         report: The comparison.
+        target: The runtime that the policy is for, which `export_for` takes.
 
     Example::
 
@@ -109,6 +113,7 @@ class MixedPrecisionQuantization(Callback):
         solver: SolverOptions | None = None,
         selection: SelectionOptions | None = None,
         repair: RepairOptions | None = None,
+        target: Target | str = "torch",
         calibration_batches: int = 8,
         forward_fn: ForwardFn | None = None,
         loss_fn: LossFn | None = None,
@@ -136,12 +141,14 @@ class MixedPrecisionQuantization(Callback):
             repair=repair or RepairOptions(),
             forward_fn=forward_fn,
             loss_fn=loss_fn,
+            target=target_named(target),
             cache_dir=cache_dir,
         )
         given = policy if policy is None or isinstance(policy, BitPolicy) else BitPolicy.load(policy)
         self.job = QuantizationJob(Pipeline(settings), calibration_batches, given, compare, report_path)
         self.finetuning = FinetunePhase(options, quantize_at)
         self.policy = given
+        self.target = settings.target
         self.allocation: Allocation | None = None
         self.taylor: TaylorModel | None = None
         self.report: Report | None = None

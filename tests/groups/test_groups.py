@@ -171,3 +171,17 @@ def test_weights_that_lie_beside_what_is_calibrated_are_refused_alone():
     batches = Calibration(WithTeacher(), [torch.randn(2, 6)], forward_fn=lambda model, batch: batch)
     with pytest.raises(ValueError, match="no layer to quantize.*body: no output"):
         find_groups(batches.model, batches=batches)
+
+
+def test_ties_and_refusals_of_a_target_hold_whatever_the_patterns_say():
+    found = find_groups(TiedLanguageModel(), ties=[["inner", "head"], ["nowhere"]])
+    assert [group.layers for group in found] == [("embed", "inner", "head")]  # the table is tied to the head by itself
+    found = find_groups(nested(), groups={"both": ["0", "2.0"]}, ties=[["2.0", "3"]])
+    assert [(group.name, group.layers) for group in found] == [("both", ("0", "2.0", "3"))]
+    with pytest.raises(ValueError, match=r"Layers 0, 3 must agree for the target but fall in \['a', 'b'\]"):
+        find_groups(nested(), groups={"a": "0", "b": "3"}, ties=[["0", "3"]])
+    refused = find_groups(nested(), refuse=lambda group: "too small" if group.weight_count < 70 else None)
+    assert refused.left_in_float == {"3": "too small"}
+    assert refused.float_bytes == find_groups(nested()).float_bytes + 4 * 12
+    with pytest.raises(ValueError, match="no layer to quantize .* 0: no; 2.0: no; 3: no"):
+        find_groups(nested(), refuse=lambda group: "no")

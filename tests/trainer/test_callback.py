@@ -23,6 +23,9 @@ from lightning_mpq.options import (
     SolverOptions,
 )
 from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
+from lightning_mpq.targets.exporting import promised_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = {"network.0", "network.4", "network.8"}
@@ -245,3 +248,19 @@ def test_finetuning_starts_from_what_was_compared_without_another_pass(tmp_path,
     mixed.finetuning.begin = begun
     trained(tmp_path, Count(), mixed, max_epochs=1)
     assert 0 < seen["compared"] == seen["begun"] < len(passes)
+
+
+def test_a_policy_for_a_target_is_one_that_it_holds_at_its_price(tmp_path):
+    mixed = make_callback(5.0, target="onnxruntime", compare=False)
+    _, module = trained(tmp_path, mixed)
+    assert set(mixed.policy.bits().values()) <= {2, 4, 8}
+    promised = promised_bytes(mixed.target, module)
+    assert mixed.allocation.costs["bytes"] == pytest.approx(promised, abs=1)
+    with pytest.raises(ValueError, match="target must be one of"):
+        make_callback(target="tensorrt")
+
+
+def test_a_policy_that_the_target_cannot_hold_is_refused_at_the_start(tmp_path):
+    policy = BitPolicy({"network.0": WeightScheme(4, grid="nf4")})
+    with pytest.raises(ValueError, match="does not fit the target 'onnxruntime': 'network.0' .4-bit nf4/channel."):
+        trained(tmp_path, make_callback(policy=policy, target="onnxruntime"))

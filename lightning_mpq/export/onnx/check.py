@@ -13,6 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from ..example_inputs import ExampleInputs
+from ..outputs import flat, relative_error
 from .trace import FIXED, succeeds
 
 EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
@@ -36,14 +38,12 @@ class Comparison:
     fused: int
 
 
-def compare(
-    content: bytes, batches: Sequence[Sequence[Tensor]], expected: Sequence[Any], tolerance: float
-) -> Comparison:
+def compare(content: bytes, batches: Sequence[ExampleInputs], expected: Sequence[Any], tolerance: float) -> Comparison:
     """Run a model in onnxruntime on the CPU and compare with what PyTorch returned.
 
     Args:
         content: The ONNX file.
-        batches: Inputs, in the order of the model's inputs.
+        batches: Inputs; those by position in the order of the model's.
         expected: What the PyTorch model returned for each.
         tolerance: Largest relative error with products in float32.
 
@@ -76,7 +76,7 @@ def compare(
 
 
 def _run(
-    content: bytes, batches: Sequence[Sequence[Tensor]], config: Mapping[str, str]
+    content: bytes, batches: Sequence[ExampleInputs], config: Mapping[str, str]
 ) -> tuple[list[list[Tensor]], list[str]]:
     """Return the outputs for each batch, and the operations that onnxruntime made of the graph."""
     options = onnxruntime.SessionOptions()
@@ -88,35 +88,12 @@ def _run(
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     names = [description.name for description in session.get_inputs()]
-    outputs = []
-    for batch in batches:
-        feeds = {name: value.detach().cpu().numpy() for name, value in zip(names, batch, strict=True)}
-        outputs.append([torch.as_tensor(value) for value in session.run(None, feeds)])
+    outputs = [[torch.as_tensor(value) for value in session.run(None, feeds(names, batch))] for batch in batches]
     return outputs, [node.op_type for node in graph.node]
 
 
-def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference over all outputs, each relative to the largest number in that output.
-
-    Raises:
-        ValueError: If the outputs are not as many, or not of the same shapes.
-
-    Example:
-        >>> relative_error([torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 4.0])])
-        0.25
-    """
-    shapes = [[list(value.shape) for value in values] for values in (found, expected)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"onnxruntime returned outputs of shapes {shapes[0]}, PyTorch {shapes[1]}.")
-    worst = 0.0
-    for own, other in zip(found, expected, strict=True):
-        if other.numel():
-            wide = other.detach().cpu().double()
-            difference = (own.double() - wide).abs().nan_to_num(torch.inf)
-            worst = max(worst, float(difference.max()) / (float(wide.abs().max()) or 1.0))
-    return worst
-
-
-def flat(outputs: Any) -> list[Tensor]:
-    """Return the tensors among a model's outputs, in the order that an export lists them."""
-    return [value for value in torch.utils._pytree.tree_leaves(outputs) if isinstance(value, Tensor)]
+def feeds(names: Sequence[str], inputs: ExampleInputs) -> dict[str, Any]:
+    """Return arrays by the names of a graph's inputs; an argument that the graph does not ask for is left out."""
+    by_position = zip(names, inputs.args, strict=False)
+    named = [*by_position, *((name, value) for name, value in inputs.kwargs.items() if name in names)]
+    return {name: value.detach().cpu().numpy() for name, value in named}

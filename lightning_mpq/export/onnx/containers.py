@@ -7,13 +7,16 @@ half the scale, which takes one bit more, or they stay as they are and half a sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...grids.registry import grid_named
 from ...quantizers import QuantizedRows
+from ...schemes import SCALE_BITS, WeightScheme
 
 CONTAINER_BITS = (2, 4, 8, 16)
 FOUR_BITS_OPSET, TWO_BITS_OPSET = 21, 25
@@ -53,21 +56,65 @@ def hold(quantized: QuantizedRows, *, multiplied: bool, two_bits: bool) -> HeldW
     scheme, scale = quantized.scheme, quantized.scale
     codes = quantized.codes.to(torch.int32)
     block = scheme.granularity if isinstance(scheme.granularity, int) else codes.shape[1]
+    spread = scale.shape[1] > 1
     if quantized.zero_point is not None:
         zero_point = quantized.zero_point.to(torch.int32)
         largest = max(2**scheme.bits - 1, int(zero_point.max()))
         return HeldWeight(f"UINT{_container(largest.bit_length(), two_bits)}", codes, scale, block, zero_point)
-    plain = HeldWeight(f"INT{_container(scheme.bits, two_bits)}", codes - 2 ** (scheme.bits - 1), scale, block)
+    chosen = container_of(scheme, multiplied=multiplied, spread=spread, two_bits=two_bits)
+    levels = codes - 2 ** (scheme.bits - 1)
+    if chosen.doubled:
+        return HeldWeight(f"INT{chosen.bits}", 2 * levels + 1, halved(scale), block)
+    return HeldWeight(f"INT{chosen.bits}", levels, scale, block, add_half=chosen.add_half)
+
+
+class Container(NamedTuple):
+    """How many bits hold a code, and how the half grid is said in integers.
+
+    Attributes:
+        bits: Of the ONNX type.
+        doubled: Whether levels are twice what they are, at half the scale.
+        add_half: Whether half a scale is added afterwards instead.
+    """
+
+    bits: int
+    doubled: bool = False
+    add_half: bool = False
+
+
+def container_of(scheme: WeightScheme, *, multiplied: bool, spread: bool, two_bits: bool) -> Container:
+    """Return which type holds the codes of a scheme; a zero point beyond the codes may need a wider one.
+
+    Args:
+        scheme: The scheme.
+        multiplied: See `hold`.
+        spread: Whether a row has several scales: half of them would have to be added block by block.
+        two_bits: See `hold`.
+    """
+    plain = Container(_container(scheme.bits, two_bits))
     form = grid_named(scheme.grid).integer_form(scheme.bits)
     assert form is not None
     if form.steps == 1:
         return plain
-    doubled_container = f"INT{_container(scheme.bits + 1, two_bits)}"
-    spread = scale.shape[1] > 1  # half a scale would have to be added block by block
+    doubled = Container(_container(scheme.bits + 1, two_bits), doubled=True)
     fused = multiplied and scheme.bits < 8  # onnxruntime multiplies with integers of at most 8 bits
-    if doubled_container == plain.container or fused or spread:
-        return HeldWeight(doubled_container, 2 * plain.levels + 1, halved(scale), block)
-    return replace(plain, add_half=True)
+    return doubled if doubled.bits == plain.bits or fused or spread else plain._replace(add_half=True)
+
+
+def may_have_two_bits(rows: int, multiplied: bool) -> bool:
+    """Tell whether onnxruntime computes rightly with INT2 for so many rows: not every product of them."""
+    return not multiplied or rows % 4 == 0
+
+
+def held_bits(rows: int, columns: int, scheme: WeightScheme, *, multiplied: bool) -> int:
+    """Return the bits of levels, scales and zero points in an ONNX file; each of these fills whole bytes."""
+    scales = scheme.scale_count(rows, columns)
+    spread = scales > rows
+    chosen = container_of(scheme, multiplied=multiplied, spread=spread, two_bits=may_have_two_bits(rows, multiplied))
+    tensors = [(rows * columns, chosen.bits), (scales * (2 if chosen.add_half else 1), SCALE_BITS[scheme.scale_dtype])]
+    if grid_named(scheme.grid).zero_point_bits:
+        tensors.append((scales, chosen.bits))
+    return sum(8 * ceil(count * bits / 8) for count, bits in tensors)
 
 
 def _container(bits: int, two_bits: bool) -> int:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
 from ...network.layer_kinds import ParameterView
 from ...network.modes import evaluating
-from ...tools.checks import shown
+from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
+from ..example_inputs import ExampleInputs, Examples, without_cache
 from ..extras import require
 from ..float_twins import float_twins, weight_names
 from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET
@@ -53,9 +54,10 @@ class OnnxExport:
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Examples | ExampleInputs,
     *,
     dynamic_batch: bool = True,
+    dynamic_length: bool | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
@@ -75,8 +77,10 @@ def export_onnx(
     Args:
         model: A packed model; it is left as it was, in its mode too. The export has the model in eval mode.
         path: Where to write; the file is put in place in one step after all checks, or not at all.
-        example_inputs: What ``forward`` takes, one tensor or several.
+        example_inputs: What ``forward`` takes: one tensor, several, or a mapping from its arguments to tensors.
         dynamic_batch: Whether the first dimension of all inputs may have any size; two sizes are compared then.
+        dynamic_length: Whether the second dimension of integer matrices among arguments by name, tokens, may too; by
+            default where there are such, and the batch is dynamic.
         input_names: Names of the inputs; those of ``forward`` by default.
         output_names: Names of the outputs.
         opset: Version of the standard operations. By default 21, or 25 if INT2 is needed; with less, 2 bits are held
@@ -96,22 +100,28 @@ def export_onnx(
     from .check import compare  # these files import the packages of the extra
     from .trace import put_codes_in, serialized, trace
 
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        raise TypeError(f"example_inputs must be a tensor or several, got {shown(example_inputs)}.")
+    inputs = ExampleInputs.of(example_inputs)
+    dynamic_length = dynamic_batch and inputs.length is not None if dynamic_length is None else dynamic_length
+    if dynamic_length and not dynamic_batch:
+        raise ValueError("A dynamic length is tried at another batch size: pass dynamic_batch=True with it.")
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
-    _refuse_changing_weights(layers)
-    _refuse_other_grids(layers)
+    for name, layer in layers.items():
+        if (reason := refusal(layer, layer.scheme)) is not None:
+            raise ValueError(
+                f"ONNX cannot carry the layer {name!r} ({layer.scheme}): {reason}. Give it another scheme, or leave it "
+                "in float."
+            )
     if opset is None:
-        opset = TWO_BITS_OPSET if any(map(_may_have_two_bits, layers.values())) else FOUR_BITS_OPSET
+        opset = TWO_BITS_OPSET if any(map(_uses_two_bits, layers.values())) else FOUR_BITS_OPSET
     owners = {name: (layer, layers[layer]) for name, layer in weight_names(model).items()}
-    batches = two_batch_sizes(inputs) if dynamic_batch else [inputs]
-    with evaluating(model), torch.no_grad():
+    batches = inputs.in_two_sizes(dynamic_length=dynamic_length) if dynamic_batch else [inputs]
+    shapes = inputs.dynamic_shapes(dynamic_length=dynamic_length) if dynamic_batch else None
+    with evaluating(model), torch.no_grad(), without_cache(model):
         expected = [_outputs(model, batch, batches) for batch in batches]
         with float_twins(model):
-            exported = trace(model, batches[0], opset, dynamic_batch, input_names, output_names)
+            exported = trace(model, batches[0], opset, shapes, input_names, output_names)
     containers = put_codes_in(exported, owners)
     exported.metadata_props[POLICY_KEY] = json.dumps(json.loads(policy_of(model).to_json()), separators=(",", ":"))
     content = serialized(exported)
@@ -125,65 +135,43 @@ def export_onnx(
         fused=checked.fused,
         error=checked.error,
         default_error=checked.default_error,
-        batch_sizes=tuple(len(batch[0]) for batch in batches),
+        batch_sizes=tuple(len(batch.tensors[0]) for batch in batches),
     )
 
 
-def _outputs(model: nn.Module, batch: tuple[Tensor, ...], batches: Sequence[tuple[Tensor, ...]]) -> Any:
+def _outputs(model: nn.Module, batch: ExampleInputs, batches: Sequence[ExampleInputs]) -> Any:
     """Return a model's outputs on one of the batches that it is compared on.
 
     Raises:
         ValueError: If it takes the example inputs, and not a batch of another size.
     """
     try:
-        return model(*batch)
+        return batch.call(model)
     except Exception as error:
         if batch is batches[0]:
             raise
+        shorter = f" of {batch.length} tokens" if batch.length != batches[0].length else ""
         raise ValueError(
-            f"{type(model).__name__} takes the {len(batches[0][0])} samples of example_inputs and not "
-            f"{len(batch[0])}: {error}. If its batch size must be fixed, pass dynamic_batch=False."
+            f"{type(model).__name__} takes the {batches[0].samples} samples of example_inputs and not "
+            f"{batch.samples}{shorter}: {error}. If its sizes must be fixed, pass "
+            f"dynamic_batch=False{' or dynamic_length=False' * bool(shorter)}."
         ) from error
 
 
-def two_batch_sizes(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """Return inputs in two batch sizes of at least two, as export takes a size of one for a constant.
-
-    Raises:
-        ValueError: If the inputs have no first dimension in common.
-    """
-    sizes = {len(value) if value.dim() else 0 for value in inputs}
-    if len(sizes) != 1 or 0 in sizes:
-        shapes = [list(value.shape) for value in inputs]
-        raise ValueError(
-            f"A dynamic batch is the first dimension of all inputs, but these have the shapes {shapes}. "
-            "Pass dynamic_batch=False."
-        )
-    if sizes == {1}:
-        inputs = tuple(torch.cat([value, value]) for value in inputs)
-    return [inputs, tuple(torch.cat([value, value[:1]]) for value in inputs)]
-
-
-def _may_have_two_bits(layer: PackedLayer) -> bool:
+def _uses_two_bits(layer: PackedLayer) -> bool:
     """Return whether INT2 may hold the codes; a product on the half grid needs more (see `hold`)."""
     multiplied = layer.float_type in (nn.Linear, ParameterView)
     form = grid_named(layer.scheme.grid).integer_form(layer.scheme.bits)
     return layer.scheme.bits == 2 and not (form is not None and form.steps > 1 and multiplied)
 
 
-def _refuse_other_grids(layers: Mapping[str, PackedLayer]) -> None:
-    for name, layer in layers.items():
-        if grid_named(layer.scheme.grid).integer_form(layer.scheme.bits) is None:
-            raise ValueError(
-                f"ONNX cannot carry the layer {name!r} ({layer.scheme}): it stores integers, and the levels of the "
-                f"grid {layer.scheme.grid!r} are not equally spaced. Give it another grid, or leave it in float."
-            )
-
-
-def _refuse_changing_weights(layers: Mapping[str, PackedLayer]) -> None:
-    for name, layer in layers.items():
-        if getattr(layer, "max_norm", None) is not None:
-            raise ValueError(
-                f"Layer {name!r} ({type(layer).__name__}) renormalises its rows when they are looked up (max_norm), "
-                "which ONNX cannot say. Renormalise the table before quantization and set max_norm=None."
-            )
+def refusal(layer: nn.Module, scheme: WeightScheme) -> str | None:
+    """Return why ONNX cannot carry a layer, float or packed, with a scheme; None if it can."""
+    if grid_named(scheme.grid).integer_form(scheme.bits) is None:
+        return f"it stores integers, and the levels of the grid {scheme.grid!r} are not equally spaced"
+    if getattr(layer, "max_norm", None) is not None:
+        return (
+            "it renormalises its rows when they are looked up (max_norm), which ONNX cannot say; renormalise the table "
+            "before quantization and set max_norm=None"
+        )
+    return None

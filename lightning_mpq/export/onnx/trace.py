@@ -13,49 +13,58 @@ import torch
 from google.protobuf.message import EncodeError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
-from torch import Tensor, nn
+from torch import nn
 
 from ...modules import PackedLayer
 from ...quantizers import QuantizedRows
 from ...tools.clean_up import afterwards
 from ...tools.process_wide import quiet
+from ..example_inputs import ExampleInputs, without_cache
 from ..float_twins import layer_groups, shared_key, to_weight
-from .containers import TWO_BITS_OPSET, hold
+from .containers import TWO_BITS_OPSET, hold, may_have_two_bits
 from .graph import merge_shared, put_weight_in, take_weight_out
 
 TWO_BITS_IR_VERSION = 13
 """The first version of the file format that knows INT2."""
 
-FIXED = "With a fixed batch size it can be: pass dynamic_batch=False."
+FIXED = "With fixed sizes it can be: pass dynamic_batch=False."
 """Said only where it is true."""
 
 
 def trace(
     model: nn.Module,
-    inputs: Sequence[Tensor],
+    inputs: ExampleInputs,
     opset: int,
-    dynamic_batch: bool,
+    dynamic_shapes: Any,
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> ir.Model:
     """Return a float model as an ONNX graph in which every parameter is an initializer under its name.
 
+    Args:
+        model: The model.
+        inputs: What its ``forward`` takes.
+        opset: Version of the standard operations.
+        dynamic_shapes: Which dimensions may have any size; None for none.
+        input_names: Names of inputs by position; those of ``forward`` by default.
+        output_names: Names of the outputs.
+
     Raises:
         ValueError: If PyTorch cannot export the model.
     """
-    batch = torch.export.Dim("batch")
     names: dict[str, Any] = {"input_names": input_names, "output_names": output_names, "opset_version": opset}
 
     def export(**shapes: Any) -> torch.onnx.ONNXProgram | None:
-        with _quiet():
+        with _quiet(), without_cache(model):
             return torch.onnx.export(
-                model, tuple(inputs), dynamo=True, optimize=False, verbose=False, **names, **shapes
-            )
+                model, inputs.args, kwargs=dict(inputs.kwargs) or None, dynamo=True, optimize=False, verbose=False,
+                **names, **shapes,
+            )  # fmt: skip
 
     try:
-        program = export(dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None)
+        program = export(dynamic_shapes=dynamic_shapes)
     except Exception as error:  # the exporter's own type wraps whatever happened
-        advice = f" {FIXED}" if dynamic_batch and succeeds(export) else ""
+        advice = f" {FIXED}" if dynamic_shapes is not None and succeeds(export) else ""
         raise ValueError(
             f"PyTorch cannot export {type(model).__name__} to ONNX: {first_cause(error)}.{advice}"
         ) from error
@@ -104,7 +113,7 @@ def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer
     held_in = {}
     for name, place in places.items():
         layer_name, layer = standing[name]
-        two_bits = opset >= TWO_BITS_OPSET and (not place.multiplied or layer.row_shape[0] % 4 == 0)
+        two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(layer.row_shape[0], place.multiplied)
         held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied, two_bits=two_bits)
         try:
             put_weight_in(graph, place, held, partial(to_weight, layer), layer_groups(layer))

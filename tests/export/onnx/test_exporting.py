@@ -169,6 +169,52 @@ def test_an_older_opset_holds_two_bits_in_four(tmp_path):
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
+class ByName(nn.Module):
+    """Takes tokens and a mask by name, in any number."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(12, 16), nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask, bias=None):
+        hidden = self.head(torch.relu(self.table(input_ids))) * attention_mask.unsqueeze(-1)
+        return {"logits": hidden, "pooled": hidden.sum(1) if bias is None else hidden.sum(1) + bias}
+
+
+@pytest.fixture
+def by_name():
+    torch.manual_seed(0)
+    ids = torch.randint(0, 12, (2, 6))
+    return packed(ByName()).eval(), {"input_ids": ids, "attention_mask": (ids > 3).long()}
+
+
+def test_a_mapping_is_called_by_name_in_any_batch_and_length(by_name, tmp_path):
+    model, inputs = by_name
+    result = export_onnx(model, tmp_path / "m.onnx", inputs)
+    session = onnxruntime.InferenceSession(str(result.path))
+    assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [
+        ("input_ids", ["batch", "length"]), ("attention_mask", ["batch", "length"])]  # fmt: skip
+    ids = torch.randint(0, 12, (1, 31))
+    found = session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
+    for own, other in zip(found, model(ids, torch.ones_like(ids)).values(), strict=True):
+        torch.testing.assert_close(torch.as_tensor(own), other, rtol=0.05, atol=0.05)
+    fixed = export_onnx(model, tmp_path / "fixed.onnx", inputs, dynamic_length=False)
+    shapes = [entry.shape for entry in onnxruntime.InferenceSession(str(fixed.path)).get_inputs()]
+    assert shapes == [["batch", 6], ["batch", 6]]
+
+
+def test_lengths_that_cannot_be_tried_are_refused(by_name, tmp_path):
+    model, inputs = by_name
+    short = {name: value[:, :2] for name, value in inputs.items()}
+    with pytest.raises(ValueError, match="needs example inputs of at least 3 tokens.*got 2.*dynamic_length=False"):
+        export_onnx(model, tmp_path / "m.onnx", short)
+    with pytest.raises(ValueError, match="pass dynamic_batch=True with it"):
+        export_onnx(model, tmp_path / "m.onnx", inputs, dynamic_batch=False, dynamic_length=True)
+    model.head.register_forward_hook(lambda layer, args, output: output.view(-1, 6, 3))
+    with pytest.raises(ValueError, match="takes the 2 samples of example_inputs and not 3 of 5 tokens.*dynamic_length"):
+        export_onnx(model, tmp_path / "m.onnx", inputs)
+
+
 class TestRefusals:
     """No file appears, what was there stays, and the model is as before."""
 
@@ -191,8 +237,8 @@ class TestRefusals:
     def test_nothing_packed_and_no_tensors(self, tmp_path):
         path = tmp_path / "model.onnx"
         self.refused(path, nn.Linear(4, 4), torch.randn(2, 4), ValueError, "Linear has no packed layer")
-        self.refused(path, self.linear(), [[1.0]], TypeError, "a tensor or several")
-        self.refused(path, self.linear(), (), TypeError, "a tensor or several")
+        self.refused(path, self.linear(), [[1.0]], TypeError, "example_inputs must be a tensor, several, or a mapping")
+        self.refused(path, self.linear(), (), TypeError, "example_inputs must be a tensor, several, or a mapping")
 
     def test_no_batch_in_common(self, tmp_path):
         inputs = (torch.randn(2, 4), torch.randn(3, 4))
@@ -203,7 +249,7 @@ class TestRefusals:
     def test_a_layer_that_changes_its_weight_is_named(self, tmp_path):
         model = nn.ModuleDict({"words": nn.Embedding(6, 4, max_norm=1.0)})
         pack_model(model, BitPolicy({"words": WeightScheme(4)}))
-        self.refused(tmp_path / "m.onnx", model, torch.tensor([1]), ValueError, "Layer 'words'.*max_norm")
+        self.refused(tmp_path / "m.onnx", model, torch.tensor([1]), ValueError, "layer 'words'.*max_norm")
 
     def test_a_model_that_pytorch_cannot_export(self, tmp_path):
         class Branching(nn.Sequential):

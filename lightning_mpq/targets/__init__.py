@@ -1,0 +1,21 @@
+"""Runtimes: what each can hold, what that costs in its file, how the file is written, and a check that it was."""
+
+from .base import StoredLayer, Target
+from .exporting import export_for
+from .menu import offer
+from .onnxruntime import OnnxRuntime
+from .registry import target_named
+from .torch import Torch
+from .verification import Verification, verify
+
+__all__ = [
+    "OnnxRuntime",
+    "StoredLayer",
+    "Target",
+    "Torch",
+    "Verification",
+    "export_for",
+    "offer",
+    "target_named",
+    "verify",
+]

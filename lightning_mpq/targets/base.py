@@ -1,0 +1,142 @@
+"""What a target is: a runtime's menu of schemes, which layers it ties, what it stores, and how its file is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from ..export.example_inputs import ExampleInputs
+from ..export.outputs import relative_error
+from ..network.layer_kinds import rows_and_columns
+from ..schemes import WeightScheme
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """Return rows and columns of a layer's weight, packed or not."""
+    packed: tuple[int, int] | None = getattr(layer, "row_shape", None)
+    return rows_and_columns(layer) if packed is None else packed
+
+
+class StoredLayer(NamedTuple):
+    """A layer's weight as it is found in a file.
+
+    Attributes:
+        bits: Bits that hold each code there.
+        bytes: Bytes of codes, scales and zero points.
+        sha256: Hash of these bytes.
+    """
+
+    bits: int
+    bytes: int
+    sha256: str
+
+
+class Target:
+    """A runtime that a policy is made for, an instance of which goes to ``MixedPrecisionQuantization(target=...)``.
+
+    A target of your own says in `why_not` what its layers may have, in `ties` which of them must agree, and in
+    `stored_bits` what that costs; what it does not say is as in our own packed layers. `write`, `read` and `outputs`
+    are for those that have a file, which `export_for` writes and `verify` checks.
+
+    Attributes:
+        name: Its short name.
+        extra: The extra of this package that installs what `write` and `outputs` need; None for nothing.
+        tolerance: Largest difference between the runtime's outputs and ours, relative to the largest output, that
+            rounding within the runtime explains.
+
+    Example:
+        Convolutions of 4 or 8 bits, all of one width:
+
+        >>> class Npu(Target):
+        ...     name = "npu"
+        ...
+        ...     def why_not(self, layer, scheme):
+        ...         return None if scheme.bits in (4, 8) else "it computes with 4 or 8 bits"
+        ...
+        ...     def ties(self, model):
+        ...         return [[name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]]
+        >>> Npu().why_not(nn.Linear(2, 2), WeightScheme(3))
+        'it computes with 4 or 8 bits'
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    tolerance: ClassVar[float] = 1e-4
+
+    def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
+        """Return why a layer cannot have a scheme; None if it can.
+
+        Args:
+            layer: A layer, or a view of a weight that its module holds under another name (``ParameterView``);
+                packed or not, it is an instance of its type.
+            scheme: The scheme.
+        """
+        return None
+
+    def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:
+        """Return sets of names of layers that must have one scheme, as those do that the runtime fuses."""
+        return ()
+
+    def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
+        """Return the bits of codes, scales and zero points of a layer in the target's file."""
+        return scheme.stored_bits(*shape_of(layer))
+
+    def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
+        """Write a packed model whose layers all are on the menu.
+
+        Raises:
+            TypeError: If the target has no file.
+        """
+        raise TypeError(
+            f"The target {self.name!r} says what its layers may have, and not how a file is written: define write() "
+            "and read(), or inherit from a target that has them, such as targets.OnnxRuntime."
+        )
+
+    def read(self, path: Path) -> Mapping[str, StoredLayer]:
+        """Return what a file holds of each layer, of layers that share a weight under one of their names.
+
+        Raises:
+            CorruptModelError: If it cannot be read.
+        """
+        raise TypeError(f"The target {self.name!r} has no file to read.")
+
+    def outputs(self, path: Path, batches: Sequence[ExampleInputs], model: nn.Module | None) -> list[list[Tensor]]:
+        """Return what the runtime computes by a file.
+
+        Args:
+            path: The file.
+            batches: The inputs.
+            model: A packed model of the same architecture, for runtimes that need one; None if there is none.
+
+        Raises:
+            NotImplementedError: If it cannot be computed without a model; the message says so.
+        """
+        raise NotImplementedError(f"The target {self.name!r} cannot be run here")
+
+    def error(
+        self,
+        path: Path,
+        batches: Sequence[ExampleInputs],
+        expected: Sequence[Sequence[Tensor]],
+        model: nn.Module | None,
+    ) -> float:
+        """Return the largest difference between the runtime's outputs and ours, relative to the largest output.
+
+        Raises:
+            ValueError: If it is more than ``tolerance``.
+            NotImplementedError: As `outputs` does.
+        """
+        found = self.outputs(path, batches, model)
+        worst = max(relative_error(own, other, self.name) for own, other in zip(found, expected, strict=True))
+        if not worst <= self.tolerance:
+            raise ValueError(
+                f"{self.name} and PyTorch differ by {worst:.3g} of the largest output, more than {self.tolerance:g}"
+            )
+        return worst
+
+    def __repr__(self) -> str:
+        """Return its name."""
+        return f"<target {self.name}>"

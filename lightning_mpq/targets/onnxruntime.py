@@ -1,0 +1,87 @@
+"""onnxruntime by standard ONNX: 2, 4 and 8 bits fused into products, everything else dequantized when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ..errors import CorruptModelError
+from ..export.example_inputs import ExampleInputs
+from ..export.extras import require
+from ..export.onnx.containers import held_bits
+from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
+from ..network.layer_kinds import ParameterView, float_class
+from ..policy import BitPolicy
+from ..schemes import WeightScheme
+from ..tools.reading import require_ordinary
+from .base import StoredLayer, Target, shape_of
+
+_PARTS = ("levels", "scale", "zero_point", "half")
+
+
+class OnnxRuntime(Target):
+    """onnxruntime 1.32 and later: ``.onnx`` files of standard operations, with any batch size and length.
+
+    Codes lie in 2, 4 or 8 bits, so that 3 bits cost 4 there and 5 to 7 cost 8; the half grid takes one bit more in
+    products. What is not worth its bytes so is not offered.
+    """
+
+    name = "onnxruntime"
+    extra = "onnx"
+
+    def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
+        """See `Target.why_not`."""
+        return refusal(layer, scheme)
+
+    def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
+        """See `Target.stored_bits`."""
+        multiplied = float_class(layer) in (nn.Linear, ParameterView)
+        return held_bits(*shape_of(layer), scheme, multiplied=multiplied)
+
+    def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
+        """See `Target.write`; what onnxruntime computes differently is refused, and nothing written."""
+        export_onnx(model, path, inputs)
+
+    def read(self, path: Path) -> Mapping[str, StoredLayer]:
+        """See `Target.read`."""
+        onnx = require("onnx", "onnx", "Reading an ONNX file")
+        require_ordinary(path)
+        try:
+            content = onnx.load(path)
+            policy = next(entry.value for entry in content.metadata_props if entry.key == POLICY_KEY)
+            layers = BitPolicy.from_json(policy).weights()
+        except Exception as error:  # protobuf's errors are of its own types
+            raise CorruptModelError(f"{path} is no ONNX file that was exported here: {error!r}.") from error
+        tensors = {tensor.name: tensor for tensor in content.graph.initializer}
+        found = {}
+        for name, levels in tensors.items():
+            stem, _, part = name.rpartition(".")
+            layer = stem if stem in layers else stem.removesuffix(".weight")
+            if part == _PARTS[0] and layer in layers:
+                parts = [tensors[key] for own in _PARTS if (key := f"{stem}.{own}") in tensors]
+                digest = sha256(b"".join(tensor.raw_data for tensor in parts)).hexdigest()
+                kind = onnx.TensorProto.DataType.Name(levels.data_type)
+                size = sum(len(tensor.raw_data) for tensor in parts)
+                found[layer] = StoredLayer(int(kind.lstrip("UINT")), size, digest)
+        return found
+
+    def error(
+        self,
+        path: Path,
+        batches: Sequence[ExampleInputs],
+        expected: Sequence[Sequence[Tensor]],
+        model: nn.Module | None,
+    ) -> float:
+        """See `Target.error`: that of onnxruntime as it comes, which rounds inputs of products to 8 bits.
+
+        Raises:
+            ValueError: If it computes something else also where it keeps inputs in float32.
+        """
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            require("onnx", package, "Running an ONNX file")
+        from ..export.onnx.check import compare  # imports the packages of the extra
+
+        return compare(path.read_bytes(), batches, expected, self.tolerance).default_error

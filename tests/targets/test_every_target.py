@@ -1,0 +1,87 @@
+"""What every target must do: a menu that can be written, ties, bytes as counted, a file that verify finds whole."""
+
+import pytest
+import torch
+from helpers.deployed import Convolutions, Tokens, network, packed_for
+
+from lightning_mpq.errors import CorruptModelError
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.network.named_weights import named_layers
+from lightning_mpq.options import CandidateOptions
+from lightning_mpq.targets import Target, export_for, offer, target_named, verify
+from lightning_mpq.targets.registry import TARGETS
+
+PACKAGES = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript")}
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def needed(name):
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package, reason=f"needs the extra {TARGETS[name].extra!r}")
+    return target_named(name)
+
+
+CASES = [(name, kind) for name in TARGETS for kind in (Convolutions, Tokens)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{kind.__name__}" for name, kind in CASES])
+def exported(request, tmp_path_factory):
+    name, kind = request.param
+    target = needed(name)
+    net, inputs = network(kind)
+    groups, candidates, chosen = packed_for(target, net)
+    path = tmp_path_factory.mktemp(name) / "model"
+    return target, net, inputs, groups, candidates, chosen, export_for(target, net, path, inputs)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_what_is_offered_fits_and_what_is_not_has_a_reason(name, kind):
+    target, (net, _) = target_named(name), network(kind)
+    groups, candidates = offer(target, net, CandidateOptions())
+    layers, members = named_layers(net, remove_duplicate=False), {group.name: group.layers for group in groups}
+    for candidate in candidates:
+        assert all(target.why_not(layers[layer], candidate.scheme.weight) is None for layer in members[candidate.group])
+    for tie in target.ties(net):
+        owners = {next((g.name for g in groups if layer in g.layers), None) for layer in tie}
+        assert len(owners) == 1
+    found = [layer for group in groups for layer in group.layers] + list(groups.left_in_float)
+    known = [layer for group in offer(Target(), net, CandidateOptions())[0] for layer in group.layers]
+    assert set(known) <= set(found)
+    assert all(reason for reason in groups.left_in_float.values())
+
+
+def test_every_layer_takes_the_bytes_that_were_counted(exported):
+    target, net, _, groups, _, chosen, found = exported
+    assert found.layers + len(found.unused) == len(packed_layers(net)) == sum(len(group.layers) for group in groups)
+    counted = sum(candidate.stored_bits for candidate in chosen.values())
+    in_file = sum(stored.bytes for stored in target.read(found.path).values())
+    if not found.unused:
+        assert in_file == -(-counted // 8)
+    assert found.promised_bytes == -(-counted // 8) + groups.float_bytes
+
+
+def test_the_runtime_computes_what_the_packed_model_does(exported):
+    target, net, inputs, *_, found = exported
+    assert found.error is not None
+    assert found.error < 0.5
+    again = verify(found.path, model=net)
+    assert (again.layers, again.error) == (found.layers, found.error)
+    assert str(again).startswith(f"loaded {found.layers} of {found.layers + len(found.unused)} layers at their widths")
+    more = {key: torch.cat([value, value]) for key, value in inputs.items()} if isinstance(inputs, dict) else inputs[:3]
+    assert verify(found.path, model=net, example_inputs=more).error < 0.5
+
+
+def test_any_byte_that_has_changed_is_noticed(exported):
+    *_, found = exported
+    files = [p for p in found.path.rglob("*") if p.is_file()] if found.path.is_dir() else [found.path]
+    for path in files:
+        before = path.read_bytes()
+        for place in (len(before) // 3, len(before) // 2, len(before) - 2):
+            path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+            with pytest.raises(CorruptModelError):
+                verify(found.path)
+        path.write_bytes(before[:-9])
+        with pytest.raises(CorruptModelError):
+            verify(found.path)
+        path.write_bytes(before)
+    verify(found.path)

@@ -1,0 +1,113 @@
+"""What a target leaves of the candidates, at which price, and what it says of a policy that was made for another."""
+
+import pytest
+import torch
+from helpers.networks import images, mlp
+from torch import nn
+
+import lightning_mpq as mpq
+from lightning_mpq.modules import pack_model
+from lightning_mpq.options import CandidateOptions
+from lightning_mpq.targets import OnnxRuntime, Torch, export_for, offer, target_named
+from lightning_mpq.targets.menu import nearest, refuse_policy
+
+
+class Npu(mpq.Target):
+    """4 or 8 bits without zero points, convolutions of one width in and out, nothing but these and products."""
+
+    name = "npu"
+
+    def why_not(self, layer, scheme):
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            return "it has convolutions and products only"
+        if scheme.bits not in (4, 8) or scheme.grid != "symmetric":
+            return "it computes with 4 or 8 bits on the symmetric grid"
+        return None
+
+    def ties(self, model):
+        return [[name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]]
+
+    def stored_bits(self, layer, scheme):
+        return 2 * super().stored_bits(layer, scheme)
+
+
+def two_convolutions():
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3), nn.Bilinear(3, 3, 2))
+
+
+def test_a_menu_of_ones_own_restricts_ties_and_prices():
+    groups, candidates = offer(Npu(), two_convolutions(), CandidateOptions())
+    assert [group.layers for group in groups] == [("0", "1"), ("3",)]
+    assert groups.left_in_float == {"4": "npu cannot hold it: it has convolutions and products only"}
+    assert groups.float_bytes == 4 * (4 + 4 + 3 + 2 * 9 + 2)  # biases, and all of the bilinear layer
+    offered = {(c.group, c.scheme.bits, c.scheme.weight.grid) for c in candidates}
+    assert offered == {(group, bits, "symmetric") for group in ("0", "3") for bits in (4, 8)}
+    assert [c.stored_bits for c in candidates] == [2 * g.stored_bits(c.scheme) for g in groups for c in candidates
+                                                   if c.group == g.name]  # fmt: skip
+
+
+def test_our_own_target_offers_what_it_always_did():
+    options = CandidateOptions()
+    groups, candidates = offer(Torch(), two_convolutions(), options)
+    assert candidates == options.candidates(mpq.find_groups(two_convolutions()))
+    assert len(groups) == 4
+
+
+def test_widths_that_onnx_holds_in_wider_ones_are_left_out_unless_they_are_all_there_is():
+    net = mlp(6, 8, 3)
+    _, candidates = offer(OnnxRuntime(), net, CandidateOptions())
+    of_first = {(c.scheme.bits, c.scheme.weight.grid) for c in candidates if c.group == "0"}
+    assert of_first == {(b, grid) for b in (2, 4, 8) for grid in ("symmetric", "asymmetric")} | {(8, "half")}
+    assert {c.scheme.bits for c in candidates if c.group == "2"} == {4, 8}  # 3 rows: INT2 is computed wrongly
+    _, three = offer(OnnxRuntime(), net, CandidateOptions(bits=[3], grids=["symmetric"]))
+    _, four = offer(OnnxRuntime(), net, CandidateOptions(bits=[4], grids=["symmetric"]))
+    assert [c.stored_bits for c in three] == [c.stored_bits for c in four]
+
+
+def test_rules_against_the_menu_are_refused_with_the_nearest_that_fits():
+    options = CandidateOptions(fixed_bits={"3": 3})
+    with pytest.raises(
+        ValueError, match=r"npu cannot hold .* group '3', such as 3-bit .* could hold 4-bit symmetric/c"
+    ):
+        offer(Npu(), two_convolutions(), options)
+    with pytest.raises(ValueError, match="has no layer to quantize .* 4: npu cannot hold it"):
+        offer(Npu(), two_convolutions(), CandidateOptions(keep_float=["0", "1", "3"]))
+
+
+def test_a_policy_made_for_something_else_names_layers_and_the_nearest_schemes(tmp_path):
+    net = two_convolutions().eval()
+    schemes = {"0": mpq.WeightScheme(4), "1": mpq.WeightScheme(8), "3": mpq.WeightScheme(5, grid="half")}
+    said = (
+        r"does not fit the target 'npu': '3' \(5-bit half/channel\): it computes with 4 or 8 bits on the symmetric "
+        r"grid; nearest: 4-bit symmetric/channel; these must agree: '0' 4-bit symmetric/channel, '1' 8-bit"
+    )
+    with pytest.raises(ValueError, match=said):
+        refuse_policy(Npu(), net, mpq.BitPolicy(schemes))
+    pack_model(net, mpq.BitPolicy(schemes))
+    with pytest.raises(ValueError, match=said):
+        export_for(Npu(), net, tmp_path / "model", images(2)[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_nearest_scheme_is_wider_where_both_are_as_far():
+    layer = nn.Linear(64, 4)
+    assert nearest(Npu(), [layer], mpq.WeightScheme(6)) == mpq.WeightScheme(8)
+    assert nearest(Npu(), [layer], mpq.WeightScheme(5, 32)) == mpq.WeightScheme(4, 32)
+    assert nearest(Npu(), [nn.Bilinear(2, 2, 2)], mpq.WeightScheme(4)) is None
+
+
+def test_a_target_without_a_file_says_what_is_missing(tmp_path):
+    net = mlp(6, 8, 3)
+    pack_model(net, mpq.BitPolicy({"0": mpq.WeightScheme(4)}))
+    with pytest.raises(TypeError, match="not how a file is written: define write"):
+        export_for(Npu(), net, tmp_path / "model", torch.randn(2, 6))
+
+
+def test_names_of_targets():
+    own = Npu()
+    assert target_named(own) is own
+    assert isinstance(target_named("onnxruntime"), OnnxRuntime)
+    with pytest.raises(ValueError, match="target must be one of 'torch', 'onnxruntime'.*, got 'tensorrt'"):
+        target_named("tensorrt")
+    with pytest.raises(TypeError, match="a name or an instance of a subclass of Target"):
+        target_named(Npu)
