@@ -58,6 +58,7 @@ class LossChange:
     batches, and all get the loss over the batches of all.
 
     Attributes:
+        batches: How many batches of this process it is measured on.
         reference: Task loss of the float model; 0 for the divergence.
         likelihood: What the outputs mean; None for the task loss where nobody said it.
     """
@@ -71,6 +72,7 @@ class LossChange:
             loss: "divergence" or "task".
         """
         self._calibration = calibration
+        self.batches = sum(1 for _ in calibration.filled())
         self.likelihood = calibration.likelihood
         self._evaluator = Evaluator(calibration)
         self._outputs: list[Tensor] = []

@@ -16,12 +16,9 @@ from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from ..report.records import GroupRow, ModelRow, RepairRow
 from ..tools.progress import Progress
 from .policy_evaluator import PolicyEvaluator
+from .quantize import RoundingOrder
 
 _PASSES_FOR_GROUPS_ALONE = 8
-
-
-class _WorseInSequence(Exception):
-    """Takes the chosen policy back, which was rounded in sequence."""
 
 
 class Rows(NamedTuple):
@@ -66,67 +63,59 @@ class Comparison:
                 progress(0.25 * number, f"measure the {name} policy")
                 rows[other] = self.policy_row(name, other)
         progress(0.5, "measure what repair gains")
-        order, repair = evaluator.quantizer.order(chosen), []
-        if order == "sequential":
-            profiled = zip(evaluator.stages, evaluator.losses(chosen, "independent", evaluator.stages), strict=True)
-            repair = [RepairRow("independent", repaired, losses.mean()) for repaired, losses in profiled]
+        evaluator.settle(chosen)
+        evaluator.warn_if_independent(chosen)
+        repair = self.repair_rows(chosen)
         progress(0.7, "measure each group alone")
         groups = self.groups_alone(chosen)
         progress(0.9, "quantize")
-        measured: list[RepairRow] = []
-        try:
-            with evaluator.quantizer.packed(chosen, keep=keep):
-                for repaired in evaluator.repair_in_stages():
-                    losses = evaluator.losses_now(chosen, order, repaired)
-                    measured.append(RepairRow(order, repaired, losses.mean()))
-                if order == "sequential" and evaluator.is_worse(chosen, losses):
-                    raise _WorseInSequence
-                row = self.row("chosen", chosen, (repair or measured)[0].measured_loss)
-        except _WorseInSequence:
-            evaluator.quantizer.keep_independent(chosen)
-            with evaluator.quantizer.packed(chosen, keep=keep):
-                evaluator.quantizer.repair.apply()
-                row = self.row("chosen", chosen, repair[0].measured_loss)
-        # What is kept stands last.
-        in_sequence_last = evaluator.quantizer.order(chosen) == "sequential"
-        repair = [*repair, *measured] if in_sequence_last else [*measured, *repair]
-        rows[chosen] = row
+        rows[chosen] = self.policy_row("chosen", chosen, keep=keep)
+        kept = evaluator.as_packed(chosen).losses
+        for other in rows:
+            above, error = evaluator.as_packed(other).losses.minus(kept)
+            rows[other] = replace(rows[other], above_chosen=above, above_chosen_error=error)
         compared = (replace(rows[other], name=name) for name, other in others.items())
-        return Rows((float_row, *compared, row), tuple(repair), groups)
+        return Rows((float_row, *compared, rows[chosen]), repair, groups)
+
+    def repair_rows(self, policy: BitPolicy) -> tuple[RepairRow, ...]:
+        """Return what each repair gains in each order of rounding; what is kept stands last."""
+        evaluator, quantizer = self.evaluator, self.evaluator.quantizer
+        orders: list[RoundingOrder] = ["independent"]
+        if quantizer.tried_in_sequence(policy):
+            orders.insert(1 if quantizer.order(policy) == "sequential" else 0, "sequential")
+        return tuple(
+            RepairRow(order, stage, found.mean(), found.fitted, found.refused)
+            for order in orders
+            for stage, found in zip(evaluator.stages, evaluator.measured(policy, order, evaluator.stages), strict=True)
+        )
 
     def float_row(self) -> ModelRow:
         """Measure the float model."""
         total = stored_bytes(self.evaluator.quantizer.model).total
         weights = sum(group.weight_count for group in self.groups)
         bits = 8 * (total - self.groups.float_bytes - self.groups.unused_bytes) / weights
-        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, dict(self.metrics()))
+        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, metrics=dict(self.metrics()))
 
-    def policy_row(self, name: str, policy: BitPolicy) -> ModelRow:
-        """Measure the model under a policy, before and after repair, and take the policy back."""
-        frozen = self.evaluator.losses(policy, "independent", [()])[0].mean()
-        with self.evaluator.quantizer.packed(policy):
-            self.evaluator.quantizer.repair.apply()
-            return self.row(name, policy, frozen)
+    def policy_row(self, name: str, policy: BitPolicy, *, keep: bool = False) -> ModelRow:
+        """Measure the model under a policy, and take it back unless it is to be kept.
 
-    def row(self, name: str, policy: BitPolicy, frozen: float) -> ModelRow:
-        """Measure the packed and repaired model as it is; its bytes are counted from what is really packed.
-
-        Args:
-            name: Name of the row.
-            policy: The policy of the model.
-            frozen: Loss before repair, with the codes that were profiled.
+        Its bytes are counted from what is really packed.
         """
-        evaluator = self.evaluator
-        stored = stored_bytes(evaluator.quantizer.model)
-        losses = evaluator.losses_now(policy, evaluator.quantizer.order(policy), evaluator.stages[-1])
+        evaluator, quantizer = self.evaluator, self.evaluator.quantizer
+        frozen, _ = evaluator.measured(policy, "independent", [evaluator.stages[0], evaluator.stages[-1]])
+        found = evaluator.as_packed(policy)
+        with quantizer.packed(policy, keep=keep):
+            quantizer.repair.apply()
+            stored, metrics = stored_bytes(quantizer.model), dict(self.metrics())
         return ModelRow(
             name=name,
             average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
             stored_bytes=stored.total,
             predicted_loss=self.taylor.predict(policy).value,
-            measured_loss=losses.mean(),
-            measured_frozen=frozen,
-            metrics=dict(self.metrics()),
+            measured_loss=found.mean(),
+            measured_frozen=frozen.mean(),
+            fitted_loss=found.fitted,
+            metrics=metrics,
         )
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:

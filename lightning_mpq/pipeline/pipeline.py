@@ -153,8 +153,9 @@ class Pipeline:
             pairs=pairs_row(decision),
             solver=decision.allocation.to_dict(),
             seconds=dict(timer.seconds),
-            samples=quantizer.calibration.samples,
+            samples=quantizer.calibration.samples + decision.held_out,
             coverage=decision.groups.coverage,
+            held_out=decision.held_out,
         )
 
     def calibration(self, model: nn.Module, batches: Iterable[Any]) -> Calibration:

@@ -15,6 +15,8 @@ from ..groups.groups import LayerGroups
 from ..modules.recount import refuse_exceeded
 from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
+from ..network.held_out import hold_out
+from ..network.loss_change import LossChange
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
@@ -55,7 +57,8 @@ class Decision:
         unshrunk: The Taylor model as it was measured.
         taylor: The Taylor model that was solved.
         allocation: The policy with its certificate.
-        quantizer: Packs the model, for a while or for good.
+        quantizer: Packs the model, for a while or for good; its batches are those that weights are fitted to.
+        held_out: How many calibration samples are not among them, and judge; 0 if that cannot be.
         evaluator: Where policies were tried; None if none was.
         trials: The policies that were measured before one was chosen.
     """
@@ -65,6 +68,7 @@ class Decision:
     taylor: TaylorModel
     allocation: Allocation
     quantizer: Quantizer = field(repr=False, compare=False)
+    held_out: int = 0
     evaluator: PolicyEvaluator | None = field(default=None, repr=False, compare=False)
     trials: tuple[TrialRow, ...] = ()
 
@@ -82,16 +86,21 @@ class Decision:
         """Decide, where policies were measured, in which order the chosen one is rounded; a comparison does it too."""
         if self.evaluator is not None:
             self.evaluator.settle(self.allocation.policy)
+            self.evaluator.warn_if_independent(self.allocation.policy)
 
 
 def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Decision:
     """Decide the bits of a trained model, and change nothing in it.
+
+    A part of the calibration data is held out: weights are rounded, the loss is profiled and repairs are fitted on the
+    rest, and which policy, order of rounding and repairs are kept is judged on that part.
 
     Args:
         calibration: The float model and its batches.
         settings: What is wanted.
         timer: Times the stages.
     """
+    calibration, judging = hold_out(calibration)
     known = measure(calibration, settings, timer)
     taylor = known.taylor
     budget = on_rank_zero(
@@ -102,8 +111,10 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         allocation = solve(taylor, settings, timer.within(0.4, 0.5))
     layers = [layer for group in known.groups for layer in group.layers]
     with timer.stage("quantize"):
-        quantizer = Quantizer(calibration, layers, settings.repair, known.rounded)
-    decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer)
+        judge = None if judging is None else LossChange(judging, taylor.loss)
+        quantizer = Quantizer(calibration, layers, settings.repair, known.rounded, judge)
+    held_out = 0 if judging is None else judging.samples
+    decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer, held_out)
     if not settings.selection.measures:
         return decision.recounting(settings.target)
     with timer.stage("allocate"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..curvature.estimators.base import Loss
 from ..network.calibration import Calibration
@@ -15,6 +17,25 @@ from .quantize import Quantizer, RoundingOrder
 Repaired = tuple[Step, ...]
 
 
+class Measured(NamedTuple):
+    """The loss of a model under a policy.
+
+    Attributes:
+        losses: On the samples that judge: held out from rounding and repair, if anything is.
+        fitted: Mean loss on as many batches of those that codes and repairs were fitted to; None if nothing is held
+            out.
+        refused: Repairs that were taken back, since they do harm on the samples that judge.
+    """
+
+    losses: Losses
+    fitted: float | None
+    refused: Repaired
+
+    def mean(self) -> float:
+        """Return the mean loss on the samples that judge."""
+        return self.losses.mean()
+
+
 class PolicyEvaluator:
     """Measures what policies do to the loss of a model, for as long as its float weights stay what they are.
 
@@ -23,7 +44,7 @@ class PolicyEvaluator:
 
     Attributes:
         quantizer: Packs and repairs the model.
-        change: Measures by how much the loss differs from that of the float model.
+        change: Measures by how much the loss differs from that of the float model, on the samples that judge.
     """
 
     def __init__(self, quantizer: Quantizer, loss: Loss) -> None:
@@ -34,12 +55,16 @@ class PolicyEvaluator:
             loss: What is measured.
         """
         self.quantizer = quantizer
-        self.change = LossChange(quantizer.calibration, loss)
-        self._losses: dict[tuple[BitPolicy, RoundingOrder, Repaired], Losses] = {}
+        self.change = quantizer.judge or LossChange(quantizer.calibration, loss)
+        self._fitted: LossChange | None = None
+        if quantizer.judge is not None:
+            fitted = replace(quantizer.calibration, likelihood=self.change.likelihood)
+            self._fitted = LossChange(fitted.first(self.change.batches), loss)
+        self._known: dict[tuple[BitPolicy, RoundingOrder, Repaired], Measured] = {}
 
     @property
     def calibration(self) -> Calibration:
-        """The model and its batches, with what its outputs mean."""
+        """The model and the batches that weights are fitted to, with what its outputs mean."""
         return replace(self.quantizer.calibration, likelihood=self.change.likelihood)
 
     @property
@@ -54,32 +79,42 @@ class PolicyEvaluator:
         for stage, _ in zip(self.stages[1:], self.quantizer.repair.steps(), strict=True):
             yield stage
 
-    def losses_now(self, policy: BitPolicy, order: RoundingOrder, repaired: Repaired) -> Losses:
-        """Return the losses of the model as it is now, which is packed and repaired as the arguments say."""
-        key = (policy, order, repaired)
-        if key not in self._losses:
-            self._losses[key] = self.change.measure_each()
-        return self._losses[key]
-
-    def losses(self, policy: BitPolicy, order: RoundingOrder, stages: Sequence[Repaired]) -> list[Losses]:
-        """Return the losses that the float model has under a policy, at some stages of repair in their order."""
-        missing = [stage for stage in stages if (policy, order, stage) not in self._losses]
+    def measured(self, policy: BitPolicy, order: RoundingOrder, stages: Sequence[Repaired]) -> list[Measured]:
+        """Return what the float model loses under a policy, at some stages of repair in their order."""
+        missing = [stage for stage in stages if (policy, order, stage) not in self._known]
         if missing:
             with self.quantizer.packed(policy, order):
                 for stage in self.repair_in_stages():
                     if stage in missing:
-                        self.losses_now(policy, order, stage)
+                        refused = self.quantizer.repair.refused if stage else ()
+                        fitted = None if self._fitted is None else self._fitted.measure()
+                        self._known[policy, order, stage] = Measured(self.change.measure_each(), fitted, refused)
                     if stage == missing[-1]:
                         break
-        return [self._losses[policy, order, stage] for stage in stages]
+        return [self._known[policy, order, stage] for stage in stages]
+
+    def as_profiled(self, policy: BitPolicy) -> Measured:
+        """Return what is lost as the Taylor model predicts it: with the codes that were profiled, and repaired."""
+        return self.measured(policy, "independent", self.stages[-1:])[0]
+
+    def as_packed(self, policy: BitPolicy) -> Measured:
+        """Return what is lost as the policy is packed and repaired, by codes rounded in the better order."""
+        self.settle(policy)
+        return self.measured(policy, self.quantizer.order(policy), self.stages[-1:])[0]
 
     def settle(self, policy: BitPolicy) -> None:
         """Measure a policy rounded in either order, where it is rounded in sequence, and decide for the better one."""
         if self.quantizer.order(policy) == "sequential":
-            losses = self.losses(policy, "sequential", self.stages[-1:])[0]
-            if self.is_worse(policy, losses):
+            in_sequence = self.measured(policy, "sequential", self.stages)[-1].mean()
+            if in_sequence > self.as_profiled(policy).mean():
                 self.quantizer.keep_independent(policy)
 
-    def is_worse(self, policy: BitPolicy, in_sequence: Losses) -> bool:
-        """Tell whether a repaired policy does worse rounded in sequence than as its candidates were rounded."""
-        return in_sequence.mean() > self.losses(policy, "independent", self.stages[-1:])[0].mean()
+    def warn_if_independent(self, policy: BitPolicy) -> None:
+        """Say so where a policy was to be rounded in sequence, and was measured to be better without."""
+        if self.quantizer.tried_in_sequence(policy) and self.quantizer.order(policy) == "independent":
+            warnings.warn(
+                "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the "
+                "float model's inputs; it keeps the latter.",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -1,31 +1,31 @@
 """Near-optimal policies are measured, the best is kept, and the loss is expanded again where the prediction erred.
 
-Policies are compared as the Taylor model predicts them: with the codes that were profiled, and repaired. These codes
-are fixed before any choice and the same for all policies, so that the choice among a handful of them is all that the
-calibration data could be overfitted by, and only a difference beyond its standard error counts; the policy that is kept
-is rounded in sequence afterwards.
+They are judged on calibration samples that neither rounding nor the profile has seen. Policies are compared as the
+Taylor model predicts them, with the codes that were profiled, and repaired; only a difference beyond its standard error
+counts. What is kept then is compared with the simple policies as they would be packed: the additive one, and the widest
+one of equal widths that the budget allows. If one of these is better beyond doubt, it is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 import torch
 
 from ..allocation import Allocation, Budget, allocate, alternatives
+from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
-from ..network.loss_change import Losses
 from ..options import SelectionOptions, SolverOptions
 from ..policy import BitPolicy
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..tools.distributed import on_rank_zero
 from ..tools.process_wide import quiet
-from .policy_evaluator import PolicyEvaluator
+from .policy_evaluator import Measured, PolicyEvaluator
 from .reexpansion import expand_at
 
 _SECONDS_FOR_ALTERNATIVES = 3.0
@@ -33,6 +33,10 @@ _SECONDS_FOR_ALTERNATIVES = 3.0
 _STANDARD_ERRORS = 2.0
 """Of the paired difference, by which another policy must beat the solved one: the best of several on a few hundred
 samples is often the luckiest."""
+_PLAINLY = 2.0
+"""Times the loss of another, a policy is worse whatever is done about its rounding."""
+SIMPLE = ("additive", "uniform")
+"""Policies that take no pairs, or no program, and that the one which is kept must not be worse than."""
 Solve = Callable[[TaylorModel], Allocation]
 
 
@@ -51,7 +55,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class PolicySelection:
-    """Measures policies on the calibration batches and keeps the best.
+    """Measures policies on what is held out and keeps the best.
 
     Attributes:
         evaluator: Where policies are measured.
@@ -68,7 +72,7 @@ class PolicySelection:
     def run(self, allocation: Allocation, others: Mapping[str, BitPolicy], solve: Solve, **settings: Any) -> Selection:
         """Measure the solved policy and others, keep the best, and expand again if the prediction for it was wrong.
 
-        Another policy is kept only if it is better than the solved one by two standard errors of the paired difference.
+        Another policy is kept only if it is better by two standard errors of the paired difference.
 
         Args:
             allocation: The solved policy.
@@ -82,11 +86,10 @@ class PolicySelection:
                 policies[name] = policy
         trials = [self._trial(0, name, policy, self.taylor.predict(policy).value) for name, policy in policies.items()]
         tried = list(policies.values())
-        least = min(range(len(trials)), key=lambda i: trials[i].measured_loss)
-        best = least if self._surely_better(tried[least], tried[0]) else 0
+        best = self._best(tried)
         for number in range(1, self.options.rounds + 1):
             base = trials[best]
-            if not self._disagrees(base):
+            if not self._disagrees(base, tried[best]):
                 break
             local = self._expanded(tried[best], settings)
             policy = solve(local).policy
@@ -96,25 +99,50 @@ class PolicySelection:
             if not self._surely_better(policy, tried[best]):
                 break
             best = len(trials) - 1
-        rows = tuple(row.kept_if(number == best) for number, row in enumerate(trials))
+        for number, trial in enumerate(trials):
+            if trial.policy in SIMPLE and self._is_better_as_packed(tried[number], tried[best]):
+                best = number
         kept = allocation if tried[best] == allocation.policy else allocation.with_policy(tried[best])
-        return Selection(kept, rows)
+        return Selection(kept, tuple(self._judged(trials, tried, best)))
 
     def _trial(self, number: int, name: str, policy: BitPolicy, predicted: float) -> TrialRow:
-        return TrialRow(number, name, policy.bits(), predicted, self._losses(policy).mean())
+        return TrialRow(number, name, policy.bits(), predicted, self.evaluator.as_profiled(policy).mean())
 
-    def _losses(self, policy: BitPolicy) -> Losses:
-        """Return the losses under a policy as the Taylor model predicts them: with the codes profiled, and repaired."""
-        return self.evaluator.losses(policy, "independent", self.evaluator.stages[-1:])[0]
+    def _judged(self, trials: list[TrialRow], tried: list[BitPolicy], best: int) -> Iterator[TrialRow]:
+        """Yield the trials with how far they are from the one that is kept."""
+        kept = self.evaluator.as_profiled(tried[best]).losses
+        for number, (trial, policy) in enumerate(zip(trials, tried, strict=True)):
+            above, error = self.evaluator.as_profiled(policy).losses.minus(kept)
+            yield replace(trial, kept=number == best, above_kept=above, above_kept_error=error)
+
+    def _best(self, tried: list[BitPolicy]) -> int:
+        """Return the first policy, or one that is surely better; none is surely better than that one."""
+        best = 0
+        while better := [i for i, policy in enumerate(tried) if self._surely_better(policy, tried[best])]:
+            best = min(better, key=lambda i: self.evaluator.as_profiled(tried[i]).mean())
+        return best
 
     def _surely_better(self, policy: BitPolicy, than: BitPolicy) -> bool:
         """Tell whether a policy is better than another by more than the chance of these samples explains."""
-        gain, error = self._losses(policy).minus(self._losses(than))
-        return gain < -_STANDARD_ERRORS * error
+        return _beyond_chance(self.evaluator.as_profiled(policy), self.evaluator.as_profiled(than))
 
-    def _disagrees(self, trial: TrialRow) -> bool:
-        """Tell whether the prediction of a policy is off by more than the trusted factor."""
-        low, high = sorted((trial.predicted_loss, trial.measured_loss))
+    def _is_better_as_packed(self, simple: BitPolicy, than: BitPolicy) -> bool:
+        """Tell the same of both as they are packed; that takes some time, and is not done where it is plain already."""
+        if simple == than:
+            return False
+        one, two = self.evaluator.as_profiled(simple), self.evaluator.as_profiled(than)
+        if one.mean() > _PLAINLY * two.mean() and _beyond_chance(two, one):
+            return False
+        return _beyond_chance(self.evaluator.as_packed(simple), self.evaluator.as_packed(than))
+
+    def _disagrees(self, trial: TrialRow, policy: BitPolicy) -> bool:
+        """Tell whether the prediction of a policy is off by more than the trusted factor.
+
+        It was made from samples that weights are fitted to, and is compared with the loss on these: what rounding has
+        overfitted is no error of the expansion.
+        """
+        fitted = self.evaluator.as_profiled(policy).fitted
+        low, high = sorted((trial.predicted_loss, trial.measured_loss if fitted is None else fitted))
         return (high / low if low > 0 else inf) > self.options.trust and high > 0
 
     def _expanded(self, policy: BitPolicy, settings: Mapping[str, Any]) -> TaylorModel:
@@ -135,9 +163,10 @@ def other_policies(
     count: int,
     solver: SolverOptions,
 ) -> dict[str, BitPolicy]:
-    """Return policies worth measuring beside the solved one: additive, unshrunk, and the next best that differ.
+    """Return policies worth measuring beside the solved one: additive, uniform, unshrunk, and the next best.
 
-    There are none if the budget asks for the fewest bytes, or the solver for the additive policy.
+    There are none if the budget asks for the fewest bytes; if the solver was asked for the additive policy, there is
+    the uniform one alone.
 
     Args:
         taylor: The Taylor model.
@@ -147,8 +176,12 @@ def other_policies(
         count: How many near-optimal policies, the solved one included.
         solver: How that was solved.
     """
-    if count < 2 or budget.minimises_bytes or solver.objective == "additive":
+    if count < 2 or budget.minimises_bytes:
         return {}
+    uniform = widest_uniform(allocation)
+    simple = {} if uniform is None else {"uniform": uniform}
+    if solver.objective == "additive":
+        return simple
     settings: dict[str, Any] = {
         "rules": solver.rules,
         "solver": solver.solver,
@@ -158,7 +191,7 @@ def other_policies(
     }
 
     def solve() -> dict[str, BitPolicy]:
-        found = {} if allocation.additive_policy is None else {"additive": allocation.additive_policy}
+        found = simple if allocation.additive_policy is None else {"additive": allocation.additive_policy, **simple}
         if not torch.equal(taylor.curvature, unshrunk.curvature):
             found["unshrunk"] = allocate(unshrunk, budget, **settings).policy
         near = alternatives(taylor, budget, count - 1, apart_from=[allocation.policy], **settings)
@@ -166,3 +199,19 @@ def other_policies(
 
     with quiet():  # the first policy has said already what it thinks of the budget
         return on_rank_zero(solve)
+
+
+def widest_uniform(allocation: Allocation) -> BitPolicy | None:
+    """Return the policy of one width everywhere, the largest that budget and rules allow; None if none does."""
+    prepared = allocation.preparation
+    assert isinstance(prepared, Preparation)
+    for bits in sorted(set(prepared.reduction.bits.tolist()), reverse=True):
+        selection = prepared.uniform(bits)
+        if selection is not None and prepared.problem.is_feasible(selection):
+            return prepared.taylor.policy(prepared.reduction.indices(selection))
+    return None
+
+
+def _beyond_chance(better: Measured, than: Measured) -> bool:
+    gain, error = better.losses.minus(than.losses)
+    return gain < -_STANDARD_ERRORS * error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
+from ..network.loss_change import LossChange
 from ..network.named_weights import named_layers
 from ..options import RepairOptions
 from ..policy import BitPolicy
@@ -86,6 +86,7 @@ class Quantizer:
         calibration: The float model, and its batches.
         rounded: The rounded weights that were profiled; None if all are rounded to nearest.
         options: What is repaired once weights are quantized.
+        judge: Measures the loss on data that is not among the batches; None where nothing is held out by the caller.
         repair: Brings the packed model in line with the float one.
         check: Called with the model when it was packed for good, to raise what speaks against that.
     """
@@ -98,6 +99,7 @@ class Quantizer:
         layers: Iterable[str],
         options: RepairOptions,
         rounded: RoundedWeights | None = None,
+        judge: LossChange | None = None,
     ) -> None:
         """Measure the float model as far as repair asks for it.
 
@@ -106,9 +108,10 @@ class Quantizer:
             layers: Layers that may be quantized: their biases are corrected.
             options: What is repaired.
             rounded: The candidates' codes, if they are known.
+            judge: Says on other data which repairs do harm; see `Repair`.
         """
-        self.calibration, self.options, self.rounded = calibration, options, rounded
-        self.repair = Repair(calibration, layers, options)
+        self.calibration, self.options, self.rounded, self.judge = calibration, options, rounded, judge
+        self.repair = Repair(calibration, layers, options, judge)
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
         self._worse_in_sequence: set[BitPolicy] = set()
 
@@ -125,12 +128,10 @@ class Quantizer:
     def keep_independent(self, policy: BitPolicy) -> None:
         """Pack a policy from now on as candidates were rounded: rounded in sequence it was measured to be worse."""
         self._worse_in_sequence.add(policy)
-        warnings.warn(
-            "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the float "
-            "model's inputs; it keeps the latter.",
-            UserWarning,
-            stacklevel=3,
-        )
+
+    def tried_in_sequence(self, policy: BitPolicy) -> bool:
+        """Tell whether a policy is rounded in sequence, or was until that was measured to be worse."""
+        return rounds_in_sequence(policy, self.options)
 
     def codes(self, policy: BitPolicy, order: RoundingOrder | None = None) -> Mapping[str, QuantizedRows]:
         """Return codes by layer, by default those to pack; none where a weight is rounded by itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,14 @@ class ModelRow:
             parameters, ``Report.coverage`` says.
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
-        measured_loss: Change measured on the calibration batches, as deployed: with all repair.
+        measured_loss: Change measured as deployed, with all repair, on the calibration samples that are held out from
+            rounding and repair (``Report.held_out``), or on all if none are.
         measured_frozen: The same before any repair, with the codes that were profiled.
         metrics: What the module logged in validation.
+        fitted_loss: As ``measured_loss``, on as many samples of those that rounding and repair were fitted to; None if
+            none are held out.
+        above_chosen: By how much ``measured_loss`` exceeds that of the chosen policy; negative if it is better.
+        above_chosen_error: The standard error of that, of the differences sample by sample.
     """
 
     name: str
@@ -39,6 +44,9 @@ class ModelRow:
     measured_loss: float | None
     measured_frozen: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    fitted_loss: float | None = None
+    above_chosen: float | None = None
+    above_chosen_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class GroupRow:
         stored_bytes: Bytes of its codes, scales and zero points.
         predicted_share: Its part of the policy's predicted loss: its own terms and half of each pair's.
         predicted_alone: Loss predicted if it alone were quantized.
-        measured_alone: Loss measured on the first calibration batches when it alone is quantized.
+        measured_alone: Loss measured on the first of the held-out batches when it alone is quantized.
     """
 
     group: str
@@ -75,12 +83,16 @@ class RepairRow:
     Attributes:
         rounding: "independent", as it was profiled, or "sequential".
         repaired: What was repaired by then, in order: "biases", "batchnorm".
-        measured_loss: Change of the loss on the calibration batches.
+        measured_loss: Change of the loss on the calibration samples that are held out, or on all if none are.
+        fitted_loss: The same on samples that rounding and repair were fitted to; None if none are held out.
+        refused: Which of the repairs were taken back, since they raise the loss on what is held out.
     """
 
     rounding: str
     repaired: tuple[str, ...]
     measured_loss: float
+    fitted_loss: float | None = None
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,10 @@ class TrialRow:
         policy: Where the policy comes from: "solved", "additive", "unshrunk", "alternative 1", "expanded again".
         bits: Group to bits.
         predicted_loss: Change of the loss from the float model that was predicted.
-        measured_loss: The same as measured on the calibration batches, with the codes that were profiled, repaired.
+        measured_loss: The same as measured on what is held out, with the codes that were profiled, repaired.
         kept: Whether this policy was chosen.
+        above_kept: By how much its measured loss exceeds that of the policy that was chosen.
+        above_kept_error: The standard error of that, of the differences sample by sample.
     """
 
     round: int
@@ -102,10 +116,8 @@ class TrialRow:
     predicted_loss: float
     measured_loss: float
     kept: bool = False
-
-    def kept_if(self, kept: bool) -> TrialRow:
-        """Return the same with the choice."""
-        return replace(self, kept=kept)
+    above_kept: float | None = None
+    above_kept_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,16 @@ class PairsRow:
     standard_error: float | None
     used: float
     total: float
+
+    @property
+    def share(self) -> float | None:
+        """The measured sum over the whole predicted loss; None of a loss of zero."""
+        return self.measured / abs(self.total) if self.total else None
+
+    @property
+    def share_error(self) -> float | None:
+        """The standard error of the share; None if unknown."""
+        return self.standard_error / abs(self.total) if self.total and self.standard_error is not None else None
 
     @property
     def significant(self) -> bool | None:
@@ -155,6 +177,7 @@ class Report:
         solver: Status, predicted loss, lower bound, gap and costs of the allocation.
         seconds: Wall time of each stage.
         samples: Samples in the calibration batches.
+        held_out: How many of them were held out: not seen by rounding, profile and repair, and judging them.
         repair: The chosen policy after each step of repair.
         trials: The policies among which it was chosen.
         pairs: What the terms between groups contribute; None where an older report did not say.
@@ -181,6 +204,7 @@ class Report:
     pairs: PairsRow | None = None
     finetuning: FinetuningRow | None = None
     coverage: Coverage | None = None
+    held_out: int = 0
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -219,7 +243,8 @@ class Report:
         groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])
         rows: dict[str, Any] = {"models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups}
         rows["repair"] = tuple(
-            RepairRow(**{**row, "repaired": tuple(row["repaired"])}) for row in fields.get("repair", ())
+            RepairRow(**{**row, **{key: tuple(row.get(key, ())) for key in ("repaired", "refused")}})
+            for row in fields.get("repair", ())
         )
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
         rows["pairs"] = None if (pairs := fields.get("pairs")) is None else PairsRow(**pairs)
@@ -235,10 +260,15 @@ class Report:
         found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}
         if self.coverage is not None:
             found["coverage"] = self.coverage.share
+        if self.pairs is not None:
+            shares = {"share": self.pairs.share, "share_error": self.pairs.share_error}
+            found |= {f"pairs/{key}": value for key, value in shares.items() if value is not None}
         for row in self.models:
             short = row.name.split()[0]
             own: dict[str, float | None] = {"average_bits": row.average_bits, "stored_bytes": row.stored_bytes}
             own |= {"predicted_loss": row.predicted_loss, "measured_loss": row.measured_loss}
+            own |= {"fitted_loss": row.fitted_loss}
+            own |= {"above_chosen": row.above_chosen, "above_chosen_error": row.above_chosen_error}
             named = {f"metric_{key}" if key in own else key: value for key, value in row.metrics.items()}
             numbers = {**named, **own}
             found |= {f"{short}/{key}": float(value) for key, value in numbers.items() if value is not None}

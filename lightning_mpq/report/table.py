@@ -34,7 +34,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def models_table(report: Report) -> Table:
     """Return one row a model: bits, bytes, predicted and measured loss, and the module's own metrics."""
-    table = Table(title=f"Comparison (loss: {_meaning(report.loss)})")
+    where = f", on {report.held_out} held-out samples" if report.held_out else ""
+    table = Table(title=f"Comparison (loss: {_meaning(report.loss)}{where})")
     names = list(dict.fromkeys(name for row in report.models for name in row.metrics))
     table.add_column("model")
     for title in (
@@ -44,6 +45,8 @@ def models_table(report: Report) -> Table:
         "predicted loss",
         "measured, as rounded",
         "repaired",
+        "above chosen",
+        *(["on fitted data"] if report.held_out else []),
         *names,
     ):
         table.add_column(title, justify="right")
@@ -57,6 +60,8 @@ def models_table(report: Report) -> Table:
             _number(row.predicted_loss),
             _number(row.measured_frozen),
             _number(row.measured_loss),
+            _with_error(row.above_chosen, row.above_chosen_error) if row.name != "chosen" else "",
+            *([_number(row.fitted_loss)] if report.held_out else []),
             *(_number(row.metrics.get(name)) for name in names),
         )
     return table
@@ -87,9 +92,12 @@ def repair_table(report: Report) -> Table:
     table = Table(title="What repair gains")
     table.add_column("rounding")
     table.add_column("repaired")
-    table.add_column("measured loss", justify="right")
+    for title in ("measured loss", *(["on fitted data"] if report.held_out else [])):
+        table.add_column(title, justify="right")
     for row in report.repair:
-        table.add_row(row.rounding, " + ".join(row.repaired) or "-", _number(row.measured_loss))
+        steps = (f"({step} taken back)" if step in row.refused else step for step in row.repaired)
+        fitted = [_number(row.fitted_loss)] if report.held_out else []
+        table.add_row(row.rounding, " + ".join(steps) or "-", _number(row.measured_loss), *fitted)
     return table
 
 
@@ -98,11 +106,12 @@ def trials_table(report: Report) -> Table:
     table = Table(title="The policies that were measured")
     table.add_column("round", justify="right")
     table.add_column("policy")
-    for title in ("predicted loss", "measured loss"):
+    for title in ("predicted loss", "measured loss", "above the kept one"):
         table.add_column(title, justify="right")
     table.add_column("kept")
     for row in report.trials:
-        numbers = (_number(row.predicted_loss), _number(row.measured_loss))
+        above = "" if row.kept else _with_error(row.above_kept, row.above_kept_error)
+        numbers = (_number(row.predicted_loss), _number(row.measured_loss), above)
         table.add_row(str(row.round), row.policy, *numbers, "yes" if row.kept else "")
     return table
 
@@ -115,6 +124,7 @@ def _summary(report: Report) -> str:
         "lower bound "
         f"{_number(solver['lower_bound'])}, gap {100 * solver['gap']:.3f} %",
         f"Stages on {report.samples} samples: {stages}",
+        _held_out(report),
     ]
     if report.coverage is not None:
         lines.append(f"Quantized: {report.coverage}, over which bits per weight are averaged")
@@ -126,10 +136,23 @@ def _summary(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _held_out(report: Report) -> str:
+    """Say what judges, and how much the packed model has been fitted to the rest."""
+    if not report.held_out:
+        return "Nothing is held out: losses are measured on the samples that rounding and repair were fitted to"
+    chosen = report["chosen"]
+    return (
+        f"Held out: {report.held_out} samples, which judge; the chosen model loses {_number(chosen.measured_loss)} on "
+        f"them and {_number(chosen.fitted_loss)} on samples that it was fitted to"
+    )
+
+
 def _pairs(pairs: PairsRow) -> str:
     """Say whether terms between groups count in this job, or the additive policy does as well."""
     error = "" if pairs.standard_error is None else f" +- {_number(pairs.standard_error)}"
     said = f"Between groups: {pairs.measured:+.3g}{error} of a predicted loss of {_number(pairs.total)}"
+    if pairs.share is not None and pairs.share_error is not None:
+        said += f" ({100 * pairs.share:.2g} +- {100 * pairs.share_error:.2g} %)"
     if pairs.significant is None:
         return f"{said} (no standard error is known)"
     if pairs.significant:
@@ -145,6 +168,12 @@ def _meaning(loss: str) -> str:
 
 def _unit(loss: str) -> str:
     return " nats per sample" if loss == "divergence" else ""
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.2g}" if error is None else f"{value:+.2g} +- {error:.1g}"
 
 
 def _number(value: float | None) -> str:

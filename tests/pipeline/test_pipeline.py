@@ -20,6 +20,7 @@ from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.held_out import hold_out
 from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.network.loss_change import LossChange
@@ -125,6 +126,8 @@ def test_the_job_runs_without_a_trainer_and_reports_how_far_it_is(compare):
         rows = {(row.rounding, row.repaired): row.measured_loss for row in report.repair}
         assert list(rows) == [(r, done) for r in ("independent", "sequential") for done in ((), ("biases",))]
         assert report["chosen"].measured_frozen == rows["independent", ()]
+        assert report["chosen"].above_chosen == report["chosen"].above_chosen_error == 0
+        assert report.held_out == 10
         assert report["chosen"].measured_loss == rows["sequential", ("biases",)]
         assert min(rows.values()) > 0
 
@@ -153,21 +156,25 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice():
     layers = [part for _ in range(3) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())]
     model, groups = nn.Sequential(*layers, nn.Linear(8, 3)).eval(), 4
     data = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(4)]
-    outputs, statistics, measured, repaired = 1, 1, 1, 1
-    in_sequence = 2 + 1 / 4  # the float model and its rounded copy, and the order of their layers on the first batch
+    fitted, judging = 3 / 4, 1 / 4  # one batch of four is held out
+    in_sequence = 2 * fitted + 1 / 4  # the float model and its rounded copy, and the order of layers on the first batch
+    repaired = fitted + 2 * judging  # judged before and after
+    measured = judging + 1 / 4  # and on as many of the others
+    both = measured + repaired + measured
     job = make_job(Budget(average_bits=5.5), selection=SelectionOptions(rounds=0))
     found, outcome = passes_by_stage(job, model, data, dict)
     others, trials = distinct_plans(outcome) - 1, len({str(row.bits) for row in outcome.report.trials})
     assert found == {
         "other": 1 / 4,  # whether the first batch uses every weight
-        "round": 1,
-        "profile": pytest.approx(1 + 1 / 4),  # a guess on the first batch what outputs mean
-        "select": outputs + trials * (repaired + measured),
-        "quantize": statistics + in_sequence,
-        "compare": others * (measured + in_sequence + repaired + measured)
-        + measured  # the chosen plan as rounded; repaired it is one of the trials
-        + measured + repaired + measured  # and in sequence, as it is packed
-        + groups * (repaired + measured),
+        "round": fitted,
+        "profile": pytest.approx(fitted + 1 / 4),  # a guess on the first batch what outputs mean
+        "select": 1 / 4 + trials * (repaired + measured),  # outputs of the float model on as many of the others
+        "quantize": judging + fitted + in_sequence,  # outputs, statistics
+        "compare": others * (both + in_sequence + both + repaired)
+        - repaired - measured  # the additive policy, as profiled and repaired, is one of the trials
+        + measured  # and so is the chosen one
+        + both + repaired  # and in sequence, as it is packed
+        + groups * (fitted + judging),
     }  # fmt: skip
 
 
@@ -271,7 +278,7 @@ def test_exact_hessian_and_fisher_agree_on_what_is_a_small_step():
     loss = {"loss_fn": lambda m, b: cross_entropy(m(b[0]), b[1]), "candidates": CandidateOptions(bits=(8,))}
     budget = Budget(average_bits=12)
     model = network()
-    change = LossChange(Calibration(model, batches(), loss_fn=loss["loss_fn"]), "task")
+    change = LossChange(hold_out(Calibration(model, batches(), loss_fn=loss["loss_fn"])).fitted, "task")
     outcome = make_job(
         budget, curvature=CurvatureOptions(estimator="hessian", shrink=False), repair=NOTHING, **loss
     ).run(model, batches())
@@ -323,7 +330,8 @@ def test_batches_of_any_size_do_with_batchnorm(sizes):
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
     data = [(torch.randn(size, 6), torch.randint(3, (size,))) for size in sizes]
     outcome = make_job(6.0).run(model, data, dict)
-    assert outcome.report.samples == outcome.taylor.samples == sum(sizes)
+    assert outcome.report.samples == outcome.taylor.samples + outcome.report.held_out == sum(sizes)
+    assert outcome.report.held_out > 0
     assert len(packed_layers(model)) == 2
 
 

@@ -1,4 +1,4 @@
-"""Errors of one process in the comparison reach all of them, in place of a wait without an end."""
+"""Several processes decide alike, each with its own batches, and an error of one reaches all."""
 
 import pytest
 import torch
@@ -40,3 +40,33 @@ def test_an_error_of_one_rank_in_the_metrics_reaches_all(pool, failing, at):
     except RankError as error:
         pytest.fail(str(error))
     assert said == ["a metric of this rank"] * 2
+
+
+def decided_on_ranks() -> tuple[object, ...]:
+    """Run a job on batches of the rank's own; return all that was decided and measured."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * rank() + i)) + rank() for i in range(4)]
+    settings = JobSettings(Budget(average_bits=6.5), curvature=CurvatureOptions(likelihood=Categorical()))
+    outcome = Pipeline(settings).run(model, batches, dict)
+    report = outcome.report
+    assert report is not None
+    weights = [value for value in model.state_dict().values() if value.is_floating_point()]
+    return (
+        report.held_out,
+        report.samples,
+        report.models,
+        report.repair,
+        report.trials,
+        [float(value.double().sum()) for value in weights],
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_all_processes_hold_out_choose_and_repair_alike(pool):
+    one, two = pool.run(decided_on_ranks, seconds=240)
+    assert one == two
+    held_out, samples, models, repair, trials, _ = one
+    assert (held_out, samples) == (16, 64)  # one batch of each rank's four
+    assert any(row.policy == "uniform" for row in trials)
+    assert all(row.fitted_loss is not None for row in (*models, *repair) if getattr(row, "name", "") != "float")

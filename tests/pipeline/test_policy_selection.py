@@ -1,18 +1,22 @@
 """Policies measured before one is chosen, and the loss expanded again at quantized weights, against dense oracles."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.jobs import make_job, profiled
+from helpers.networks import mlp
 from helpers.profiles import nearest_candidates
 from scipy.stats import ttest_rel
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 from torch.nn.functional import log_softmax
 
+from lightning_mpq.curvature import profile
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.held_out import hold_out
 from lightning_mpq.network.likelihood import Categorical, Gaussian
 from lightning_mpq.network.loss_change import LossChange, Losses
 from lightning_mpq.options import (
@@ -23,10 +27,13 @@ from lightning_mpq.options import (
     SolverOptions,
 )
 from lightning_mpq.pipeline.planning import Decision
+from lightning_mpq.pipeline.policy_evaluator import Measured
+from lightning_mpq.pipeline.policy_selection import PolicySelection
 from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.pipeline.reexpansion import expand_at
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.independent import round_candidates
+from lightning_mpq.schemes import WeightScheme
 
 NOTHING = RepairOptions(sequential=False, batchnorm=False, biases=False)
 NEAREST = CandidateOptions(bits=(2, 3, 4), rounding="nearest")
@@ -168,7 +175,8 @@ def test_the_plan_of_least_measured_loss_is_kept(monkeypatch):
     monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 0.0)
     model = network()
     found = decided(SelectionOptions(policies=4, rounds=0), model)
-    change = LossChange(Calibration(model, data(), likelihood=Categorical()), "divergence")
+    judging = hold_out(Calibration(model, data(), likelihood=Categorical())).judging
+    change = LossChange(judging, "divergence")
     assert [row.policy for row in found.trials][0] == "solved"
     assert len({str(row.bits) for row in found.trials}) == len(found.trials) >= 3
     kept = [row for row in found.trials if row.kept]
@@ -200,6 +208,66 @@ def test_luck_on_a_few_samples_is_no_reason_to_leave_the_solved_plan(monkeypatch
     assert [row.policy for row in found.trials if row.kept] == ["solved"]
 
 
+def misled(monkeypatch) -> None:
+    """Let every profile say that errors in the first layer do next to nothing."""
+
+    def wrong(*args, **settings):
+        taylor = profile(*args, **settings)
+        trusted = torch.tensor([1e-3 if c.group == "0" else 1.0 for c in taylor.candidates], dtype=torch.float64)
+        return replace(taylor, curvature=taylor.curvature * trusted[:, None] * trusted)
+
+    monkeypatch.setattr("lightning_mpq.pipeline.planning.profile", wrong)
+
+
+@pytest.mark.filterwarnings("ignore:More bits are predicted")
+def test_a_policy_that_is_worse_than_one_width_everywhere_is_not_kept(monkeypatch):
+    misled(monkeypatch)
+    model = mlp(16, 24, 16, 3).double().eval()
+    inputs = torch.randn(20, 12, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    samples = [(batch, torch.zeros(12, dtype=torch.long)) for batch in inputs]
+    schemes = [WeightScheme(bits) for bits in (2, 3, 4)]
+    shapes = [layer.weight.shape for layer in model if isinstance(layer, nn.Linear)]
+    stored = sum(schemes[1].stored_bits(*shape) for shape in shapes)
+    job = make_job(
+        stored / sum(shape.numel() for shape in shapes),
+        candidates=CandidateOptions(schemes=schemes),
+        curvature=EXACT,
+        repair=NOTHING,
+        selection=SelectionOptions(policies=3, rounds=0),
+    )
+    found = job.decide(model, samples)
+    solved, kept = found.trials[0], next(row for row in found.trials if row.kept)
+    assert (solved.policy, kept.policy) == ("solved", "uniform")
+    assert set(found.allocation.policy.bits().values()) == {3}
+    assert solved.predicted_loss < kept.predicted_loss
+    assert solved.above_kept > 2 * solved.above_kept_error > 0
+    change = LossChange(hold_out(Calibration(model, samples, likelihood=Categorical())).judging, "divergence")
+    losses = []
+    for row in (solved, kept):
+        packed = copy.deepcopy(model)
+        quantize(packed, BitPolicy({name: WeightScheme(bits) for name, bits in row.bits.items()}), repair=NOTHING)
+        losses.append(change.on(packed).measure_each())
+    gain, error = losses[0].minus(losses[1])
+    assert solved.above_kept == pytest.approx(gain)
+    assert solved.above_kept_error == pytest.approx(error)
+
+
+def test_none_of_the_measured_policies_is_surely_better_than_the_one_that_is_kept():
+    """The best is not surely better than the first, by scatter; the second is, by little but for certain."""
+    samples = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    alike = torch.ones_like(samples)
+    losses = {"solved": 1 + 0 * samples, "additive": 0.99 + 1e-3 * samples, "unshrunk": 0.95 + 5 * samples}
+    policies = {name: BitPolicy({"0": WeightScheme(bits)}) for bits, name in enumerate(losses, start=2)}
+
+    class Evaluator:
+        def as_profiled(self, policy: BitPolicy) -> Measured:
+            name = next(name for name, own in policies.items() if own == policy)
+            return Measured(Losses(losses[name], alike), None, ())
+
+    selection = PolicySelection(Evaluator(), (), None, SelectionOptions())
+    assert selection._best(list(policies.values())) == 1
+
+
 def test_paired_differences_have_the_mean_and_the_error_of_a_paired_t_test():
     torch.manual_seed(1)
     one, two, weights = torch.randn(3, 50, dtype=torch.float64)
@@ -216,7 +284,7 @@ def test_paired_differences_have_the_mean_and_the_error_of_a_paired_t_test():
 def test_without_the_loop_nothing_is_measured():
     assert decided(SelectionOptions(policies=1, rounds=0)).trials == ()
     additive = decided(SelectionOptions(policies=3, rounds=0), solver=SolverOptions(objective="additive"))
-    assert [row.policy for row in additive.trials] == ["solved"]
+    assert [row.policy for row in additive.trials] == ["solved", "uniform"]
 
 
 def test_rounds_work_with_batchnorm_and_sampled_curvature():

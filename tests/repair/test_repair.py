@@ -1,5 +1,7 @@
 """Repair in its order, against float models that hold the very same weights, biases and statistics."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from lightning_mpq.repair.repair import Repair, final_codes
 from lightning_mpq.rounding.independent import round_candidates, round_policy
 from lightning_mpq.rounding.sequential import round_sequentially
 from lightning_mpq.schemes import WeightScheme
+from lightning_mpq.tools.distributed import rank
 
 SCHEME = offered_schemes([2], grids=["half"])[0]
 
@@ -106,6 +109,26 @@ def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back
         assert repair.apply() == ()
     assert repair.refused == ("biases",)
     assert torch.equal(bias, before)
+
+
+def repaired_on_ranks(last: tuple[float, float]) -> tuple[tuple[str, ...], list[float]]:
+    """Repair with batches of the rank's own; return what was taken back, and the bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    repair = Repair(Calibration(model, shifted(last[rank()]), likelihood=Gaussian(1.0)), ["0"], RepairOptions())
+    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        repair.apply()
+    return repair.refused, model[0].bias.tolist()
+
+
+def test_all_processes_decide_by_the_samples_of_all(pool):
+    """One rank alone would decide the other way each time."""
+    for last, refused in (((2.0, -4.0), ("biases",)), ((6.0, -2.0), ())):
+        one, two = pool.run(repaired_on_ranks, last)
+        assert one == two
+        assert one[0] == refused
 
 
 @pytest.mark.parametrize(("last", "helps"), [(2.0, True), (-2.0, False)])

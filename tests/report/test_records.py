@@ -10,7 +10,7 @@ from helpers.odd_json import oddities
 from rich.console import Console
 
 from lightning_mpq.groups.coverage import Coverage
-from lightning_mpq.report import GroupRow, ModelRow, RepairRow, Report, print_report
+from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, print_report
 
 
 def make_report() -> Report:
@@ -18,8 +18,8 @@ def make_report() -> Report:
         loss="divergence",
         models=(
             ModelRow("float", 32.0, 4000, 0.0, 0.0, 0.0, {"val_accuracy": 0.95}),
-            ModelRow("uniform 3 bits", 3.1, 600, None, 0.07, 0.09, {"val_accuracy": 0.8}),
-            ModelRow("chosen", 2.9, 500, 0.0123, 0.02, 0.03, {"val_accuracy": 0.9}),
+            ModelRow("uniform 3 bits", 3.1, 600, None, 0.07, 0.09, {"val_accuracy": 0.8}, 0.05, 0.05, 0.004),
+            ModelRow("chosen", 2.9, 500, 0.0123, 0.02, 0.03, {"val_accuracy": 0.9}, 0.01, 0.0, 0.0),
         ),
         groups=(GroupRow("body.conv", ("body.conv",), 3, "3-bit half/channel", 900, 400, 0.01, 0.008, 0.009),),
         left_in_float={"body.attention[0]": "not supported yet"},
@@ -29,9 +29,11 @@ def make_report() -> Report:
         repair=(
             RepairRow("independent", (), 0.031),
             RepairRow("sequential", (), 0.022),
-            RepairRow("sequential", ("biases", "batchnorm"), 0.021),
+            RepairRow("sequential", ("biases", "batchnorm"), 0.021, 0.012, ("biases",)),
         ),
+        pairs=PairsRow(0.0005, 0.001, 0.0, 0.01),
         coverage=Coverage(900, 1000, {"Mixer": (("body.mix",), 100)}),
+        held_out=100,
     )
 
 
@@ -49,6 +51,10 @@ def test_scalars_hold_every_number_that_is_known():
     assert "uniform/predicted_loss" not in scalars
     assert scalars["solver/gap"] == 0.008
     assert scalars["coverage"] == 0.9
+    assert scalars["chosen/fitted_loss"] == 0.01
+    assert (scalars["uniform/above_chosen"], scalars["uniform/above_chosen_error"]) == (0.05, 0.004)
+    assert scalars["pairs/share"] == pytest.approx(0.05)
+    assert scalars["pairs/share_error"] == pytest.approx(0.1)
     assert scalars["seconds/profile"] == 1.5
     assert all(isinstance(value, float) for value in scalars.values())
 
@@ -83,7 +89,11 @@ def test_the_tables_show_every_row_and_number():
         "nats per sample, summed over its positions",
         "nats per sample, proven lower bound",
         "sequential",
-        "biases + batchnorm",
+        "(biases taken back) + batchnorm",
+        "on 100 held-out samples",
+        "+0.05 +- 0.004",
+        "Held out: 100 samples, which judge; the chosen model loses 0.02 on them and 0.01 on samples that it was",
+        "Between groups: +0.0005 +- 0.001 of a predicted loss of 0.01 (5 +- 10 %): zero within its error",
         "0.021",
         "Quantized: 900 of 1,000 parameters (90.0 %), over which bits per weight are averaged",
     ):
