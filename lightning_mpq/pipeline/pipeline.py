@@ -16,14 +16,17 @@ from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
+from ..report.frontier_record import FrontierRecord
 from ..report.records import PairsRow, Report
-from ..tools.distributed import active, errors_shared, mean_over_ranks, share_buffers
+from ..tools.distributed import active, errors_shared, mean_over_ranks, on_rank_zero, share_buffers
 from ..tools.progress import StageTimer
 from .comparison import Comparison
+from .frontier_record import frontier_record
 from .planning import Decision, decide
 from .policy_evaluator import PolicyEvaluator
 from .preflight import refuse_packed
 from .quantize import Quantizer
+from .receipt import receipt
 from .settings import JobSettings
 
 Metrics = Callable[[], Mapping[str, float]]
@@ -137,6 +140,9 @@ class Pipeline:
         timer, quantizer = self.timer, decision.quantizer
         with timer.stage("quantize"):
             quantizer.codes(decision.allocation.policy)
+        with timer.stage("frontier"):
+            timer.report(0.5, "look at other budgets")
+            others = self._frontier(decision)
         with timer.stage("compare"):
             evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
             reestimated = self.settings.predicts_repaired(quantizer.model)
@@ -156,6 +162,15 @@ class Pipeline:
             samples=quantizer.calibration.samples + decision.held_out,
             coverage=decision.groups.coverage,
             held_out=decision.held_out,
+            frontier=others,
+            receipt=receipt(decision.taylor, decision.allocation.policy, self.settings.curvature, self.settings.solver),
+        )
+
+    def _frontier(self, decision: Decision) -> FrontierRecord:
+        """Look at other budgets; of several processes rank 0 alone, and all get what it found."""
+        budget, solver = self.settings.budget, self.settings.solver
+        return on_rank_zero(
+            lambda: frontier_record(decision.taylor, decision.unshrunk, decision.allocation, budget, solver)
         )
 
     def calibration(self, model: nn.Module, batches: Iterable[Any]) -> Calibration:

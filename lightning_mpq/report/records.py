@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 from ..groups.coverage import Coverage
 from ..tools.checks import shown
 from ..tools.files import write_text_atomically
+from .frontier_record import FrontierRecord
 from .old_words import in_present_words
+from .page.writing import write_page
 
 REPORT_FORMAT = "lightning_mpq.report"
 REPORT_VERSION = 2
+# On one line, where a number a line would make a file of a hundred thousand. No string holds a line break.
+_LIST_OF_NUMBERS = re.compile(r"\[\n([-+.\deE,\s]+?)\n\s*\]")
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,9 @@ class Report:
         pairs: What the terms between groups contribute; None where an older report did not say.
         finetuning: The task loss before and after it; None if there was none, or its loss could not be measured.
         coverage: How many of the model's parameters are quantized; None where an older report did not say.
+        frontier: Policies of other budgets, and what each candidate would change; None where an older report did not
+            say.
+        receipt: With what it was made: versions, seeds, hashes, peak memory.
 
     Example::
 
@@ -190,6 +198,7 @@ class Report:
         report["chosen"].metrics, report["float"].metrics
         report["chosen"].stored_bytes / report["float"].stored_bytes
         mpq.print_report(report)
+        report.to_html("report.html")            # the page to decide from
     """
 
     loss: str
@@ -205,6 +214,8 @@ class Report:
     finetuning: FinetuningRow | None = None
     coverage: Coverage | None = None
     held_out: int = 0
+    frontier: FrontierRecord | None = None
+    receipt: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -250,6 +261,7 @@ class Report:
         rows["pairs"] = None if (pairs := fields.get("pairs")) is None else PairsRow(**pairs)
         rows["finetuning"] = None if (row := fields.get("finetuning")) is None else FinetuningRow(**row)
         rows["coverage"] = None if (row := fields.get("coverage")) is None else Coverage.from_dict(row)
+        rows["frontier"] = None if (row := fields.get("frontier")) is None else FrontierRecord.from_dict(row)
         return cls(**{**fields, **rows})
 
     def scalars(self) -> dict[str, float]:
@@ -276,4 +288,18 @@ class Report:
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, whole or not at all, and return where."""
-        return write_text_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+        text = json.dumps(self.to_dict(), indent=2)
+        short = _LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+        return write_text_atomically(Path(path), short + "\n")
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as a page to decide from, whole or not at all, and return where.
+
+        One file, which opens from disk without a network: the frontier with a slider that moves the budget, the policy
+        layer by layer, predicted beside measured loss, and everything else that the report holds; below 1 MB, unless
+        thousands of groups have long names.
+
+        Args:
+            path: Name of the file, as ``report.html``.
+        """
+        return write_page(Path(path), self.to_dict())

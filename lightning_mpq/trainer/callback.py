@@ -84,7 +84,8 @@ class MixedPrecisionQuantization(Callback):
             ``finetune_epochs``, or what is left of the Trainer's epochs if they are 0.
         policy: A policy, or a file with one (``policy.save(path)``), to be followed; nothing is profiled then.
         compare: Whether float, uniform, additive and chosen model are measured and reported.
-        report_path: File for the report, relative to the Trainer's log directory; None for no file.
+        report_path: File for the report, relative to the Trainer's log directory, with the page ``report.html`` beside
+            it; None for no file.
         cache_dir: Folder where rounded candidates and Taylor models are kept, so that another budget on the same
             weights, candidates and data rounds and profiles nothing again, and a profile that was interrupted goes
             on; None for no cache.

@@ -49,7 +49,8 @@ class QuantizationJob:
         calibration_batches: How many batches to calibrate on, all processes together.
         policy: A policy to be followed; None to decide one.
         compare: Whether float, uniform, additive and chosen model are measured and reported.
-        report_path: File for the report, relative to the Trainer's log directory; None for no file.
+        report_path: File for the report, relative to the Trainer's log directory, with the page ``report.html`` beside
+            it; None for no file.
         kept: The first batches of a fit that trains on a stream.
     """
 

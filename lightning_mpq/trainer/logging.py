@@ -16,7 +16,7 @@ from ..report import ModelRow, Report, print_report
 
 
 def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) -> None:
-    """Log the numbers of a report, write it beside the logs, and print it where the Trainer shows a progress bar.
+    """Log the numbers of a report, write it beside the logs (JSON and page), print it where there is a progress bar.
 
     What does not take it (a full disk, a folder in the place of the file, a logger) is warned of: the model is packed
     by now, and must not be lost for a record of it.
@@ -24,7 +24,8 @@ def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) 
     Args:
         trainer: Says where.
         report: The comparison.
-        report_path: Relative to the Trainer's log directory; None for no file.
+        report_path: File for the JSON, relative to the Trainer's log directory; the page gets its name with ``.html``.
+            None for no file.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
     if not trainer.is_global_zero:
@@ -37,6 +38,9 @@ def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) 
     if report_path is not None:
         with _going_on(f"written to {folder / report_path}"):
             rank_zero_info(f"MixedPrecisionQuantization: report written to {report.save(folder / report_path)}")
+        page = (folder / report_path).with_suffix(".html")
+        with _going_on(f"written to {page}"):
+            rank_zero_info(f"MixedPrecisionQuantization: page to decide from: {report.to_html(page)}")
     if getattr(trainer.progress_bar_callback, "is_enabled", False):
         with _going_on("printed"):
             print_report(report)

@@ -57,6 +57,7 @@ class Folders:
         report = json.loads((self.folder / name / "report.json").read_text())
         report.pop("seconds")
         report["solver"].pop("seconds", None)
+        report["receipt"].pop("peak memory, bytes")
         return report
 
     def test_results(self, name: str) -> dict:
