@@ -37,7 +37,7 @@ from .pipeline.quantize import quantize
 from .policy import BitPolicy
 from .report import Report, print_report
 from .rounding.independent import round_candidates
-from .schemes import WeightScheme
+from .schemes import InputScheme, LayerScheme, WeightScheme
 from .targets import Target, export_for, verify
 from .trainer.callback import MixedPrecisionQuantization
 from .trainer.checkpoints.loading import load
@@ -84,6 +84,8 @@ __all__ = [
     "torchao_config",
     # what the steps take and return
     "WeightScheme",
+    "InputScheme",
+    "LayerScheme",
     "BitPolicy",
     "Calibration",
     "TaylorModel",

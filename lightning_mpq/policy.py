@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .schemes import LayerScheme, WeightScheme
+from .schemes import InputScheme, LayerScheme, WeightScheme
 from .tools.checks import shown
 from .tools.files import write_text_atomically
 from .tools.reading import parse_json, read_text
@@ -82,6 +82,11 @@ class BitPolicy(Mapping[str, LayerScheme]):
         """Return group name to bits."""
         return {group: scheme.bits for group, scheme in self.schemes.items()}
 
+    def inputs(self) -> dict[str, InputScheme]:
+        """Return layer name to the scheme of its inputs, for layers whose inputs are quantized."""
+        schemes = {layer: scheme.quantized_input for layer, scheme in self.by_layer().items()}
+        return {layer: scheme for layer, scheme in schemes.items() if scheme is not None}
+
     def to_json(self) -> str:
         """Return the policy as JSON text that `from_json` reads back."""
         groups = {
@@ -93,8 +98,9 @@ class BitPolicy(Mapping[str, LayerScheme]):
         """Write the policy as a JSON file, whole or not at all.
 
         ``{"format": "lightning_mpq.policy", "version": 2, "groups": {name: {"layers": [names of layers], "weight":
-        {"bits", "granularity", "grid", "clip", "scale_dtype", "rounding"}, "input": "float"}}}``; the fields under
-        "weight" are those of `WeightScheme`, and all but ``bits`` may be left out. Version 1, which has "scheme"
+        {"bits", "granularity", "grid", "clip", "scale_dtype", "rounding"}, "input": {"bits", "granularity",
+        "symmetric", "clip"}}}}``; the fields are those of `WeightScheme` and `InputScheme`, and all but ``bits`` may be
+        left out. Inputs that stay in float have ``"input": "float"``, or no entry. Version 1, which has "scheme"
         instead of "weight" and "input", is read as well.
         """
         return write_text_atomically(Path(path), self.to_json() + "\n")

@@ -12,9 +12,11 @@ from .tools.checks import check_one_of, shown
 
 SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 Rounding = Literal["nearest", "second_order"]
-InputScheme = Literal["float"]
-"""How the inputs of a layer are quantized: not at all, for now."""
-FLOAT: InputScheme = "float"
+FLOAT: Literal["float"] = "float"
+"""What stands for the scheme of inputs that are not quantized."""
+INPUT_BITS = tuple(range(4, 9))
+"""Widths that inputs may have."""
+RangeChoice = Literal["mse", "percentile", "absmax"]
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,73 @@ class WeightScheme:
         Raises:
             ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
         """
-        known = {f.name for f in fields(cls)}
-        if not isinstance(values, Mapping):
-            raise ValueError(f"A scheme is an object with the keys {', '.join(sorted(known))}; got {shown(values)}.")
-        if unknown := set(values) - known:
-            others = ", ".join(shown(key).strip("'") for key in sorted(unknown)[:8])
-            raise ValueError(f"A scheme has the keys {', '.join(sorted(known))}; got {others} as well.")
-        if "bits" not in values:
-            raise ValueError(f"A scheme needs the key 'bits', got only {shown(sorted(values))}.")
-        return cls(**values)
+        return cls(**_checked(cls, values, "A scheme"))
+
+
+@dataclass(frozen=True)
+class InputScheme:
+    """How the inputs of a layer are quantized: ``x = scale * (code - zero_point)``, code in 0 .. 2**bits - 1.
+
+    Values beyond the range take the outermost code. Zero is always a level.
+
+    Attributes:
+        bits: Bits per value, 4..8.
+        granularity: ``"tensor"``: one scale and zero point for all values, found on calibration data and stored with
+            the layer. ``"token"``: every vector along the last dimension has its own, computed from its values when
+            the layer runs; for Linear layers only, and nothing is stored.
+        symmetric: Whether the range reaches as far below zero as above it. By default it reaches from the least
+            value to the largest, and so begins at zero where no value is negative, as after a ReLU.
+        clip: How the range of ``"tensor"`` is found: ``"mse"`` (least squared error of what the layer computes, over
+            many ranges, the other two among them), ``"percentile"`` (all but a ten-thousandth of the values on either
+            side), or ``"absmax"`` (everything). Of no meaning for ``"token"``, which has ``"absmax"``.
+
+    Raises:
+        ValueError: If a field is outside of what is listed above.
+
+    Example:
+        >>> str(InputScheme(bits=8)), str(InputScheme(bits=6, granularity="token"))
+        ('8-bit inputs', '6-bit inputs/token')
+    """
+
+    bits: int
+    granularity: Literal["tensor", "token"] = "tensor"
+    symmetric: bool = False
+    clip: RangeChoice = "mse"
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions early, where the user wrote them."""
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or self.bits not in INPUT_BITS:
+            raise ValueError(
+                f"bits of inputs must be an integer from {INPUT_BITS[0]} to {INPUT_BITS[-1]}, got {shown(self.bits)}."
+            )
+        check_one_of("granularity of inputs", self.granularity, ("tensor", "token"))
+        check_one_of("symmetric", self.symmetric, (True, False))
+        check_one_of("clip of inputs", self.clip, get_args(RangeChoice))
+        if self.granularity == "token":
+            object.__setattr__(self, "clip", "absmax")
+
+    @property
+    def needs_range(self) -> bool:
+        """Whether a scale and a zero point are found on calibration data and stored."""
+        return self.granularity == "tensor"
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a layer stores for its inputs, for a scale in float32 and a zero point of 8 bits; 0 per token."""
+        return 40 if self.needs_range else 0
+
+    def __str__(self) -> str:
+        """Return a short name such as ``8-bit inputs``."""
+        return f"{self.bits}-bit inputs{'/token' * (self.granularity == 'token')}{'/symmetric' * self.symmetric}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InputScheme:
+        """Build a scheme from plain JSON values.
+
+        Raises:
+            ValueError: If it is no object, a key is unknown or missing, or a value is not allowed.
+        """
+        return cls(**_checked(cls, values, "The scheme of inputs"))
 
 
 @dataclass(frozen=True)
@@ -116,23 +176,23 @@ class LayerScheme:
 
     Attributes:
         weight: How its weight is quantized.
-        input: How its inputs are: ``"float"``, not at all.
+        input: How its inputs are: ``"float"``, not at all, or an `InputScheme`.
 
     Example:
-        >>> scheme = LayerScheme(WeightScheme(bits=3))
-        >>> scheme.bits, scheme.input, str(scheme)
-        (3, 'float', '3-bit symmetric/channel')
+        >>> scheme = LayerScheme(WeightScheme(bits=3), InputScheme(bits=8))
+        >>> scheme.bits, scheme.input_bits, str(scheme)
+        (3, 8, '3-bit symmetric/channel, 8-bit inputs')
     """
 
     weight: WeightScheme
-    input: InputScheme = FLOAT
+    input: InputScheme | Literal["float"] = FLOAT
 
     def __post_init__(self) -> None:
         """Refuse what is no scheme."""
         if not isinstance(self.weight, WeightScheme):
             raise TypeError(f"Expected a WeightScheme, got {shown(self.weight)}.")
-        if self.input != FLOAT:
-            raise ValueError(f"The inputs of a layer stay in float, input={FLOAT!r}; got {shown(self.input)}.")
+        if not isinstance(self.input, InputScheme) and self.input != FLOAT:
+            raise ValueError(f"The inputs of a layer have an InputScheme, or input={FLOAT!r}; got {shown(self.input)}.")
 
     @classmethod
     def of(cls, scheme: WeightScheme | LayerScheme) -> LayerScheme:
@@ -144,17 +204,28 @@ class LayerScheme:
         """Bits per weight."""
         return self.weight.bits
 
+    @property
+    def input_bits(self) -> int | None:
+        """Bits per value of the inputs; None where they stay in float."""
+        return None if self.quantized_input is None else self.quantized_input.bits
+
+    @property
+    def quantized_input(self) -> InputScheme | None:
+        """The scheme of the inputs; None where they stay in float."""
+        return self.input if isinstance(self.input, InputScheme) else None
+
     def stored_bits(self, rows: int, columns: int) -> int:
         """Return the bits that the packed weight occupies, scales and zero points included."""
         return self.weight.stored_bits(rows, columns)
 
     def __str__(self) -> str:
         """Return the short name of the weight's scheme, and that of the inputs unless they stay in float."""
-        return str(self.weight)
+        return str(self.weight) if self.quantized_input is None else f"{self.weight}, {self.input}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"weight": asdict(self.weight), "input": self.input}
+        inputs = FLOAT if self.quantized_input is None else asdict(self.quantized_input)
+        return {"weight": asdict(self.weight), "input": inputs}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerScheme:
@@ -167,4 +238,19 @@ class LayerScheme:
             raise ValueError(
                 f"The scheme of a layer is an object with the keys 'weight' and 'input'; got {shown(values)}."
             )
-        return cls(WeightScheme.from_dict(values["weight"]), values.get("input", FLOAT))
+        given = values.get("input", FLOAT)
+        inputs = InputScheme.from_dict(given) if isinstance(given, Mapping) else given
+        return cls(WeightScheme.from_dict(values["weight"]), inputs)
+
+
+def _checked(kind: type[WeightScheme] | type[InputScheme], values: Any, what: str) -> Mapping[str, Any]:
+    """Return plain JSON values that name fields of a scheme, and no others."""
+    known = {f.name for f in fields(kind)}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} is an object with the keys {', '.join(sorted(known))}; got {shown(values)}.")
+    if unknown := set(values) - known:
+        others = ", ".join(shown(key).strip("'") for key in sorted(unknown)[:8])
+        raise ValueError(f"{what} has the keys {', '.join(sorted(known))}; got {others} as well.")
+    if "bits" not in values:
+        raise ValueError(f"{what} needs the key 'bits', got only {shown(sorted(values))}.")
+    return values

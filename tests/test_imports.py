@@ -16,6 +16,7 @@ ORDER = [
     "schemes",
     "policy",
     "network",
+    "inputs",
     "groups",
     "quantizers",
     "rounding",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.schemes import WeightScheme
+from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
 
 schemes = st.builds(
     WeightScheme,
@@ -20,6 +20,17 @@ schemes = st.builds(
     grid=st.sampled_from(DEFAULT_GRIDS),
     clip=st.one_of(st.sampled_from(["absmax", "mse"]), st.floats(0.01, 1)),
     scale_dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
+)
+
+input_schemes = st.one_of(
+    st.just("float"),
+    st.builds(
+        InputScheme,
+        bits=st.integers(4, 8),
+        granularity=st.sampled_from(["tensor", "token"]),
+        symmetric=st.booleans(),
+        clip=st.sampled_from(["mse", "percentile", "absmax"]),
+    ),
 )
 
 
@@ -42,13 +53,47 @@ def test_contradictions_are_sentences(arguments, said):
         WeightScheme(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"bits": 3}, "bits of inputs must be an integer from 4 to 8, got 3"),
+        ({"bits": True}, "bits of inputs must be an integer"),
+        ({"bits": 8, "granularity": "channel"}, "granularity of inputs must be one of 'tensor', 'token'"),
+        ({"bits": 8, "clip": 0.5}, "clip of inputs must be one of 'mse'"),
+        ({"bits": 8, "symmetric": 1}, "symmetric must be one of True, False"),
+    ],
+)
+def test_contradictions_of_inputs_are_sentences(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        InputScheme(**arguments)
+
+
+def test_what_is_no_scheme_of_inputs_is_refused():
+    with pytest.raises(ValueError, match="have an InputScheme, or input='float'; got 8"):
+        LayerScheme(WeightScheme(4), 8)
+    with pytest.raises(ValueError, match="The scheme of inputs has the keys bits, clip.* got width as well"):
+        LayerScheme.from_dict({"weight": {"bits": 4}, "input": {"bits": 8, "width": 1}})
+    with pytest.raises(ValueError, match="The scheme of inputs needs the key 'bits'"):
+        LayerScheme.from_dict({"weight": {"bits": 4}, "input": {"symmetric": True}})
+
+
+def test_a_policy_says_whose_inputs_are_quantized():
+    schemes = {"block": LayerScheme(WeightScheme(4), InputScheme(8)), "head": WeightScheme(3)}
+    policy = BitPolicy(schemes, {"block": ("conv1", "conv2")})
+    assert policy.inputs() == {"conv1": InputScheme(8), "conv2": InputScheme(8)}
+    assert str(policy["block"]) == "4-bit symmetric/channel, 8-bit inputs"
+    written = json.loads(policy.to_json())["groups"]
+    assert written["block"]["input"] == {"bits": 8, "granularity": "tensor", "symmetric": False, "clip": "mse"}
+    assert written["head"]["input"] == "float"
+
+
 def test_storage_counts_codes_scales_and_zero_points():
     assert WeightScheme(3, scale_dtype="float32").stored_bits(16, 9) == 144 * 3 + 16 * 32
     assert WeightScheme(3, "tensor").stored_bits(16, 9) == 144 * 3 + 16
     assert WeightScheme(4, 4, "asymmetric").stored_bits(2, 9) == 24 * 4 + 6 * (16 + 8)  # 18 codes padded to 24
 
 
-@given(st.dictionaries(st.text(min_size=1), schemes, max_size=4))
+@given(st.dictionaries(st.text(min_size=1), st.builds(LayerScheme, schemes, input_schemes), max_size=4))
 def test_json_brings_the_policy_back(choice):
     policy = BitPolicy(choice, {name: (name + ".a", name + ".b") for name in choice} if len(choice) < 2 else {})
     again = BitPolicy.from_json(policy.to_json())

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..grids.registry import grid_named
-from ..modules import PackedLayer, packed_layers
+from ..modules import PackedLayer, packed_layers, policy_of
 from ..tools.temporaries import temporary_folder
 from .extras import require
 from .float_twins import float_twins, weight_names
+from .quantized_inputs import refuse_quantized_inputs
 
 FORMAT = "pack-quantized"
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -49,6 +50,7 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
+    refuse_quantized_inputs(policy_of(model).inputs(), "export_compressed_tensors")
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is not None:
         _refuse_zero_points(layers)

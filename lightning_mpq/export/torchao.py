@@ -12,6 +12,7 @@ from ..grids.registry import grid_named
 from ..policy import BitPolicy
 from ..schemes import WeightScheme
 from .extras import require
+from .quantized_inputs import refuse_quantized_inputs
 
 PURPOSE = "Writing a torchao configuration"
 
@@ -36,6 +37,7 @@ def torchao_config(policy: BitPolicy) -> Any:
         ``torchao.quantization.FqnToConfig`` with an ``IntxWeightOnlyConfig`` for each layer.
     """
     quantization = require("torchao", "torchao.quantization", PURPOSE)
+    refuse_quantized_inputs(policy.inputs(), "torchao_config")
     configs: OrderedDict[str, Any] = OrderedDict()
     for layer, scheme in policy.weights().items():
         if reason := _why_not(scheme):

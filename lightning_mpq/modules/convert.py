@@ -10,6 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import NonFiniteError
 from ..grids.registry import grid_named
+from ..inputs.quantizer import InputRange
+from ..inputs.sites import input_sites, refusal
 from ..network.layer_kinds import (
     ParameterView,
     float_class,
@@ -23,7 +25,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
 from ..quantizers.padding_row import check_padding_row
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
@@ -61,7 +63,10 @@ def pack_layer(module: nn.Module, quantized: QuantizedRows) -> PackedLayer:
 
 
 def pack_model(
-    model: nn.Module, policy: BitPolicy, rounded: Mapping[str, QuantizedRows] | None = None
+    model: nn.Module,
+    policy: BitPolicy,
+    rounded: Mapping[str, QuantizedRows] | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
 ) -> dict[str, nn.Module]:
     """Replace every layer that the policy names by its packed twin, in place.
 
@@ -75,13 +80,14 @@ def pack_model(
         policy: Which layers are packed, and how.
         rounded: Layer name to its rounded weight, for a shared weight under any of its names; layers that it
             misses are rounded to nearest.
+        ranges: Layer name to the range of its inputs, for those whose scheme has one.
 
     Returns:
         Layer name to float layer, for `restore_layers`.
 
     Raises:
         TypeError: If a layer cannot be packed.
-        ValueError: If the policy or ``rounded`` does not fit the model.
+        ValueError: If the policy, ``rounded`` or ``ranges`` does not fit the model.
         NonFiniteError: If a weight is NaN or infinite; the message names the layer.
     """
     rounded = rounded or {}
@@ -105,7 +111,7 @@ def pack_model(
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
 
-    return replace_layers(model, build_layers(model, policy, pack))
+    return replace_layers(model, build_layers(model, policy, pack, ranges or {}))
 
 
 def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Module]:
@@ -130,12 +136,17 @@ def restore_layers(model: nn.Module, floats: Mapping[str, nn.Module]) -> None:
 
 
 def build_layers(
-    model: nn.Module, policy: BitPolicy, build: Callable[[str, nn.Module, WeightScheme], PackedLayer]
+    model: nn.Module,
+    policy: BitPolicy,
+    build: Callable[[str, nn.Module, WeightScheme], PackedLayer],
+    ranges: Mapping[str, InputRange] | None = None,
 ) -> dict[str, PackedLayer]:
     """Build the packed twin of every layer that a policy names, without touching the model.
 
-    ``build(name, layer, scheme)`` makes one; layers that share a weight get the buffers of the first of them.
+    ``build(name, layer, scheme)`` makes one; layers that share a weight get the buffers of the first of them. Without
+    ``ranges`` those of the inputs are still to be filled in.
     """
+    _check_inputs(model, policy)
     modules = named_layers(model, remove_duplicate=False)
     built: dict[str, PackedLayer] = {}
     by_weight: dict[tuple[object, ...], tuple[str, PackedLayer]] = {}
@@ -160,8 +171,32 @@ def build_layers(
                 layer = build(name, module, scheme)
                 by_weight[key] = (name, layer)
             layer.group = group
+            if (inputs := policy[group].quantized_input) is not None:
+                layer.set_inputs(inputs, _range_of(name, inputs, ranges))
             built[name] = layer
     return built
+
+
+def _check_inputs(model: nn.Module, policy: BitPolicy) -> None:
+    """Refuse a policy that quantizes inputs which cannot be."""
+    if schemes := policy.inputs():
+        sites, layers = input_sites(model), named_layers(model, remove_duplicate=False)
+        for name, scheme in schemes.items():
+            if said := refusal(name, layers.get(name), sites, scheme):
+                raise ValueError(said)
+
+
+def _range_of(name: str, scheme: InputScheme, ranges: Mapping[str, InputRange] | None) -> InputRange | None:
+    if not scheme.needs_range:
+        return None
+    if ranges is None:
+        return InputRange(1.0, 0)
+    if name not in ranges:
+        raise ValueError(
+            f"The range of the inputs of {name!r} ({scheme}) is not known; it is found on calibration batches. Pass "
+            "batches=, or the ranges that input_ranges(...) has found."
+        )
+    return ranges[name]
 
 
 def empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:

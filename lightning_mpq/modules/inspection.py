@@ -15,7 +15,7 @@ class StoredBytes(NamedTuple):
     """What a model stores, each shared tensor counted once.
 
     Attributes:
-        packed: Bytes of codes, scales and zero points.
+        packed: Bytes of codes, scales and zero points, those of quantized inputs included.
         floating: Bytes of every other parameter and buffer.
         cached: Bytes kept in memory only and never saved: dequantized weights (``memory="fast"``), and weights in
             the layout of a kernel (`use_kernels`).
@@ -44,12 +44,12 @@ def policy_of(model: nn.Module) -> BitPolicy:
     for name, layer in layers.items():
         first = first_of_tied.setdefault(id(layer.packed_codes), name)
         members.setdefault(first if layer.group is None else layer.group, []).append(name)
-    schemes = {group: layers[names[0]].scheme for group, names in members.items()}
+    schemes = {group: layers[names[0]].layer_scheme for group, names in members.items()}
     for group, names in members.items():
-        if other := [name for name in names if layers[name].scheme != schemes[group]]:
+        if other := [name for name in names if layers[name].layer_scheme != schemes[group]]:
             raise ValueError(
                 f"Layers {names[0]!r} and {other[0]!r} of the group {group!r} have different schemes: "
-                f"{schemes[group]} and {layers[other[0]].scheme}."
+                f"{schemes[group]} and {layers[other[0]].layer_scheme}."
             )
     return BitPolicy(schemes, {group: tuple(names) for group, names in members.items()})
 

@@ -31,7 +31,8 @@ class PackedLinear(PackedLayer, nn.Linear):
         return 0 if self.kernel_choice == PLAIN else prepared_bytes(self.matrix())
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ``input @ weight.T + bias``, by the chosen kernel where it can."""
+        """Return ``input @ weight.T + bias`` of the quantized input, by the chosen kernel where it can."""
+        input = self.quantized_input(input)
         if self.kernel_choice == PLAIN or self.dense_weight is not None or input.is_meta:
             return super().forward(input)
         device, dtype = input.device.type, self.weight_dtype

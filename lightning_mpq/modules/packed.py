@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from ..inputs.quantizer import InputRange, quantize_inputs
 from ..network.layer_kinds import LAYER_KINDS, ParameterView, float_class, rows_and_columns, taken_name
 from ..network.own_operation import DECLARED, is_plain
 from ..quantizers import QuantizedRows
 from ..quantizers.packing import unpack_codes
 from ..quantizers.quantized_rows import dequantize
-from ..schemes import WeightScheme
+from ..schemes import FLOAT, InputScheme, LayerScheme, WeightScheme
 from ..tools.changed_class import changed_class, original_class
 from ..tools.checks import check_one_of
 from ..tools.scripting import NotScriptable
@@ -22,6 +23,8 @@ from .computed_weight import computed_weight
 Memory = Literal["packed", "fast"]
 STORED = ("packed_codes", "scale", "zero_point")
 """The buffers that hold the weight. Their types never change: they are the stored format."""
+STORED_INPUT = ("input_scale", "input_zero_point")
+"""The buffers that hold the range of quantized inputs, likewise."""
 SHAPE_KEY = "weight_shape"
 """Under which the metadata of a state dict hold the shape of a weight."""
 PACKED_TYPES: dict[type[nn.Module], type[PackedLayer]] = {}
@@ -46,6 +49,9 @@ class PackedLayer(NotScriptable, nn.Module):
         zero_point: uint8, shaped like ``scale``; None unless the grid is asymmetric.
         dense_weight: The weight in ``weight_dtype`` if it is kept (``memory="fast"``), else None; never saved.
         scheme: How the weight is quantized.
+        input_scheme: How the inputs are; None if they stay in float.
+        input_scale: float32 [], the step of quantized inputs; None without a stored range.
+        input_zero_point: uint8 [], the code of zero; None without a stored range.
         weight_shape: Shape of the float layer's weight.
         weight_dtype: Type of the dequantized weight.
         row_shape: (rows, columns) of the weight seen as output channels by fan-in.
@@ -59,6 +65,9 @@ class PackedLayer(NotScriptable, nn.Module):
     zero_point: Tensor | None
     dense_weight: Tensor | None
     scheme: WeightScheme
+    input_scheme: InputScheme | None = None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
     weight_shape: torch.Size
     weight_dtype: torch.dtype
     row_shape: tuple[int, int]
@@ -88,6 +97,7 @@ class PackedLayer(NotScriptable, nn.Module):
         packed = cls.__new__(cls)
         packed.__dict__.update(layer.__dict__)
         buffers = {"packed_codes": packed_codes, "scale": scale, "zero_point": zero_point, "dense_weight": None}
+        buffers |= dict.fromkeys(STORED_INPUT)
         packed.__dict__.update(
             _parameters={name: value for name, value in layer._parameters.items() if name != "weight"},
             _buffers={**layer._buffers, **buffers},
@@ -95,6 +105,7 @@ class PackedLayer(NotScriptable, nn.Module):
             _non_persistent_buffers_set={*layer._non_persistent_buffers_set, "dense_weight"},
             _compiled_call_impl=None,  # a compiled call is bound to the float layer
             scheme=scheme,
+            input_scheme=None,
             weight_shape=weight.shape,
             weight_dtype=weight.dtype,
             row_shape=rows_and_columns(layer),
@@ -123,13 +134,35 @@ class PackedLayer(NotScriptable, nn.Module):
         """Return codes, scales and scheme as `quantize_rows` made them."""
         return QuantizedRows(self.codes(), self.scale, self.zero_point, self.scheme)
 
+    @property
+    def layer_scheme(self) -> LayerScheme:
+        """How weight and inputs are quantized."""
+        return LayerScheme(self.scheme, FLOAT if self.input_scheme is None else self.input_scheme)
+
+    def set_inputs(self, scheme: InputScheme, found: InputRange | None) -> None:
+        """Quantize the inputs from now on.
+
+        Args:
+            scheme: How.
+            found: The range; None where each token has its own.
+        """
+        self.input_scheme = scheme
+        if found is not None:
+            self.input_scale, self.input_zero_point = found.tensors(self.packed_codes.device)
+
+    def quantized_input(self, input: Tensor) -> Tensor:
+        """Return what the weight is multiplied with: inputs as they are, or rounded to the levels of their range."""
+        if self.input_scheme is None:
+            return input
+        return quantize_inputs(input, self.input_scheme, self.input_scale, self.input_zero_point)
+
     def stored_tensors(self) -> dict[str, Tensor]:
-        """Return the buffers that hold the weight, by name."""
-        return {name: value for name in STORED if (value := self._buffers[name]) is not None}
+        """Return the buffers that hold the weight and the range of the inputs, by name."""
+        return {name: value for name in (*STORED, *STORED_INPUT) if (value := self._buffers.get(name)) is not None}
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of codes, scales and zero points."""
+        """Bytes of codes, scales and zero points, those of the inputs included."""
         return sum(value.numel() * value.element_size() for value in self.stored_tensors().values())
 
     @property
@@ -148,9 +181,9 @@ class PackedLayer(NotScriptable, nn.Module):
         return 0 if self.dense_weight is None else self.dense_weight.numel() * self.dense_weight.element_size()
 
     def extra_repr(self) -> str:
-        """Say what the float layer says, then bits, grid, granularity and bytes."""
+        """Say what the float layer says, then bits, grid, granularity, inputs unless in float, and bytes."""
         cached = f", {self.cached_bytes} bytes cached" if self.cached_bytes else ""
-        own = f"{self.scheme}, {self.stored_bytes} bytes{cached}"
+        own = f"{self.layer_scheme}, {self.stored_bytes} bytes{cached}"
         inherited = super().extra_repr()
         return f"{inherited}, {own}" if inherited else own
 
@@ -206,6 +239,14 @@ class PackedLayer(NotScriptable, nn.Module):
         return (
             f"{prefix}packed_codes holds a weight of shape {list(saved)}, and the layer has {list(self.weight_shape)}."
         )
+
+
+class QuantizesInputs(PackedLayer):
+    """Mixin of packed types that can quantize what they are called on; the float type's forward does the rest."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute what the float layer computes, with the dequantized weight and the quantized inputs."""
+        return super().forward(self.quantized_input(input), *args, **kwargs)
 
 
 def register_packed(packed_type: type[PackedLayer]) -> type[PackedLayer]:

@@ -153,12 +153,13 @@ def _learn_of_others() -> None:
 
 PACKED_NAMES = {
     "packed_codes", "scale", "zero_point", "dense_weight", "scheme", "weight_shape", "weight_dtype", "row_shape",
-    "group", "memory", "kernel_choice",
+    "group", "memory", "kernel_choice", "input_scheme", "input_scale", "input_zero_point",
 }  # fmt: skip
 """Attributes of packed layers, which a float layer must not use itself if it is to be packed."""
 PACKED_METHODS = {
     "from_float", "_weight", "weight", "dequantize", "codes", "quantized_rows", "stored_tensors", "stored_bytes",
-    "cached_bytes", "shape_error", "prefix", "_apply", "_save_to_state_dict", "_load_from_state_dict",
+    "cached_bytes", "shape_error", "prefix", "layer_scheme", "set_inputs", "quantized_input",
+    "_apply", "_save_to_state_dict", "_load_from_state_dict",
 }  # fmt: skip
 """Their methods, which a subclass of a float layer must not define."""
 

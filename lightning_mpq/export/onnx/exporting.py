@@ -21,6 +21,7 @@ from ...tools.files import write_bytes_atomically
 from ..example_inputs import ExampleInputs, Examples, without_cache
 from ..extras import require
 from ..float_twins import float_twins, weight_names
+from ..quantized_inputs import refuse_quantized_inputs
 from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET
 
 POLICY_KEY = "lightning_mpq.policy"
@@ -107,6 +108,7 @@ def export_onnx(
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
+    refuse_quantized_inputs(policy_of(model).inputs(), "export_onnx")
     for name, layer in layers.items():
         if (reason := refusal(layer, layer.scheme)) is not None:
             raise ValueError(

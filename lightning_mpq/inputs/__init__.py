@@ -1,0 +1,1 @@
+"""Inputs of layers: where they are seen, which range each gets, and their quantization."""
