@@ -26,7 +26,7 @@ from .grids.base import Grid
 from .grids.registry import register_grid
 from .groups.candidates import make_candidates
 from .groups.groups import find_groups
-from .modules import set_memory, use_kernels
+from .modules import clipped_inputs, set_memory, use_kernels
 from .modules.latency import measure_latency
 from .moved import moved
 from .network.calibration import Calibration
@@ -79,6 +79,7 @@ __all__ = [
     "set_memory",
     "export_for",
     "verify",
+    "clipped_inputs",
     "export_onnx",
     "export_compressed_tensors",
     "torchao_config",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..network.layer_kinds import float_class
 from ..network.named_weights import named_layers
 from ..network.own_operation import is_plain
 from ..schemes import InputScheme
+from .quantizer import InputRange, quantize_inputs
 
 SITE_TYPES = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -49,29 +50,41 @@ def refusal(layer: str, module: nn.Module | None, sites: Mapping[str, nn.Module]
 
 
 @contextmanager
-def inputs_changed(
-    layers: Mapping[str, nn.Module],
-    change: Callable[[str, Tensor], Tensor],
-    *,
-    where: Callable[[], bool] = lambda: True,
-) -> Iterator[None]:
+def inputs_changed(layers: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Let layers compute with other inputs for the time of a block.
 
     Args:
         layers: Name to layer.
         change: Called with the name of a layer and its floating-point input, returns what it computes with.
-        where: Asked at each call whether this is to happen.
     """
 
     def hook(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = first_argument(args, kwargs)
-        if not isinstance(given, Tensor) or not given.is_floating_point() or not where():
+        if not isinstance(given, Tensor) or not given.is_floating_point():
             return None
         changed = change(name, given)
         return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "input": changed})
 
     with hooked(before=[(layer, partial(hook, name)) for name, layer in layers.items()], with_kwargs=True):
         yield
+
+
+def inputs_quantized(
+    layers: Mapping[str, nn.Module], schemes: Mapping[str, InputScheme], ranges: Mapping[str, InputRange]
+) -> AbstractContextManager[None]:
+    """Let layers compute with quantized inputs for the time of a block.
+
+    Args:
+        layers: Name to layer, those with a scheme.
+        schemes: Name to the scheme of its inputs.
+        ranges: Name to the range of its inputs, where the scheme stores one.
+    """
+
+    def rounded(name: str, inputs: Tensor) -> Tensor:
+        found = ranges[name].tensors(inputs.device) if schemes[name].needs_range else (None, None)
+        return quantize_inputs(inputs, schemes[name], *found)
+
+    return inputs_changed(layers, rounded)
 
 
 def _is_site(layer: nn.Module) -> bool:

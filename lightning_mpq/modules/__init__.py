@@ -1,5 +1,6 @@
 """Layers that really store 2..8-bit weights, and how a model gets them."""
 
+from .clipped_inputs import clipped_inputs
 from .conv import (
     PackedConv1d,
     PackedConv2d,
@@ -38,6 +39,7 @@ __all__ = [
     "PackedWeight",
     "StoredBytes",
     "WeightHolder",
+    "clipped_inputs",
     "empty_packed_model",
     "pack_layer",
     "pack_model",

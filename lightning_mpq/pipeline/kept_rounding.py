@@ -18,11 +18,12 @@ from torch import Tensor
 from ..curvature.cache.fingerprint import combine, hash_batch, hash_content, hash_settings
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
+from ..inputs.quantizer import InputRange
 from ..network.calibration import Calibration
 from ..network.forward import device_of
 from ..quantizers import QuantizedRows
 from ..rounding.rounded_weights import RoundedWeights
-from ..schemes import LayerScheme, WeightScheme
+from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.distributed import gather, on_rank_zero
 from ..tools.files import unless_impossible, write_bytes_atomically
 from ..tools.reading import parse_json, require_ordinary
@@ -78,7 +79,8 @@ def _write(path: Path, rounded: RoundedWeights) -> None:
         parts = {"codes": quantized.codes, "scale": quantized.scale, "zero_point": quantized.zero_point}
         tensors |= {f"{number}.{n}": value.cpu().contiguous() for n, value in parts.items() if value is not None}
     offered = [[candidate.group, candidate.scheme.to_dict(), candidate.stored_bits] for candidate in rounded.candidates]
-    text: dict[str, Any] = {"candidates": offered, "rows": rows}
+    inputs = [[layer, asdict(scheme), asdict(found)] for (layer, scheme), found in rounded.inputs.items()]
+    text: dict[str, Any] = {"candidates": offered, "rows": rows, "inputs": inputs}
     text["hash"] = hash_content(text, tensors)
     write_bytes_atomically(path, to_bytes(tensors, metadata={"rounded": json.dumps(text)}))
 
@@ -104,6 +106,9 @@ def _read(path: Path, device: str) -> RoundedWeights | None:
             if error is not None:
                 errors[layer, scheme] = error
         offered = [Candidate(group, LayerScheme.from_dict(scheme), bits) for group, scheme, bits in text["candidates"]]
-        return RoundedWeights(tuple(offered), rows, errors)
+        inputs = {
+            (layer, InputScheme.from_dict(scheme)): InputRange(**found) for layer, scheme, found in text["inputs"]
+        }
+        return RoundedWeights(tuple(offered), rows, errors, inputs)
     except Exception:  # which one, depends on the byte that is wrong
         return None

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..inputs.calibrate import ranges_of_policy
+from ..inputs.quantizer import InputRange
 from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
@@ -42,8 +44,8 @@ def quantize(
     Args:
         model: Float model; on an error it is left as it was.
         policy: Group to scheme, as in ``allocation.policy``.
-        batches: Calibration batches; needed if schemes are rounded by their inputs, or if the model has BatchNorm
-            layers whose statistics are to be measured again. Without them no bias is corrected.
+        batches: Calibration batches; needed if schemes are rounded by their inputs or quantize these, or if the model
+            has BatchNorm layers whose statistics are to be measured again. Without them no bias is corrected.
         rounded: What `round_candidates` returned: its codes are packed, unless they are rounded anew in sequence.
         repair: What is repaired; by default all that helps.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
@@ -113,6 +115,7 @@ class Quantizer:
         self.calibration, self.options, self.rounded, self.judge = calibration, options, rounded, judge
         self.repair = Repair(calibration, layers, options, judge)
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
+        self._ranges: dict[BitPolicy, Mapping[str, InputRange]] = {}
         self._worse_in_sequence: set[BitPolicy] = set()
 
     @property
@@ -138,8 +141,16 @@ class Quantizer:
         order = order or self.order(policy)
         if (policy, order) not in self._codes:
             options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
-            self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded)
+            ranges = self.ranges(policy)
+            self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded, ranges)
         return self._codes[policy, order]
+
+    def ranges(self, policy: BitPolicy) -> Mapping[str, InputRange]:
+        """Return the ranges of inputs by layer: those that were profiled, or found in a pass over the batches."""
+        if policy not in self._ranges:
+            known = None if self.rounded is None else self.rounded.inputs
+            self._ranges[policy] = ranges_of_policy(self.calibration, policy, known)
+        return self._ranges[policy]
 
     @contextmanager
     def packed(self, policy: BitPolicy, order: RoundingOrder | None = None, *, keep: bool = False) -> Iterator[None]:
@@ -150,7 +161,8 @@ class Quantizer:
             order: As in `codes`.
             keep: Whether they stay packed if the block ends without an error.
         """
-        with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, self.codes(policy, order)):
+        codes, ranges = self.codes(policy, order), self.ranges(policy)
+        with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, codes, ranges):
             if keep and self.check is not None:
                 self.check(self.model)
             yield
@@ -162,31 +174,40 @@ class Quantizer:
 
 
 def apply_policy(
-    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+    model: nn.Module,
+    policy: BitPolicy,
+    codes: Mapping[str, QuantizedRows] | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
 ) -> Callable[[], None]:
     """Pack the layers of a policy; return the function that brings them, biases and BatchNorm statistics back."""
     undo = _bringing_back(model, policy)
-    pack_model(model, policy, codes)
+    pack_model(model, policy, codes, ranges)
     return undo
 
 
 @contextmanager
 def temporarily_packed(
-    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+    model: nn.Module,
+    policy: BitPolicy,
+    codes: Mapping[str, QuantizedRows] | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
 ) -> Iterator[None]:
     """Pack the layers of a policy for the time of a ``with`` block; afterwards the float model is there again."""
     with afterwards(_bringing_back(model, policy)):
-        pack_model(model, policy, codes)
+        pack_model(model, policy, codes, ranges)
         yield
 
 
 @contextmanager
 def packed_unless_it_fails(
-    model: nn.Module, policy: BitPolicy, codes: Mapping[str, QuantizedRows] | None = None
+    model: nn.Module,
+    policy: BitPolicy,
+    codes: Mapping[str, QuantizedRows] | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
 ) -> Iterator[None]:
     """Pack the layers of a policy for good; an error in the ``with`` block brings the float model back."""
     with after_errors(_bringing_back(model, policy)):
-        pack_model(model, policy, codes)
+        pack_model(model, policy, codes, ranges)
         yield
 
 

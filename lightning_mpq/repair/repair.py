@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..inputs.quantizer import InputRange
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.held_out import hold_out
@@ -154,6 +155,7 @@ def final_codes(
     policy: BitPolicy,
     options: RepairOptions,
     rounded: RoundedWeights | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QuantizedRows]:
     """Return the codes to pack, by layer; none where a weight is rounded by itself.
@@ -163,6 +165,8 @@ def final_codes(
         policy: The policy.
         options: Whether to round in sequence, and whether for BatchNorm statistics that are measured again.
         rounded: The candidates' codes, if they are known.
+        ranges: Layer name to the range of its inputs, where the policy quantizes them; found where they are needed if
+            not given.
         progress: Called with the fraction done and a message.
 
     Raises:
@@ -175,6 +179,7 @@ def final_codes(
             calibration,
             policy,
             rounded=known,
+            ranges=ranges,
             reestimated=reestimates(calibration.model, options),
             progress=progress,
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, find_groups
+from ..inputs.calibrate import input_ranges
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
@@ -19,7 +20,7 @@ from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows, RoundedRows, RowRounding
 from ..quantizers.padding_row import check_padding_row, loses_padding_row
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, silent
 from .input_moments import input_moments
@@ -43,6 +44,8 @@ def round_candidates(
     progress: Progress | None = None,
 ) -> RoundedWeights:
     """Round every layer to every scheme it is offered, by the moments of its inputs where the scheme says so.
+
+    Where schemes quantize inputs, their ranges are found on the same batches, in a pass of their own.
 
     The model runs once over the batches, whatever the number of layers and candidates, in evaluation mode, and is
     left exactly as it was. Moments take 8 bytes times columns squared for each layer until it is rounded.
@@ -89,12 +92,25 @@ def round_candidates(
     moments: dict[int, InputMoment] = {}
     if any(candidate.scheme.weight.needs_inputs for candidate in offered):
         moments = input_moments(calibration, layers, lambda f, m: report(f / 2, m))
+    ranges = input_ranges(calibration, _schemes_of_inputs(groups, offered))
     # One rank decides for all: the least difference in arithmetic between two machines could flip a code.
-    return on_rank_zero(
+    rounded = on_rank_zero(
         lambda: _round_all(
             layers, moments, groups, offered, best_grid, centred, damping, lambda f, m: report(0.5 + f / 2, m)
         )
     )
+    return replace(rounded, inputs=ranges)
+
+
+def _schemes_of_inputs(groups: Sequence[LayerGroup], candidates: Sequence[Candidate]) -> dict[str, list[InputScheme]]:
+    """Return layer name to the schemes that its inputs are offered."""
+    layers = {group.name: group.layers for group in groups}
+    found: dict[str, list[InputScheme]] = {}
+    for candidate in candidates:
+        if (scheme := candidate.scheme.quantized_input) is not None:
+            for layer in layers.get(candidate.group, ()):
+                found.setdefault(layer, []).append(scheme)
+    return found
 
 
 def _round_all(
@@ -120,7 +136,7 @@ def _round_all(
             for weight, layer in names.items()
         }
         best = _best_grids(offered, list(weights.values()), group.weight_count) if best_grid else offered
-        schemes = [candidate.scheme.weight for candidate in best]
+        schemes = list(dict.fromkeys(candidate.scheme.weight for candidate in best))
         found = {weight: each.round(schemes) for weight, each in weights.items()}
         kept += best
         for layer in group.layers:
@@ -233,19 +249,24 @@ class _WeightRounding:
 
 
 def _best_grids(candidates: Sequence[Candidate], group: Sequence[_WeightRounding], weights: int) -> list[Candidate]:
-    """Return the best among those that differ only in their grid, in the order of the first, by a sample of rows."""
-    kinds = [_without_grid(candidate.scheme.weight) for candidate in candidates]
+    """Return the best among those that differ only in their grid, by a sample of rows.
+
+    Schemes of a weight that is offered with several schemes of inputs are compared once.
+    """
+    first = {candidate.scheme.weight: candidate for candidate in reversed(candidates)}
+    schemes = list(dict.fromkeys(candidate.scheme.weight for candidate in candidates))
+    kinds = [_without_grid(scheme) for scheme in schemes]
     if len(set(kinds)) == len(kinds):
         return list(candidates)
-    schemes = [candidate.scheme.weight for candidate in candidates]
     sampled = [each.sample().round(schemes) for each in group]
     # A bit more per weight makes steps half as wide and squared errors a quarter.
     costs = [
-        sum(results[i].error for results in sampled) * 4 ** (candidate.stored_bits / weights - candidate.scheme.bits)
-        for i, candidate in enumerate(candidates)
+        sum(results[i].error for results in sampled) * 4 ** (first[scheme].stored_bits / weights - scheme.bits)
+        for i, scheme in enumerate(schemes)
     ]
     best = {kind: min((i for i, own in enumerate(kinds) if own == kind), key=costs.__getitem__) for kind in kinds}
-    return [candidates[i] for i in best.values()]
+    kept = {schemes[i]: number for number, i in enumerate(best.values())}
+    return sorted((c for c in candidates if c.scheme.weight in kept), key=lambda c: kept[c.scheme.weight])
 
 
 def _without_grid(scheme: WeightScheme) -> tuple[object, ...]:

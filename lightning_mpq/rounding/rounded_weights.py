@@ -1,15 +1,16 @@
-"""The weights of all candidates as they were rounded, so that profile and quantized model use the same codes."""
+"""All candidates as they were rounded, and ranges of inputs, so that profile and quantized model use the same."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from ..groups.candidates import Candidate
+from ..inputs.calibrate import InputRanges
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..schemes import WeightScheme
@@ -26,11 +27,13 @@ class RoundedWeights:
         rows: (layer, scheme) to codes and scales, for every layer of every group and every scheme it is offered.
         errors: (layer, scheme) to the relative error of the layer's output on calibration data,
             tr(E M E^T) / tr(W M W^T); empty if nothing was measured.
+        inputs: (layer, scheme of inputs) to the range that was found.
     """
 
     candidates: tuple[Candidate, ...]
     rows: Mapping[tuple[str, WeightScheme], QuantizedRows]
     errors: Mapping[tuple[str, WeightScheme], float]
+    inputs: InputRanges = field(default_factory=dict)
 
     def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
         """Return one rounded weight.
@@ -63,8 +66,8 @@ class RoundedWeights:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a Taylor model of them depends on, as the SHA-256 of all codes, scales and zero points."""
-        digest = hashlib.sha256()
+        """What a Taylor model of them depends on, as the SHA-256 of all codes, scales, zero points and ranges."""
+        digest = hashlib.sha256("".join(f"{key!r} {found!r}" for key, found in self.inputs.items()).encode())
         for (layer, scheme), rows in self.rows.items():
             digest.update(f"{layer} {scheme!r}".encode())
             for tensor in (rows.codes, rows.scale, rows.zero_point):

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..inputs.calibrate import ranges_of_policy
+from ..inputs.quantizer import InputRange
+from ..inputs.sites import inputs_quantized
 from ..network.batchnorm import batch_statistics
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
@@ -32,7 +35,7 @@ from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, round_rows
 from ..quantizers.input_moments import unfolded_chunks
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 from ..tools.distributed import (
     broadcast,
     errors_shared,
@@ -50,6 +53,7 @@ def round_sequentially(
     policy: BitPolicy,
     *,
     rounded: Mapping[str, QuantizedRows] | None = None,
+    ranges: Mapping[str, InputRange] | None = None,
     damping: float = 0.01,
     reestimated: bool = False,
     lockstep: bool = True,
@@ -72,6 +76,8 @@ def round_sequentially(
         policy: The schemes; layers whose scheme says that they are rounded to nearest are so.
         rounded: The policy's layers as they were rounded before, such as ``RoundedWeights.of_policy(policy)``: taken
             for the layers that cannot be rounded in sequence; by default these are rounded by `round_policy`.
+        ranges: Layer name to the range of its inputs, where the policy quantizes them: z is then what is left of them.
+            By default ranges are found on the batches.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
             of `ErrorFeedback.factorise`.
         reestimated: Whether BatchNorm statistics will be measured again once codes are packed: layers are then rounded
@@ -96,11 +102,13 @@ def round_sequentially(
     with errors_shared():
         order = _in_sequence(calibration, next(calibration.filled()), by_inputs)
     order = broadcast(order)
+    ranges = ranges_of_policy(calibration, policy) if ranges is None else ranges
     apart = _apart(calibration, policy, set(order), rounded, damping)
     passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
     statistics = batch_statistics if reestimated else _as_it_is
     while True:
         sequence = _Sequence(calibration, {layer: schemes[layer] for layer in order}, apart, damping)
+        sequence.quantize_inputs(policy.inputs(), ranges)
         repeated = sequence.round(passes, statistics, progress)
         if not repeated:
             break
@@ -139,11 +147,17 @@ class _Sequence:
         self._calibration, self._schemes, self._damping = calibration, schemes, damping
         self._twin = copy.deepcopy(calibration.model)
         self._copies = named_layers(self._twin, remove_duplicate=False)
+        self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext
         self.found = dict(known)
         self.unpaired: dict[str, None] = {}
         self.unseen: dict[str, None] = {}
         for layer, quantized in known.items():
             _set_weight(self._copies[layer], quantized)
+
+    def quantize_inputs(self, schemes: Mapping[str, InputScheme], ranges: Mapping[str, InputRange]) -> None:
+        """Let layers of the copy compute with quantized inputs."""
+        layers = {layer: self._copies[layer] for layer in schemes}
+        self._inputs = partial(inputs_quantized, layers, schemes, ranges)
 
     def round(
         self,
@@ -161,6 +175,7 @@ class _Sequence:
             statistics(model),
             statistics(twin),
             torch.no_grad(),
+            self._inputs(),
             passes(self._calibration, floats, "after") as float_passes,
             passes(self._calibration.on(twin), twins, "before") as twin_passes,
         ):

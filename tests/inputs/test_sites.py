@@ -6,7 +6,8 @@ from helpers.networks import convnet, images, mlp, vectors
 from helpers.wrapped_layers import SamePadding
 from torch import nn
 
-from lightning_mpq.inputs.sites import input_sites, inputs_changed, refusal
+from lightning_mpq.inputs.quantizer import quantize_inputs, range_between
+from lightning_mpq.inputs.sites import input_sites, inputs_changed, inputs_quantized, refusal
 from lightning_mpq.schemes import InputScheme
 
 
@@ -37,3 +38,14 @@ def test_whole_numbers_are_left_alone():
     model = mlp(6, 3).double()
     with inputs_changed(dict(model.named_children()), lambda name, given: given * 0), pytest.raises(RuntimeError):
         model(vectors(2)[0].long())
+
+
+def test_layers_compute_with_quantized_inputs_for_a_while():
+    model, (x,) = mlp(6, 8, 3), vectors(4)
+    schemes = {"0": InputScheme(4), "2": InputScheme(4, "token")}
+    layers = {name: model.get_submodule(name) for name in schemes}
+    found = range_between(-2, 2, schemes["0"])
+    with inputs_quantized(layers, schemes, {"0": found}):
+        rounded = model(x)
+    hidden = torch.tanh(model[0](quantize_inputs(x, schemes["0"], *found.tensors())))
+    torch.testing.assert_close(rounded, model[2](quantize_inputs(hidden, schemes["2"])))

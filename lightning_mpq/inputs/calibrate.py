@@ -1,0 +1,138 @@
+"""The ranges of inputs, found in one pass over calibration data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError
+from ..network.calibration import Calibration
+from ..network.isolation import isolated
+from ..network.layer_kinds import float_class
+from ..network.named_weights import named_layers
+from ..network.tokens import real_tokens, token_mask
+from ..policy import BitPolicy
+from ..schemes import InputScheme
+from ..tools.distributed import gather, on_rank_zero
+from .histogram import InputHistogram
+from .quantizer import InputRange
+from .range_search import best_range
+from .sites import input_sites, inputs_changed, refusal
+
+InputRanges = Mapping[tuple[str, InputScheme], InputRange]
+"""(layer, scheme) to the range of its inputs."""
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputScheme]]) -> InputRanges:
+    """Find the ranges of inputs in one pass over the batches, those of all processes.
+
+    Squared errors of a channel count by the squares of the weights that it is multiplied with: what is least is the
+    error of the layer's output, as far as errors of single inputs are independent. All calls of a layer in a pass
+    count; tokens that a batch's ``attention_mask`` hides do not.
+
+    Args:
+        calibration: The float model, left as it was, and its batches; not touched if no scheme needs a range.
+        wanted: Layer name to the schemes that its inputs may have.
+
+    Returns:
+        The range for each layer and each of its schemes that stores one.
+
+    Raises:
+        ValueError: If inputs cannot be quantized so, there is no batch, or a layer is never called on it.
+        NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
+    """
+    schemes = {layer: list(dict.fromkeys(each)) for layer, each in wanted.items()}
+    layers, sites = named_layers(calibration.model, remove_duplicate=False), input_sites(calibration.model)
+    for layer, each in schemes.items():
+        for scheme in each:
+            if said := refusal(layer, layers.get(layer), sites, scheme):
+                raise ValueError(said)
+    searched = {layer: found for layer, each in schemes.items() if (found := [s for s in each if s.needs_range])}
+    if not searched:
+        return {}
+    histograms = input_histograms(calibration, {layer: layers[layer] for layer in searched})
+    if unseen := [layer for layer, histogram in histograms.items() if not histogram.seen]:
+        raise ValueError(
+            f"The inputs of {', '.join(unseen)} were not seen on the calibration batches, so that their range is not "
+            "known. Calibrate on batches that reach these layers, or keep their inputs in float."
+        )
+    if zeros := [layer for layer, histogram in histograms.items() if not histogram.reach]:
+        warnings.warn(
+            f"The inputs of {', '.join(zeros)} are zero in all calibration batches: any other value will be rounded to "
+            "whole numbers from 0 on. Calibrate on batches that activate these layers.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return on_rank_zero(
+        lambda: {
+            (layer, scheme): best_range(histograms[layer], scheme)
+            for layer, each in searched.items()
+            for scheme in each
+        }
+    )
+
+
+def ranges_of_policy(
+    calibration: Calibration, policy: BitPolicy, known: InputRanges | None = None
+) -> dict[str, InputRange]:
+    """Return layer name to the range of its inputs, for all of a policy that store one; missing ones are found."""
+    schemes = {layer: scheme for layer, scheme in policy.inputs().items() if scheme.needs_range}
+    missing = {layer: [scheme] for layer, scheme in schemes.items() if (layer, scheme) not in (known or {})}
+    found = {**(known or {}), **input_ranges(calibration, missing)}
+    return {layer: found[layer, scheme] for layer, scheme in schemes.items()}
+
+
+def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, InputHistogram]:
+    """Return what the inputs of layers look like over the batches of all processes, in one pass."""
+    found = {layer: InputHistogram() for layer in layers}
+    weights = {layer: channel_weights(module) for layer, module in layers.items()}
+    mask: Tensor | None = None
+    number = 0
+
+    def see(layer: str, inputs: Tensor) -> Tensor:
+        if not torch.isfinite(inputs).all():
+            raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
+        counted = real_tokens(inputs.detach(), mask) if isinstance(layers[layer], nn.Linear) else inputs.detach()
+        found[layer].add(channels_last(layers[layer], counted), weights[layer])
+        return inputs
+
+    def forward(batch_number: int, batch: Any) -> None:
+        nonlocal mask, number
+        number, mask = batch_number, token_mask(batch)
+        calibration.forward(batch, number)
+
+    with inputs_changed(layers, see), isolated(calibration.model), torch.no_grad():
+        calibration.each(forward, "finding the ranges of inputs")
+    first, *others = gather(found)
+    for other in others:
+        for layer, histogram in other.items():
+            first[layer].merge(histogram)
+    return first
+
+
+def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the inputs of a layer as [positions, channels]."""
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(-1, inputs.shape[-1])
+    unbatched = inputs.dim() == len(layer.kernel_size) + 1  # type: ignore[arg-type]
+    return inputs.movedim(0 if unbatched else 1, -1).flatten(0, -2)
+
+
+def channel_weights(layer: nn.Module) -> Tensor:
+    """Return sums of the squared weights that each input channel is multiplied with, of mean 1; ones if all are 0."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    squares = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).square()
+    if float_class(layer) in _TRANSPOSED:
+        sums = squares.flatten(1).sum(1)
+    else:
+        groups = int(getattr(layer, "groups", 1))
+        sums = squares.flatten(2).sum(2) if squares.dim() > 2 else squares
+        sums = sums.unflatten(0, (groups, -1)).sum(1).flatten()
+    mean = sums.mean()
+    return sums / mean if 0 < float(mean) < float("inf") else torch.ones_like(sums)
