@@ -21,7 +21,7 @@ from ..groups.groups import LayerGroup
 from ..inputs.quantizer import InputRange
 from ..network.calibration import Calibration
 from ..network.forward import device_of
-from ..quantizers import QuantizedRows
+from ..rounding.packed_rows import PackedRows
 from ..rounding.rounded_weights import RoundedWeights
 from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.distributed import gather, on_rank_zero
@@ -38,8 +38,9 @@ def kept_rounding(
     candidates: Sequence[Candidate],
     round_them: Callable[[], RoundedWeights],
 ) -> RoundedWeights:
-    """Return rounded candidates from a folder, or round them and keep them there: a byte for each weight and candidate.
+    """Return rounded candidates from a folder, or round them and keep them there, packed.
 
+    On a processor codes that are kept in a folder are mapped from the file, and take no memory until they are read.
     Where torch.distributed is in use, rank 0 alone reads and writes.
 
     Args:
@@ -60,12 +61,12 @@ def kept_rounding(
         return found
     rounded = round_them()
 
-    def write() -> None:
+    def written() -> RoundedWeights | None:
         with unless_impossible("The cache", path, "Another budget rounds anew."):
             _write(path, rounded)
+        return _read(path, str(device))
 
-    on_rank_zero(write)
-    return rounded
+    return on_rank_zero(written) or rounded
 
 
 def _write(path: Path, rounded: RoundedWeights) -> None:
@@ -73,11 +74,10 @@ def _write(path: Path, rounded: RoundedWeights) -> None:
     tensors: dict[str, Tensor] = {}
     numbers: dict[int, int] = {}
     rows = []
-    for (layer, scheme), quantized in rounded.rows.items():
-        number = numbers.setdefault(id(quantized), len(numbers))
-        rows.append([layer, asdict(scheme), rounded.errors.get((layer, scheme)), number])
-        parts = {"codes": quantized.codes, "scale": quantized.scale, "zero_point": quantized.zero_point}
-        tensors |= {f"{number}.{n}": value.cpu().contiguous() for n, value in parts.items() if value is not None}
+    for (layer, scheme), packed in rounded.rows.items():
+        number = numbers.setdefault(id(packed), len(numbers))
+        rows.append([layer, asdict(scheme), rounded.errors.get((layer, scheme)), number, packed.shape])
+        tensors |= {f"{number}.{name}": value.cpu().contiguous() for name, value in packed.tensors.items()}
     offered = [[candidate.group, candidate.scheme.to_dict(), candidate.stored_bits] for candidate in rounded.candidates]
     inputs = [[layer, asdict(scheme), asdict(found)] for (layer, scheme), found in rounded.inputs.items()]
     text: dict[str, Any] = {"candidates": offered, "rows": rows, "inputs": inputs}
@@ -95,13 +95,14 @@ def _read(path: Path, device: str) -> RoundedWeights | None:
         if text["hash"] != hash_content(text, tensors):
             return None
         tensors = {name: value.to(device) for name, value in tensors.items()}
-        known: dict[int, QuantizedRows] = {}
+        known: dict[int, PackedRows] = {}
         rows, errors = {}, {}
-        for layer, values, error, number in text["rows"]:
+        for layer, values, error, number, shape in text["rows"]:
             scheme = WeightScheme.from_dict(values)
             if number not in known:
                 codes, scale = tensors[f"{number}.codes"], tensors[f"{number}.scale"]
-                known[number] = QuantizedRows(codes, scale, tensors.get(f"{number}.zero_point"), scheme)
+                points = tensors.get(f"{number}.zero_point")
+                known[number] = PackedRows(codes, (shape[0], shape[1]), scale, points, scheme)
             rows[layer, scheme] = known[number]
             if error is not None:
                 errors[layer, scheme] = error

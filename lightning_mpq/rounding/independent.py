@@ -24,6 +24,7 @@ from ..schemes import InputScheme, WeightScheme
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, silent
 from .input_moments import input_moments
+from .packed_rows import PackedRows
 from .rounded_weights import RoundedWeights
 
 _SAMPLED_WEIGHTS = 24576
@@ -125,7 +126,7 @@ def _round_all(
 ) -> RoundedWeights:
     """Round every layer; see `round_candidates`. Each moment is dropped once its layer is rounded."""
     kept: list[Candidate] = []
-    rows: dict[tuple[str, WeightScheme], QuantizedRows] = {}
+    rows: dict[tuple[str, WeightScheme], PackedRows] = {}
     errors: dict[tuple[str, WeightScheme], float] = {}
     for number, group in enumerate(groups):
         report(number / len(groups), f"round {group.name}")
@@ -137,11 +138,14 @@ def _round_all(
         }
         best = _best_grids(offered, list(weights.values()), group.weight_count) if best_grid else offered
         schemes = list(dict.fromkeys(candidate.scheme.weight for candidate in best))
-        found = {weight: each.round(schemes) for weight, each in weights.items()}
+        found = {
+            weight: [(PackedRows.of(result.quantized), result.error) for result in each.round(schemes)]
+            for weight, each in weights.items()
+        }
         kept += best
         for layer in group.layers:
-            for scheme, result in zip(schemes, found[id(layers[layer].weight)], strict=True):
-                rows[layer, scheme], errors[layer, scheme] = result.quantized, result.error
+            for scheme, (packed, error) in zip(schemes, found[id(layers[layer].weight)], strict=True):
+                rows[layer, scheme], errors[layer, scheme] = packed, error
     return RoundedWeights(tuple(kept), rows, errors)
 
 

@@ -14,24 +14,25 @@ from ..inputs.calibrate import InputRanges
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..schemes import WeightScheme
+from .packed_rows import PackedRows
 
 
 @dataclass(frozen=True)
 class RoundedWeights:
     """Rounded weights by layer and scheme.
 
-    Memory: a byte for each weight and candidate, plus scales; layers that share a weight share its codes.
+    Memory: the bits of each candidate, plus scales; layers that share a weight share its codes.
 
     Attributes:
         candidates: What may be chosen, in the order of groups.
-        rows: (layer, scheme) to codes and scales, for every layer of every group and every scheme it is offered.
+        rows: (layer, scheme) to packed codes and scales, for every layer of every group and every scheme it is offered.
         errors: (layer, scheme) to the relative error of the layer's output on calibration data,
             tr(E M E^T) / tr(W M W^T); empty if nothing was measured.
         inputs: (layer, scheme of inputs) to the range that was found.
     """
 
     candidates: tuple[Candidate, ...]
-    rows: Mapping[tuple[str, WeightScheme], QuantizedRows]
+    rows: Mapping[tuple[str, WeightScheme], PackedRows]
     errors: Mapping[tuple[str, WeightScheme], float]
     inputs: InputRanges = field(default_factory=dict)
 
@@ -47,7 +48,7 @@ class RoundedWeights:
                 f"Layer {layer!r} was not rounded to {scheme!r}; it was rounded to {', '.join(offered) or 'nothing'}. "
                 "Pass the candidates of round_candidates(...).candidates on to profile and allocate."
             )
-        return self.rows[layer, scheme]
+        return self.rows[layer, scheme].unpacked()
 
     def of_policy(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
         """Return layer name to rounded weight, for all layers of a policy.
@@ -60,8 +61,7 @@ class RoundedWeights:
     @property
     def stored_bytes(self) -> int:
         """Bytes of codes, scales and zero points in memory."""
-        parts = [(rows.codes, rows.scale, rows.zero_point) for rows in self.rows.values()]
-        tensors = {id(tensor): tensor for part in parts for tensor in part if tensor is not None}
+        tensors = {id(tensor): tensor for rows in self.rows.values() for tensor in rows.tensors.values()}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     @cached_property
@@ -70,7 +70,6 @@ class RoundedWeights:
         digest = hashlib.sha256("".join(f"{key!r} {found!r}" for key, found in self.inputs.items()).encode())
         for (layer, scheme), rows in self.rows.items():
             digest.update(f"{layer} {scheme!r}".encode())
-            for tensor in (rows.codes, rows.scale, rows.zero_point):
-                if tensor is not None:
-                    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for tensor in rows.tensors.values():
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
