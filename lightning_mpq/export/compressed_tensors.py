@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from ..grids.registry import grid_named
 from ..modules import PackedLayer, packed_layers, policy_of
+from ..network.layer_kinds import float_class, rows_and_columns
+from ..schemes import WeightScheme
+from ..tools.changed_class import original_class
 from ..tools.temporaries import temporary_folder
 from .extras import require
 from .float_twins import float_twins, weight_names
@@ -43,8 +48,8 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     Raises:
         FileExistsError: If the folder holds anything.
         ImportError: If compressed-tensors is not installed.
-        ValueError: If nothing is packed, a layer cannot be carried, or a model of transformers has zero points, which
-            transformers does not read; the layer is named, with its scheme and the reason.
+        ValueError: If nothing is packed, a layer cannot be carried, or a model of transformers has zero points or
+            packed tables, which transformers does not read; the layer is named, with its scheme and the reason.
     """
     quantization = require("compressed-tensors", "compressed_tensors.quantization", "Exporting to compressed-tensors")
     layers = packed_layers(model)
@@ -53,40 +58,102 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     refuse_quantized_inputs(policy_of(model).inputs(), "export_compressed_tensors")
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is not None:
-        _refuse_zero_points(layers)
+        _refuse_unread(layers)
     arguments = {name: _arguments(name, layer) for name, layer in layers.items()}
+    prefix = getattr(model, "base_model_prefix", "") if to_dict is not None else ""
     by_arguments: dict[str, list[str]] = {}
     for name, values in arguments.items():
-        by_arguments.setdefault(json.dumps(values, sort_keys=True), []).append(name)
+        by_arguments.setdefault(json.dumps(values, sort_keys=True), []).append(_target(name, prefix))
     config = quantization.QuantizationConfig(
         config_groups={
-            f"group_{number}": {"targets": names, "weights": json.loads(values), "format": FORMAT}
-            for number, (values, names) in enumerate(by_arguments.items())
+            f"group_{number}": {"targets": targets, "weights": json.loads(values), "format": FORMAT}
+            for number, (values, targets) in enumerate(by_arguments.items())
         },
         format=FORMAT,
         quantization_status="compressed",
     )
     tensors = _tensors(model, layers, arguments)
     written = {} if to_dict is None else to_dict()
+    if to_dict is not None:
+        written["architectures"] = written.get("architectures") or [original_class(model).__name__]
     written["quantization_config"] = config.model_dump(mode="json")
     return _write_folder(Path(folder), tensors, json.dumps(written, indent=2) + "\n")
 
 
-def _refuse_zero_points(layers: Mapping[str, PackedLayer]) -> None:
+def _target(name: str, prefix: str) -> str:
+    """Return what matches a layer's name, whether or not a model is loaded without its head, as ``AutoModel`` does."""
+    inner = name.removeprefix(f"{prefix}.")
+    return name if not prefix or inner == name else rf"re:^({re.escape(prefix)}\.)?{re.escape(inner)}$"
+
+
+def unread_by_transformers(layer: nn.Module, scheme: WeightScheme) -> str | None:
+    """Return why transformers (5.23) does not read a layer that compressed-tensors can carry; None if it does.
+
+    It expects a zero point for each row of a weight and finds them packed by eights or so, and it looks up the rows of
+    a table without unpacking them; files that compressed-tensors has written itself are refused likewise.
+    """
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    if form is not None and form.offset is None:
+        return "it does not read packed zero points: leave the grid 'asymmetric' out"
+    if float_class(layer) is nn.Embedding:
+        return "it does not unpack tables: leave embeddings, and heads tied to them, in float"
+    return None
+
+
+def _refuse_unread(layers: Mapping[str, PackedLayer]) -> None:
     """Refuse for a model of transformers what its loader does not take.
 
-    It expects a zero point for each row of a weight and finds them packed by eights or so (5.23; files that
-    compressed-tensors has written itself are refused likewise).
-
     Raises:
-        ValueError: If a layer has zero points.
+        ValueError: If a layer is not read.
     """
-    if refused := [name for name, layer in layers.items() if layer.zero_point is not None]:
+    unread = {name: why for name, layer in layers.items() if (why := unread_by_transformers(layer, layer.scheme))}
+    if unread:
+        name, why = next(iter(unread.items()))
         raise ValueError(
-            f"transformers does not read the packed zero points of {len(refused)} layers, such as {refused[0]!r} "
-            f"({layers[refused[0]].scheme}). Leave the grid 'asymmetric' out, "
-            "candidates=CandidateOptions(grids=['half', 'symmetric']), and quantize the float model again."
+            f"transformers does not read {len(unread)} layers, such as {name!r} ({layers[name].scheme}): {why}. "
+            "MixedPrecisionQuantization(budget, target='vllm') offers what it reads; quantize the float model again."
         )
+
+
+def refusal(layer: nn.Module, scheme: WeightScheme) -> str | None:
+    """Return why compressed-tensors cannot carry a layer, float or packed, with a scheme; None if it can.
+
+    What depends on the zero points that rounding found is not seen here.
+    """
+    kind = float_class(layer)
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    rows, columns = _shape(layer)
+    block = scheme.granularity
+    grouped = isinstance(block, int) and block < columns
+    if kind not in (nn.Linear, nn.Embedding):
+        return f"it packs Linear and Embedding layers, and this is a {kind.__name__ if kind else type(layer).__name__}"
+    if form is None:
+        return f"it stores integers, and the levels of the grid {scheme.grid!r} are not equally spaced"
+    if not form.fits_signed(scheme.bits, 8) and form.offset is not None:
+        return "levels of the half grid take one bit more there, and it packs at most 8"
+    if form.offset is None and scheme.granularity == "tensor":
+        return "it keeps zero points for channels and blocks only"
+    if isinstance(block, int) and grouped and columns % block:
+        return f"its blocks must divide the columns, and {block} does not divide {columns}"
+    if grouped and form.offset is None and scheme.bits == 4 and rows <= 8:
+        return "it packs 4-bit zero points in blocks for 8 rows or fewer, but fails to read them (0.20)"
+    return None
+
+
+def file_bits(layer: nn.Module, scheme: WeightScheme) -> int:
+    """Return the bits of a layer's codes, scales (float32), zero points and shape in the file."""
+    rows, columns = _shape(layer)
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
+    assert form is not None
+    bits, scales = scheme.bits + form.steps - 1, scheme.scale_count(rows, columns)
+    words = rows * ceil(columns * bits / 32) + scales
+    if form.offset is None:
+        words += ceil(rows * bits / 32) * (scales // rows)
+    return 32 * words + 2 * 64
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    return layer.row_shape if isinstance(layer, PackedLayer) else rows_and_columns(layer)
 
 
 def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:
@@ -96,30 +163,17 @@ def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:
         ValueError: If they cannot describe it.
     """
     scheme = layer.scheme
-    rows, columns = layer.row_shape
-    block = scheme.granularity
+    block, columns = scheme.granularity, layer.row_shape[1]
     grouped = isinstance(block, int) and block < columns
-    form = grid_named(scheme.grid).integer_form(scheme.bits)
-    reason = None
-    if layer.float_type not in (nn.Linear, nn.Embedding):
-        reason = f"it packs Linear and Embedding layers, and this is a {layer.float_type.__name__}"
-    elif form is None:
-        reason = f"it stores integers, and the levels of the grid {scheme.grid!r} are not equally spaced"
-    elif not form.fits_signed(scheme.bits, 8) and form.offset is not None:
-        reason = "levels of the half grid take one bit more there, and it packs at most 8"
-    elif form.offset is None and scheme.granularity == "tensor":
-        reason = "it keeps zero points for channels and blocks only"
-    elif layer.zero_point is not None and int(layer.zero_point.max()) >= 2**scheme.bits:
+    reason = refusal(layer, scheme)
+    if reason is None and layer.zero_point is not None and int(layer.zero_point.max()) >= 2**scheme.bits:
         reason = f"its zero point {int(layer.zero_point.max())} does not fit {scheme.bits} bits"
-    elif isinstance(block, int) and grouped and columns % block:
-        reason = f"its blocks must divide the columns, and {block} does not divide {columns}"
-    elif grouped and layer.zero_point is not None and scheme.bits == 4 and rows <= 8:
-        reason = "it packs 4-bit zero points in blocks for 8 rows or fewer, but fails to read them (0.20)"
     if reason is not None:
         raise ValueError(
             f"compressed-tensors cannot carry the layer {name!r} ({scheme}): {reason}. Leave it in float, give it "
             "another scheme, or use another export."
         )
+    form = grid_named(scheme.grid).integer_form(scheme.bits)
     assert form is not None
     strategy = "group" if grouped else "channel" if isinstance(block, int) else block
     return {

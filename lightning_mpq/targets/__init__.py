@@ -7,6 +7,7 @@ from .onnxruntime import OnnxRuntime
 from .registry import target_named
 from .torch import Torch
 from .verification import Verification, verify
+from .vllm import Vllm
 
 __all__ = [
     "OnnxRuntime",
@@ -14,6 +15,7 @@ __all__ = [
     "Target",
     "Torch",
     "Verification",
+    "Vllm",
     "export_for",
     "offer",
     "target_named",

@@ -6,8 +6,9 @@ from ..tools.checks import check_one_of, shown
 from .base import Target
 from .onnxruntime import OnnxRuntime
 from .torch import Torch
+from .vllm import Vllm
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime)}
+TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime, Vllm)}
 """Name to class."""
 
 

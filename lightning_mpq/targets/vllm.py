@@ -37,9 +37,9 @@ _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 class Vllm(Target):
     """vLLM 0.32 and transformers 5.23, by folders in the ``pack-quantized`` format of compressed-tensors 0.20.
 
-    Linear layers of 2 to 8 bits without zero points, by channels or in blocks of 32, 64 or 128 columns. Queries, keys and
-    values have one scheme, gate and up projections too, and so have all experts of a block. Tables stay in float, and a
-    head that is tied to one.
+    Linear layers of 2 to 8 bits without zero points, by channels or in blocks of 32, 64 or 128 columns. Queries, keys
+    and values have one scheme, gate and up projections too, and so have all experts of a block. Tables stay in float,
+    and a head that is tied to one.
     """
 
     name = "vllm"
@@ -107,7 +107,7 @@ class Vllm(Target):
         with float_twins(model) as layers:
             for name in self.read(path):
                 twin = model.get_submodule(name)
-                twin.weight.data = _unpacked(path, name).to(layers[name].weight_dtype)  # type: ignore[operator, union-attr]
+                twin.weight.data = _unpacked(path, name).to(layers[name].weight_dtype)
             return [outputs_of(model, batch) for batch in batches]
 
 
@@ -116,7 +116,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config: dict[str, Any] = parse_json(read_text(path / CONFIG_NAME))["quantization_config"]
         assert isinstance(config["config_groups"], dict)
     except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
-        raise CorruptModelError(f"{path / CONFIG_NAME} is no configuration that was exported here: {error!r}.") from error
+        raise CorruptModelError(
+            f"{path / CONFIG_NAME} is no configuration that was exported here: {error!r}."
+        ) from error
     return config
 
 
@@ -138,9 +140,7 @@ def _plain(target: str) -> str:
 
 def _unpacked(path: Path, layer: str) -> Tensor:
     """Return a weight as compressed-tensors unpacks it."""
-    helpers = require(
-        Vllm.extra, "compressed_tensors.compressors.pack_quantized.helpers", "Reading compressed-tensors"
-    )
+    helpers = require(Vllm.extra, "compressed_tensors.compressors.pack_quantized.helpers", "Reading compressed-tensors")
     config = _read_config(path)["config_groups"].values()
     bits = next(group["weights"]["num_bits"] for group in config if layer in map(_plain, group["targets"]))
     with _opened(path) as file:

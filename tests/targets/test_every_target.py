@@ -11,7 +11,10 @@ from lightning_mpq.options import CandidateOptions
 from lightning_mpq.targets import Target, export_for, offer, target_named, verify
 from lightning_mpq.targets.registry import TARGETS
 
-PACKAGES = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript")}
+PACKAGES = {
+    "onnxruntime": ("onnx", "onnxruntime", "onnxscript"),
+    "vllm": ("compressed_tensors", "transformers"),
+}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
