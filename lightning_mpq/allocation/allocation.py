@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from ..curvature.taylor_model import Prediction
 from ..policy import BitPolicy
+from .stability import Stability
 from .status import SolveStatus
 
 Objective = Literal["quadratic", "additive"]
@@ -20,6 +21,9 @@ class SolvedProblem(Protocol):
 
     def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
         """Return what an allocation says of its policy, whoever found it."""
+
+    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int) -> Stability:
+        """Return how much a policy depends on the samples that were profiled."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,31 @@ class Allocation:
         """
         assert self.preparation is not None
         return replace(self, **self.preparation.facts(policy, self.objective))
+
+    def stability(self, resamples: int = 100, seed: int = 0) -> Stability:
+        """Draw the profiled samples again (bootstrap), and look for the best policy of each draw, from this one.
+
+        Whole samples are drawn, a sequence with all its positions being one, from the 16 (of more than 2,048
+        candidates, 8) blocks that a Taylor model keeps sums of, so that a standard deviation is itself within about
+        20 %. The best policy of a draw is proved up to 12 groups, and beyond what local searches find; no clock is
+        asked, so that the seed decides the result. Samples cut from one document count as independent, which
+        flatters: profile one of each document.
+
+        Args:
+            resamples: How often samples are drawn again.
+            seed: Decides draws and searches.
+
+        Returns:
+            For each group how often it keeps its width, the spread of the predicted loss, and how often the policy is
+            within 1 % of the best.
+
+        Raises:
+            ValueError: If resamples is not positive, the model was made from fewer than two samples, or the budget
+                bounds the loss.
+        """
+        assert self.preparation is not None
+        additive = self.objective == "additive" or "pairs" in self.details
+        return self.preparation.stability(self.policy, additive, resamples, seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

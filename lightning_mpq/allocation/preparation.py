@@ -21,6 +21,7 @@ from .solver.distinct_widths import solve_with_widths
 from .solver.engine import Solution
 from .solver.problem import Array, Indices, Problem
 from .solver.reduction import Reduction
+from .stability import Stability, stability_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,28 @@ class Preparation:
             "costs": {row.name: row.of(chosen) for row in self.rows},
             "prediction_error": prediction.standard_error,
         }
+
+    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int) -> Stability:
+        """Return how much a policy depends on the samples that were profiled; see `Allocation.stability`."""
+        selection = self.reduction.selection(self.taylor.indices(policy))
+        if selection is None:
+            raise ValueError("The allocation's policy breaks the rules of its problem; use one as it was made.")
+        if self.budget.minimises_bytes:
+            raise ValueError(
+                "Stability asks for the least loss within a budget, and this policy has the fewest bytes for a loss; "
+                "allocate with bytes= as many as it takes."
+            )
+        return stability_of(
+            self.taylor,
+            self.reduction,
+            self.problem,
+            selection,
+            additive=additive,
+            widths=self.rules.max_distinct_bits,
+            reference=self.reference,
+            resamples=resamples,
+            seed=seed,
+        )
 
     @property
     def limits(self) -> dict[str, float]:

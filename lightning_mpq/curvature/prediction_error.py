@@ -47,18 +47,18 @@ def block_error(
     weight = weight[used]
     matrices = sums["blocks.curvature"][used][:, chosen][:, :, chosen].double()
     mean = matrices.sum(0) / weight.sum()
-    terms = matrices * _factor(curvature[chosen][:, chosen], mean)
+    terms = matrices * entry_factor(curvature[chosen][:, chosen], mean)
     totals = terms.sum((1, 2)) / 2
     if between:
         totals -= terms.diagonal(dim1=1, dim2=2).sum(1) / 2
     elif gradient is not None:
         slopes = sums["blocks.gradient"][used][:, chosen].double()
-        totals += (slopes * _factor(gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
+        totals += (slopes * entry_factor(gradient[chosen], slopes.sum(0) / weight.sum())).sum(1)
     value = totals.sum() / weight.sum()
     variance = count / (count - 1) * (totals - weight * value).square().sum() / weight.sum().square()
     return sqrt(float(variance))
 
 
-def _factor(entries: Tensor, mean: Tensor) -> Tensor:
+def entry_factor(entries: Tensor, mean: Tensor) -> Tensor:
     """Return by how much entries were shrunk from the mean of the data, 0..1."""
     return torch.where(mean == 0, 1.0, entries / torch.where(mean == 0, 1.0, mean)).clamp(0, 1)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..allocation import Allocation
 from ..curvature import TaylorModel
+from ..curvature.resampling import blocks_of
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
@@ -149,6 +150,8 @@ class Pipeline:
             over_ranks = partial(metrics_over_ranks, metrics)
             comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, reestimated)
             rows = comparison.measure(decision.allocation, timer.within(0.5, 0.9), keep=keep)
+        with timer.stage("stability"):
+            stability = stability_row(decision, self.settings.selection.resamples)
         return Report(
             loss=decision.taylor.loss,
             models=rows.models,
@@ -157,7 +160,7 @@ class Pipeline:
             left_in_float=decision.groups.left_in_float,
             trials=decision.trials,
             pairs=pairs_row(decision),
-            solver=decision.allocation.to_dict(),
+            solver={**decision.allocation.to_dict(), "stability": stability},
             seconds=dict(timer.seconds),
             samples=quantizer.calibration.samples + decision.held_out,
             coverage=decision.groups.coverage,
@@ -185,6 +188,14 @@ def pairs_row(decision: Decision) -> PairsRow:
     policy = decision.allocation.policy
     measured, solved = decision.unshrunk.predict(policy), decision.taylor.predict(policy)
     return PairsRow(measured.between, measured.between_error, solved.between, measured.value)
+
+
+def stability_row(decision: Decision, resamples: int) -> dict[str, Any] | None:
+    """Return how stable the policy is; None where nobody asks, or nobody can tell."""
+    allocation = decision.allocation
+    if not resamples or allocation.minimised == "bytes" or blocks_of(decision.taylor) < 2:
+        return None
+    return on_rank_zero(lambda: allocation.stability(resamples).to_dict())
 
 
 def metrics_over_ranks(metrics: Metrics) -> dict[str, float]:

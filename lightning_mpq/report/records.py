@@ -270,6 +270,8 @@ class Report:
         A metric of the user's own that is called like one of these numbers goes by ``metric_`` and its name.
         """
         found: dict[str, float] = {"solver/gap": float(self.solver["gap"])}
+        if stability := self.solver.get("stability"):
+            found |= {f"stability/{name}": float(stability[name]) for name in ("kept", "near_best", "spread")}
         if self.coverage is not None:
             found["coverage"] = self.coverage.share
         if self.pairs is not None:

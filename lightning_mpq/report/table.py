@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from ..allocation.stability import Stability
 from .records import PairsRow, Report
 
 _LOG_WIDTH = 160
@@ -130,6 +131,8 @@ def _summary(report: Report) -> str:
         lines.append(f"Quantized: {report.coverage}, over which bits per weight are averaged")
     if report.pairs is not None:
         lines.append(_pairs(report.pairs))
+    if stability := solver.get("stability"):
+        lines.append(f"Stability: {Stability.from_dict(stability)}")
     if (tuned := report.finetuning) is not None:
         before, after = _number(tuned.loss_before), _number(tuned.loss_after)
         lines.append(f"Fine-tuning: task loss on the calibration batches {before} -> {after}")

@@ -380,6 +380,22 @@ def exceeded(model: nn.Module, **known: object) -> None:
     raise BudgetExceededError("too much")
 
 
+def test_the_report_says_how_stable_the_policy_is():
+    job = make_job(Budget(average_bits=6), selection=SelectionOptions(policies=1, rounds=0, resamples=3))
+    outcome = job.run(network(), batches(), lambda: {})
+    assert outcome.report is not None
+    assert outcome.report.solver["stability"] == outcome.allocation.stability(3).to_dict()
+    assert "stability/kept" in outcome.report.scalars()
+    silent = replace(job.settings, selection=SelectionOptions(policies=1, rounds=0, resamples=0))
+    report = Pipeline(silent).run(network(), batches(), lambda: {}).report
+    assert report is not None
+    assert report.solver["stability"] is None
+    fewest = replace(job.settings, budget=Budget(within_uniform=(4, 1.0)))
+    report = Pipeline(fewest).run(network(), batches(), lambda: {}).report
+    assert report is not None
+    assert report.solver["stability"] is None
+
+
 def test_what_a_forward_pass_takes_is_measured_where_a_bound_needs_it():
     job = make_job(Budget(device_bytes=3000, mac_average_bits=5), candidates=CandidateOptions(rounding="nearest"))
     outcome = job.run(network(), batches())

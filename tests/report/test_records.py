@@ -9,6 +9,7 @@ import pytest
 from helpers.odd_json import oddities
 from rich.console import Console
 
+from lightning_mpq.allocation.stability import Stability
 from lightning_mpq.groups.coverage import Coverage
 from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, print_report
 
@@ -23,7 +24,13 @@ def make_report() -> Report:
         ),
         groups=(GroupRow("body.conv", ("body.conv",), 3, "3-bit half/channel", 900, 400, 0.01, 0.008, 0.009),),
         left_in_float={"body.attention[0]": "not supported yet"},
-        solver={"status": "WITHIN_GAP", "predicted_loss": 0.0123, "lower_bound": 0.0122, "gap": 0.008},
+        solver={
+            "status": "WITHIN_GAP",
+            "predicted_loss": 0.0123,
+            "lower_bound": 0.0122,
+            "gap": 0.008,
+            "stability": Stability(20, 16, {"body.conv": 0.75}, 0.001, (0.011, 0.014), 0.6, 0.004).to_dict(),
+        },
         seconds={"profile": 1.5},
         samples=512,
         repair=(
@@ -55,6 +62,8 @@ def test_scalars_hold_every_number_that_is_known():
     assert (scalars["uniform/above_chosen"], scalars["uniform/above_chosen_error"]) == (0.05, 0.004)
     assert scalars["pairs/share"] == pytest.approx(0.05)
     assert scalars["pairs/share_error"] == pytest.approx(0.1)
+    assert scalars["stability/kept"] == 0.75
+    assert scalars["stability/near_best"] == 0.6
     assert scalars["seconds/profile"] == 1.5
     assert all(isinstance(value, float) for value in scalars.values())
 
