@@ -33,8 +33,10 @@ from .cache.kept_measurements import KeptMeasurements, candidate_hashes
 from .cache.ranks import check_parts, common_key
 from .estimators.base import Estimator, Loss, Setting
 from .estimators.fisher import Fisher
+from .estimators.input_perturbation import InputPerturbations
+from .estimators.joint import JointColumns
 from .estimators.perturbation import Perturbations
-from .estimators.registry import check_settings, estimator_named, modelled_loss
+from .estimators.registry import check_settings, estimator_named, modelled_loss, refuse_unseen_inputs
 from .measuring import BatchMeasurement
 from .profile_progress import ProfileProgress
 from .sanity import warn_far_from_minimum
@@ -73,6 +75,9 @@ def profile(
     cache_dir: str | Path | None = None,
 ) -> TaylorModel:
     """Measure how the loss reacts to every way of quantizing every group, and every pair of groups.
+
+    Candidates may quantize inputs beside weights (`InputScheme`). The same backward passes then score both, with all
+    pairs of them, and a candidate is the sum of what its two schemes do.
 
     The model is measured in eval mode on its own device and left exactly as it was, random states included.
 
@@ -143,20 +148,23 @@ def profile(
         calibration = calibration.listed("a profile")
         groups = find_groups(model, batches=calibration)
     found = find_groups(model) if groups is None else groups
-    if rounded is None and (candidates is None or any(c.scheme.weight.needs_inputs for c in candidates)):
+    by_inputs = candidates is None or any(c.scheme.weight.needs_inputs for c in candidates)
+    if rounded is None and (by_inputs or any(_needs_range(c) for c in candidates or ())):
         calibration = calibration.listed("a profile")
         offered = make_candidates(found, bits) if candidates is None else candidates
-        rounded = round_candidates(model, calibration, found, offered)
+        rounded = round_candidates(model, calibration, found, offered, best_grid=by_inputs)
         candidates = rounded.candidates
     reestimated = statistics != "frozen" and bool(batchnorm_layers(model))
     kind = estimator_named(estimator)
+    offered = candidates if candidates is not None else rounded.candidates if rounded is not None else ()
+    refuse_unseen_inputs(kind, offered)
     many = reestimated and kind.scores_batches
     if isinstance(kind, Fisher) and isinstance(estimator, str):
         kind = Fisher(draws or (_DRAWS_A_CHUNK if many else 1))
     measured = _measured(
         calibration,
         tuple(found),
-        tuple(candidates if candidates is not None else rounded.candidates if rounded is not None else ()),
+        tuple(offered),
         rounded,
         float_bytes=getattr(found, "float_bytes", 0),
         estimator=kind,
@@ -225,6 +233,13 @@ def _measured(
             owners = {candidate.group for candidate in chosen}
             return Perturbations(model, [group for group in groups if group.name in owners], chosen, rounded=rounded)
 
+        def apart(columns: JointColumns) -> tuple[Perturbations, InputPerturbations]:
+            owners = {candidate.group for candidate in columns.weights}
+            chosen = [group for group in groups if group.name in owners]
+            ranges = {} if rounded is None else rounded.inputs
+            weights = Perturbations(model, chosen, columns.weights, rounded=rounded)
+            return weights, InputPerturbations(model, chosen, columns.inputs, ranges)
+
         measurement: BatchMeasurement | None = None
         # What is added up is what a cache keeps, so that sums do not tell whether they come from one.
         narrow = torch.promote_types(perturbations.dtype, torch.float32)
@@ -248,7 +263,7 @@ def _measured(
                                 meaning = guess_likelihood(outputs, first, evaluator.output_name)
                         everything = tuple(range(len(candidates)))
                         setting = Setting(evaluator, meaning, loss, reestimated, perturbations, everything, restricted)
-                        measurement = BatchMeasurement(estimator, setting)
+                        measurement = BatchMeasurement(estimator, setting, candidates, apart)
                     ignored += all_ignored(meaning, batch)
                     if earlier.is_done(digest):
                         clock.skip()
@@ -279,6 +294,11 @@ def _measured(
     if loss == "task":
         warn_far_from_minimum(result)
     return result
+
+
+def _needs_range(candidate: Candidate) -> bool:
+    scheme = candidate.scheme.quantized_input
+    return scheme is not None and scheme.needs_range
 
 
 def _generator(device: torch.device, seed: int, content: str) -> Generator:

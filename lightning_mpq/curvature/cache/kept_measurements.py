@@ -41,6 +41,8 @@ def candidate_hashes(
             for tensor in (rows.codes, rows.scale, rows.zero_point):
                 if tensor is not None:
                     digest.update(hash_tensor(tensor))
+            if (inputs := candidate.scheme.quantized_input) is not None:
+                digest.update(repr(rounded.inputs.get((layer, inputs))).encode())
         found.append(digest.hexdigest())
     return found
 

@@ -11,6 +11,7 @@ from torch import Generator
 
 from ...network.evaluator import Evaluator
 from ...network.likelihood import Likelihood
+from .input_perturbation import InputPerturbations
 from .measurement import Measurement
 from .perturbation import Perturbations
 
@@ -37,6 +38,8 @@ class Setting:
         everything: All candidates.
         wanted: Positions of the candidates that are to be measured, in order.
         restricted: Positions of some candidates to their perturbations alone.
+        inputs: What schemes do to inputs; None if all stay in float. Measurements then hold the columns of weights,
+            all of which are wanted, and after them those of inputs. Only estimators that see inputs are given it.
     """
 
     evaluator: Evaluator
@@ -46,6 +49,7 @@ class Setting:
     everything: Perturbations
     wanted: tuple[int, ...]
     restricted: Callable[[Sequence[int]], Perturbations]
+    inputs: InputPerturbations | None = None
 
     @property
     def perturbations(self) -> Perturbations:
@@ -69,6 +73,7 @@ class Estimator(ABC):
         has_gradient: Whether its measurements of the task loss hold the gradient; otherwise it is measured beside.
         scores_batches: Whether there is but one score for a batch whose samples act on each other, so that many small
             chunks and several draws are called for.
+        sees_inputs: Whether it measures ``Setting.inputs`` too, by rows.
 
     Example:
         The squared errors of weights, which need no data:
@@ -97,6 +102,7 @@ class Estimator(ABC):
     default_loss: ClassVar[Loss] = "divergence"
     has_gradient: ClassVar[bool] = False
     scores_batches: ClassVar[bool] = False
+    sees_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, setting: Setting) -> Measures:

@@ -19,22 +19,30 @@ from torch import Generator
 
 from ...network.evaluator import Evaluator, not_differentiable
 from ...network.likelihood import Likelihood
+from .input_perturbation import InputPerturbations
+from .input_probes import InputProbes
 from .measurement import Measurement
 from .perturbation import Perturbations
-from .weights import inner_products, substituted, weight_variables
+from .weights import all_scores, substituted, weight_variables
 
 
 class BatchScores:
     """Measures scores of whole batches; the gradient of the divergence is zero."""
 
     def __init__(
-        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, draws: int = 1
+        self,
+        evaluator: Evaluator,
+        perturbations: Perturbations,
+        likelihood: Likelihood,
+        draws: int = 1,
+        inputs: InputPerturbations | None = None,
     ) -> None:
         """Prepare; see `SampleScores` for the arguments."""
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._draws = draws
+        self._inputs = inputs
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return the scores of a batch as one unit.
@@ -43,8 +51,9 @@ class BatchScores:
             ValueError: If the outputs carry no gradient.
         """
         variables = weight_variables(self._perturbations)
-        leaves = list(variables.values())
-        with substituted(self._perturbations, variables):
+        probes = InputProbes(self._inputs, self._perturbations.device)
+        leaves = [*variables.values(), *probes.leaves]
+        with substituted(self._perturbations, variables), probes.attached():
             outputs = self._evaluator.outputs(batch)
             if not outputs.requires_grad:
                 raise not_differentiable("outputs do")
@@ -58,6 +67,6 @@ class BatchScores:
                 )
                 for draw in range(self._draws)
             ]
-        scores = inner_products(self._perturbations, slopes)
+        scores = all_scores(self._perturbations, probes, slopes)
         samples = outputs.shape[0]
         return Measurement(samples, rows=scores[None] / sqrt(self._draws * samples))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import cos, sqrt
 from typing import Any
 
@@ -29,11 +30,14 @@ from ...tools.checks import shown
 from .base import Estimator, Setting
 from .batch_fisher import BatchScores
 from .batched_forward_mode import BatchedForwardMode
+from .forward_mode import input_change
+from .input_perturbation import InputPerturbations
+from .input_probes import InputProbes
 from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .measurement import Measurement
 from .perturbation import Perturbations
-from .weights import inner_products, substituted, weight_variables
+from .weights import all_scores, substituted, weight_variables
 
 
 class SampleScores:
@@ -51,6 +55,7 @@ class SampleScores:
         perturbations: Perturbations,
         likelihood: Likelihood,
         draws: int = 1,
+        inputs: InputPerturbations | None = None,
     ) -> None:
         """Prepare.
 
@@ -59,6 +64,7 @@ class SampleScores:
             perturbations: All candidates.
             likelihood: What the outputs mean.
             draws: Random output gradients for each sample.
+            inputs: What schemes do to inputs, whose columns come after those of weights; None for no such columns.
         """
         self._evaluator = evaluator
         self._perturbations = perturbations
@@ -73,7 +79,9 @@ class SampleScores:
         self._verified = False
         self._scores: Tensor | None = None
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
-        self._taps = LayerTaps(evaluator, perturbations, self._add)
+        self._inputs, self._inputs_by_forward_mode = inputs, dict[tuple[int, int], str]()
+        sites = {} if inputs is None else inputs.modules
+        self._taps = LayerTaps(evaluator, perturbations, self._add, sites, self._add_input)
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return the scores of each sample."""
@@ -102,7 +110,8 @@ class SampleScores:
         with self._taps.attached():
             outputs = self._taps.outputs(batch)
             width = torch.float32 if outputs.device.type == "mps" else torch.float64
-            scores = torch.zeros(count, outputs.shape[0], self._perturbations.count, dtype=width, device=outputs.device)
+            columns = self._perturbations.count + (0 if self._inputs is None else self._inputs.count)
+            scores = torch.zeros(count, outputs.shape[0], columns, dtype=width, device=outputs.device)
             gradients = []
             for draw, gradient in enumerate(directions(outputs.detach())):
                 gradients.append(gradient)
@@ -118,7 +127,7 @@ class SampleScores:
             assert isinstance(mixed_gradient, Tensor)
             self._verify(batch, mixed_scores, mixed_gradient)
         slow = [index for start, stop in self._by_forward_mode for index in range(start, stop)]
-        for index, change in self._forward_mode.changes(slow, batch):
+        for index, change in chain(self._forward_mode.changes(slow, batch), self._slow_inputs(batch)):
             for draw, gradient in enumerate(gradients):
                 scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
         return scores
@@ -129,11 +138,7 @@ class SampleScores:
         if (columns.start, columns.stop) in self._by_forward_mode:
             return
         assert self._scores is not None
-        if use.inputs._version != use.version:
-            raise RuntimeError(
-                f"The input of the layer {use.layer!r} was overwritten in place after the layer had read it, so that "
-                "its weight could not be trained either. Use the operation that is not in place."
-            )
+        self._refuse_overwritten(use)
         module, samples = self._perturbations.modules[use.layer], self._scores.shape[0]
         kind = kind_of(module)
         if not use.inputs.numel() or not gradient.numel():  # an expert that no sample was sent to
@@ -156,6 +161,38 @@ class SampleScores:
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
         rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
         self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
+
+    def _add_input(self, use: Use, gradient: Tensor) -> None:
+        """Add the scores of what a layer was called on, once the gradient of it is known."""
+        assert self._inputs is not None
+        assert self._scores is not None
+        own = self._inputs.columns[use.layer]
+        if (own.start, own.stop) in self._inputs_by_forward_mode or not use.inputs.numel():
+            return
+        self._refuse_overwritten(use)
+        x, samples = use.inputs, self._scores.shape[0]
+        if x.dim() == 0 or x.shape[0] % samples:
+            if x.dim() < 2 or x.shape[1] != samples:
+                self._inputs_by_forward_mode[own.start, own.stop] = use.layer
+                return
+            x, gradient = x.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
+        rows = self._inputs.inner_products(use.layer, x, gradient).unflatten(0, (samples, -1)).sum(1)
+        first = self._perturbations.count
+        self._scores[:, first + own.start : first + own.stop] += rows.to(self._scores)
+
+    def _slow_inputs(self, batch: Any) -> Iterator[tuple[int, Tensor]]:
+        """Yield the columns of inputs that are measured by forward mode, with the change of the outputs."""
+        for start, stop in self._inputs_by_forward_mode:
+            for index in range(start, stop):
+                assert self._inputs is not None
+                yield self._perturbations.count + index, input_change(self._evaluator, self._inputs, index, batch)
+
+    def _refuse_overwritten(self, use: Use) -> None:
+        if use.inputs._version != use.version:
+            raise RuntimeError(
+                f"The input of the layer {use.layer!r} was overwritten in place after the layer had read it, so that "
+                "its weight could not be trained either. Use the operation that is not in place."
+            )
 
     def _verify(self, batch: Any, scores: Tensor, gradient: Tensor) -> None:
         """Compare the scores of one sample with ordinary weight gradients; groups that differ go to forward mode.
@@ -182,14 +219,21 @@ class SampleScores:
         error = (scores[:size].sum(0) - reference).abs()
         largest = float(reference.abs().max())
         tolerance = min(0.5, 30 * sqrt(torch.finfo(gradient.dtype).eps))
-        for layer, columns in self._perturbations.columns.items():
-            scale = max(float(reference[columns].norm()), 1e-3 * largest)
-            key = (columns.start, columns.stop)
-            if float(error[columns].norm()) > tolerance * scale:
-                self._by_forward_mode.setdefault(key, layer)
-        if found := {key: layer for key, layer in self._by_forward_mode.items() if key not in self._nonlinear}:
-            names = ", ".join(sorted(found.values()))
-            extra = sum(stop - start for start, stop in found)
+        first = self._perturbations.count
+        inputs = {} if self._inputs is None else self._inputs.columns
+        for offset, slow, by_layer in (
+            (0, self._by_forward_mode, self._perturbations.columns),
+            (first, self._inputs_by_forward_mode, inputs),
+        ):
+            for layer, own in by_layer.items():
+                columns = slice(offset + own.start, offset + own.stop)
+                scale = max(float(reference[columns].norm()), 1e-3 * largest)
+                if float(error[columns].norm()) > tolerance * scale:
+                    slow.setdefault((own.start, own.stop), layer)
+        found = {key: layer for key, layer in self._by_forward_mode.items() if key not in self._nonlinear}
+        if slow_layers := {*found.values(), *self._inputs_by_forward_mode.values()}:
+            names = ", ".join(sorted(slow_layers))
+            extra = sum(stop - start for start, stop in (*found, *self._inputs_by_forward_mode))
             warnings.warn(
                 f"The calls of these layers do not show how each sample uses their weights: {names}. (A weight read "
                 f"outside of its layer, or inputs without one row for each sample?) Forward mode measures them "
@@ -199,16 +243,18 @@ class SampleScores:
             )
 
     def _reference(self, batch: Any, gradient: Tensor) -> Tensor:
-        """Return the summed scores of a batch by differentiating with respect to the weights themselves, [K]."""
+        """Return the summed scores of a batch by differentiating by the weights, and inputs, themselves, [K]."""
         variables = weight_variables(self._perturbations)
-        with substituted(self._perturbations, variables):
+        probes = InputProbes(self._inputs, self._perturbations.device)
+        leaves = [*variables.values(), *probes.leaves]
+        with substituted(self._perturbations, variables), probes.attached():
             outputs = self._evaluator.outputs(batch)
             if not outputs.requires_grad:
                 raise not_differentiable("outputs do")
             if outputs.shape != gradient.shape:
                 raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
-            slopes = torch.autograd.grad(outputs, list(variables.values()), gradient, allow_unused=True)
-        return inner_products(self._perturbations, [slopes])[0]
+            slopes = torch.autograd.grad(outputs, leaves, gradient, allow_unused=True)
+        return all_scores(self._perturbations, probes, [slopes])[0]
 
 
 @dataclass(frozen=True)
@@ -223,6 +269,7 @@ class Fisher(Estimator):
 
     name = "fisher"
     scores_batches = True
+    sees_inputs = True
 
     def __post_init__(self) -> None:
         """Refuse what is no count."""
@@ -232,4 +279,5 @@ class Fisher(Estimator):
     def start(self, setting: Setting) -> SampleScores | BatchScores:
         """See `Estimator.start`."""
         kind = BatchScores if setting.interacting else SampleScores
-        return kind(setting.evaluator, setting.perturbations, setting.known_likelihood(), self.draws)
+        known = setting.known_likelihood()
+        return kind(setting.evaluator, setting.perturbations, known, self.draws, setting.inputs)

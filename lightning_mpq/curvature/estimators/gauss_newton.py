@@ -24,6 +24,8 @@ from ...network.likelihood import Likelihood
 from .base import Estimator, Setting
 from .batched_forward_mode import BatchedForwardMode
 from .fisher import SampleScores
+from .forward_mode import input_change
+from .input_perturbation import InputPerturbations
 from .measurement import Measurement
 from .perturbation import Perturbations
 
@@ -38,7 +40,12 @@ class OutputChanges:
     """
 
     def __init__(
-        self, evaluator: Evaluator, perturbations: Perturbations, likelihood: Likelihood, whole_batches: bool = False
+        self,
+        evaluator: Evaluator,
+        perturbations: Perturbations,
+        likelihood: Likelihood,
+        whole_batches: bool = False,
+        inputs: InputPerturbations | None = None,
     ) -> None:
         """Prepare.
 
@@ -47,13 +54,16 @@ class OutputChanges:
             perturbations: All candidates.
             likelihood: What the outputs mean.
             whole_batches: Whether samples act on each other, so that outputs of one depend on the others' inputs.
+            inputs: What schemes do to inputs, whose columns come after those of weights; None for no such columns.
         """
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._likelihood = likelihood
         self._whole_batches = whole_batches
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
-        self._backward = SampleScores(evaluator, perturbations, likelihood)
+        self._inputs = inputs
+        self._count = perturbations.count + (0 if inputs is None else inputs.count)
+        self._backward = SampleScores(evaluator, perturbations, likelihood, inputs=inputs)
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return ``L^T J D_i`` of each sample."""
@@ -65,7 +75,7 @@ class OutputChanges:
         with torch.no_grad():
             outputs = self._evaluator.outputs(batch)
         count = outputs[0].numel()
-        if not self._whole_batches and _PASSES_PER_OUTPUT * count <= self._perturbations.count:
+        if not self._whole_batches and _PASSES_PER_OUTPUT * count <= self._count:
             with torch.enable_grad():
                 return self._backward.scores_along(batch, count, lambda o: self._roots(o, batch)).transpose(0, 1)
         with torch.no_grad():
@@ -73,7 +83,7 @@ class OutputChanges:
 
     def _by_candidate(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return `rows` from the change of the outputs along each candidate."""
-        rows = outputs.new_empty(self._perturbations.count, len(outputs), outputs[0].numel())
+        rows = outputs.new_empty(self._count, len(outputs), outputs[0].numel())
         for index, change in self._changes(outputs, batch):
             rows[index] = self._likelihood.root_transpose_product(outputs, change, batch).flatten(1)
         return rows.permute(1, 2, 0)
@@ -87,7 +97,11 @@ class OutputChanges:
 
     def _changes(self, outputs: Tensor, batch: Any) -> Iterator[tuple[int, Tensor]]:
         """Yield each candidate with the change of the outputs along it."""
-        return self._forward_mode.changes(range(self._perturbations.count), batch)
+        first = self._perturbations.count
+        yield from self._forward_mode.changes(range(first), batch)
+        if self._inputs is not None:
+            for index in range(self._inputs.count):
+                yield first + index, input_change(self._evaluator, self._inputs, index, batch)
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,9 @@ class GaussNewton(Estimator):
     """The Gauss-Newton matrix, exact on the given samples: what `Fisher` estimates by sampling."""
 
     name = "gauss_newton"
+    sees_inputs = True
 
     def start(self, setting: Setting) -> OutputChanges:
         """See `Estimator.start`."""
-        return OutputChanges(setting.evaluator, setting.perturbations, setting.known_likelihood(), setting.interacting)
+        known = setting.known_likelihood()
+        return OutputChanges(setting.evaluator, setting.perturbations, known, setting.interacting, setting.inputs)

@@ -24,9 +24,12 @@ from .double_backward import (
     custom_functions,
     differentiate,
 )
+from .input_perturbation import InputPerturbations
+from .input_probes import InputProbes
 from .measurement import Measurement
 from .perturbation import Perturbations
 from .weights import (
+    all_scores,
     inner_products,
     substituted,
     twice_differentiable,
@@ -51,22 +54,26 @@ def divergence_loss(evaluator: Evaluator, likelihood: Likelihood) -> BatchLoss:
 class TaskGradient:
     """Measures the gradient of a loss along all candidates, ``<grad L, D_i>``."""
 
-    def __init__(self, loss: BatchLoss, perturbations: Perturbations) -> None:
+    def __init__(self, loss: BatchLoss, perturbations: Perturbations, inputs: InputPerturbations | None = None) -> None:
         """Prepare.
 
         Args:
             loss: Batch to its mean loss, a scalar.
             perturbations: All candidates.
+            inputs: What schemes do to inputs, whose columns come after those of weights; None for no such columns.
         """
         self._loss = loss
+        self._inputs = inputs
         self._perturbations = perturbations
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return the gradient along all candidates."""
-        slopes = self._slopes_at(weight_variables(self._perturbations), batch)
-        return Measurement(
-            batch_weight(batch), gradient=inner_products(self._perturbations, [list(slopes.values())])[0]
-        )
+        variables = weight_variables(self._perturbations)
+        probes = InputProbes(self._inputs, self._perturbations.device)
+        with substituted(self._perturbations, variables), probes.attached():
+            leaves = [*variables.values(), *probes.leaves]
+            slopes = torch.autograd.grad(self._loss_of(batch), leaves, allow_unused=True)
+        return Measurement(batch_weight(batch), gradient=all_scores(self._perturbations, probes, [slopes])[0])
 
     def _loss_of(self, batch: Any) -> Tensor:
         loss = self._loss(batch)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...inputs.sites import inputs_changed
 from ...network.batches import sample_count
 from ...network.evaluator import Evaluator
 from ...network.layer_calls import LayerCall, watched
@@ -47,7 +48,12 @@ class LayerTaps:
     """
 
     def __init__(
-        self, evaluator: Evaluator, perturbations: Perturbations, on_gradient: Callable[[Use, Tensor], None]
+        self,
+        evaluator: Evaluator,
+        perturbations: Perturbations,
+        on_gradient: Callable[[Use, Tensor], None],
+        inputs: Mapping[str, nn.Module],
+        on_input_gradient: Callable[[Use, Tensor], None],
     ) -> None:
         """Prepare.
 
@@ -55,10 +61,13 @@ class LayerTaps:
             evaluator: Runs the model.
             perturbations: Knows the layers.
             on_gradient: Called in backward passes with a use and the gradient of its output.
+            inputs: Name to layer, for those whose inputs' gradients are wanted.
+            on_input_gradient: Called in backward passes with a use and the gradient of its input.
         """
         self._evaluator = evaluator
         self._perturbations = perturbations
         self._on_gradient = on_gradient
+        self._inputs, self._on_input_gradient = inputs, on_input_gradient
         self._recording = False
         self._samples: int | None = None
         self._repeated = False
@@ -71,7 +80,7 @@ class LayerTaps:
         kinds = {layer: kind_of(module) for layer, module in self._perturbations.modules.items()}
         linear = {layer for layer, kind in kinds.items() if kind is not None and kind.operation != "nonlinear"}
         layers = {layer: module for layer, module in self._perturbations.modules.items() if layer in linear}
-        with watched(self._evaluator.model, layers, self._tap):
+        with inputs_changed(self._inputs, self._tap_input), watched(self._evaluator.model, layers, self._tap):
             yield
 
     def outputs(self, batch: Any) -> Tensor:
@@ -125,6 +134,17 @@ class LayerTaps:
             use = Use(call, inputs, version)
             output.register_hook(lambda gradient: self._on_gradient(use, call.samples_first(gradient)))
         return output
+
+    def _tap_input(self, layer: str, x: Tensor) -> Tensor:
+        """Let the gradient of an input be seen, also where nothing before it is differentiated."""
+        if not torch.is_grad_enabled():
+            return x
+        tapped = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        if self._recording:
+            values = x.detach()
+            use = Use(LayerCall(layer, values), values, values._version)
+            tapped.register_hook(lambda gradient: self._on_input_gradient(use, gradient))
+        return tapped
 
     def _has_samples(self, indices: Tensor) -> bool:
         """Tell whether the indices of an embedding may differ between samples: [N, ...], or not [1, ...] or [T]."""

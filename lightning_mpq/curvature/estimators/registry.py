@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from ...groups.candidates import Candidate
 from ...tools.checks import check_one_of, shown
 from .base import LOSSES, Estimator, Loss
 from .fisher import Fisher
@@ -33,6 +36,22 @@ def estimator_named(estimator: str | Estimator) -> Estimator:
 def modelled_loss(estimator: str | Estimator, loss: Loss | None) -> Loss:
     """Return the loss that is modelled: the given one, or for None the estimator's own."""
     return loss or estimator_named(estimator).default_loss
+
+
+def refuse_unseen_inputs(estimator: str | Estimator, candidates: Iterable[Candidate]) -> None:
+    """Refuse candidates that quantize inputs for an estimator that measures weights only.
+
+    Raises:
+        ValueError: If there are any; names the estimator and those that can.
+    """
+    found = estimator_named(estimator)
+    joint = next((each for each in candidates if each.scheme.quantized_input is not None), None)
+    if joint is not None and not found.sees_inputs:
+        able = ", ".join(repr(name) for name, kind in ESTIMATORS.items() if kind.sees_inputs)
+        raise ValueError(
+            f"estimator={found.name!r} measures weights only, and {joint.group} is offered {joint.scheme}. Use one of "
+            f"{able}, or offer inputs in float."
+        )
 
 
 def check_settings(

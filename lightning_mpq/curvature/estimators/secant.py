@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...inputs.sites import inputs_changed
 from .base import Estimator, Setting
 from .gauss_newton import OutputChanges
 from .weights import substituted
@@ -35,6 +36,15 @@ class OutputSteps(OutputChanges):
             }
             with substituted(self._perturbations, moved):
                 yield index, self._evaluator.outputs(batch) - outputs
+        if (inputs := self._inputs) is None:
+            return
+        for index in range(inputs.count):
+
+            def rounded(layer: str, x: Tensor, index: int = index) -> Tensor:
+                return inputs.rounded(layer, index, x)
+
+            with inputs_changed(inputs.touched(index), rounded):
+                yield self._perturbations.count + index, self._evaluator.outputs(batch) - outputs
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,9 @@ class Secant(Estimator):
     """As `GaussNewton`, by finite steps: sees how large a step few bits make."""
 
     name = "secant"
+    sees_inputs = True
 
     def start(self, setting: Setting) -> OutputSteps:
         """See `Estimator.start`."""
-        return OutputSteps(setting.evaluator, setting.perturbations, setting.known_likelihood(), setting.interacting)
+        known = setting.known_likelihood()
+        return OutputSteps(setting.evaluator, setting.perturbations, known, setting.interacting, setting.inputs)

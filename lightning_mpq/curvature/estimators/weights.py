@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...network.named_weights import standing_in
 from ...tools.attributes import shadowed
 from ...tools.clean_up import afterwards
+from .input_probes import InputProbes
 from .perturbation import Perturbations
 
 
@@ -61,6 +62,21 @@ def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Te
             deltas = perturbations.of_layer(layer).flatten(1).to(wide)
             total[list(known), perturbations.columns[layer]] += torch.stack(list(known.values())).to(wide) @ deltas.T
     return total
+
+
+def all_scores(
+    perturbations: Perturbations, probes: InputProbes, gradients: Sequence[Sequence[Tensor | None]]
+) -> Tensor:
+    """Return the scores along all weights, and after them along all inputs, [M, K].
+
+    Args:
+        perturbations: Those of weights.
+        probes: Variables of the inputs.
+        gradients: M gradients, each in the order of `weight_variables` and then of the probes' leaves.
+    """
+    count = len(perturbations.leaders)
+    weights = inner_products(perturbations, [parts[:count] for parts in gradients])
+    return torch.cat([weights, probes.scores([parts[count:] for parts in gradients]).to(weights)], 1)
 
 
 def twice_differentiable(model: nn.Module) -> bool:
