@@ -48,6 +48,8 @@ def shortened(command: str, folder: Path) -> list[str]:
     if program.endswith("lightning-mpq"):
         rest = [f"data.root={folder}" if word.startswith("data.root=") else word for word in rest]
         return [sys.executable, "-m", "lightning_mpq.cli", *rest, *QUICK, "solver.time_limit=1"]
+    if program.endswith("lightning-mpq-verify"):
+        return [sys.executable, "-c", "from lightning_mpq.cli.verify import main; main(['--help'])"]
     if program.endswith("pytest"):
         assert all((ROOT / word).exists() for word in rest)
         return [sys.executable, "-c", ""]
