@@ -11,7 +11,7 @@ from .allocation.allocate import check_settings as check_solver
 from .curvature.estimators.base import Estimator, Loss
 from .curvature.estimators.registry import check_settings as check_profile
 from .grids.registry import DEFAULT_GRIDS
-from .groups.candidates import Candidate, make_candidates, offered_schemes
+from .groups.candidates import Candidate, OfferedInput, make_candidates, offered_inputs, offered_schemes
 from .groups.groups import LayerGroups
 from .network.likelihood import Likelihood
 from .schemes import WeightScheme
@@ -32,6 +32,8 @@ class CandidateOptions:
             one candidate each for every width, and the program chooses by what their scales cost and gain. None:
             "channel", and for wide Linear layers blocks of 128, 64 or 32 columns beside it.
         schemes: Schemes offered instead of ``bits``.
+        inputs: How inputs of Linear, Conv and ConvTranspose layers may be quantized: widths of 4 to 8 bits,
+            `InputScheme`, or "float"; each is offered with every scheme of the weight. None: inputs stay in float.
         groups: Group name to patterns of layers that share one scheme (see `find_groups`).
         keep_float: Patterns of layers that stay in float.
         fixed_bits: Pattern to the one width its layers get.
@@ -49,6 +51,7 @@ class CandidateOptions:
     grids: Sequence[str] = DEFAULT_GRIDS
     granularities: Sequence[str | int] | None = None
     schemes: Sequence[WeightScheme] | None = None
+    inputs: Sequence[OfferedInput] | None = None
     groups: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     keep_float: Sequence[str] = ()
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class CandidateOptions:
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be offered after it."""
         check_one_of("rounding", self.rounding, ("second_order", "nearest"))
+        offered_inputs(self.inputs)
         if not self.offered_schemes():
             raise ValueError(
                 "There is no scheme to offer: give at least one of bits, of grids that have levels for them, and of "
@@ -66,7 +70,7 @@ class CandidateOptions:
 
     def rules(self) -> dict[str, Any]:
         """Return what `find_groups` takes."""
-        own = ("bits", "rounding", "grids", "granularities", "schemes")
+        own = ("bits", "rounding", "grids", "granularities", "schemes", "inputs")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def offered_schemes(self) -> Sequence[WeightScheme]:
@@ -85,6 +89,7 @@ class CandidateOptions:
             granularities=self.granularities,
             grids=self.grids,
             schemes=self.schemes,
+            inputs=self.inputs,
         )
 
 
@@ -202,7 +207,7 @@ class SelectionOptions:
         policies: How many near-optimal policies are measured, the solved one included; the additive one comes on top.
             1 takes the solved policy as it is, unless there are rounds.
         rounds: How often the loss is expanded again around the best policy so far and solved again, if prediction and
-            measurement of that policy disagree.
+            measurement of that policy disagree. A policy that quantizes inputs is taken as it is.
         trust: By which factor they may differ before that is done.
         resamples: How often the samples are drawn again for the report, to say how stable the policy is (see
             `Allocation.stability`); 0 for not at all.

@@ -67,10 +67,11 @@ class Budget:
         context: Positions of a sequence in ``device_bytes``; None: those of the batches.
         batch: Samples at once in ``device_bytes``; None: one.
         kernel: What multiplies by packed Linear layers, as for `use_kernels`: ``"plain"`` dequantizes at each call.
-        bit_operations: Multiply-accumulates times weight bits times activation bits, summed over a sample (BOPs).
+        bit_operations: Multiply-accumulates times weight bits times input bits, summed over a sample (BOPs).
         mac_average_bits: Average of the weight bits, weighted by multiply-accumulates.
         macs: Group name to multiply-accumulates of one forward pass, for the two above; None: those of ``workload``.
-        activation_bits: Bits of the activations in ``bit_operations``.
+        activation_bits: Bits that inputs in float count as in ``bit_operations``. None: 8 where all stay in float (as a
+            runtime may quantize them), 32 where some are quantized.
         latency: Milliseconds, added up over groups from ``latency_table``.
         latency_table: Milliseconds of each (group, scheme), or the file that holds them (`LatencyTable.read`).
         custom: Costs of the user's own.
@@ -99,7 +100,7 @@ class Budget:
     bit_operations: float | None = None
     mac_average_bits: float | None = None
     macs: Mapping[str, float] | None = None
-    activation_bits: int = 8
+    activation_bits: int | None = None
     latency: float | None = None
     latency_table: LatencyTable | str | Path | None = None
     custom: Sequence[CustomCost] = field(default=())

@@ -9,7 +9,6 @@ from math import ceil, floor
 import numpy as np
 
 from ..groups.choices import Choices
-from ..schemes import FLOAT, LayerScheme
 from .budget import Budget
 from .latency_table import LatencyTable
 from .solver.problem import Array, Indices
@@ -125,14 +124,15 @@ def _operation_rows(choices: Choices, budget: Budget) -> list[CostRow]:
     bits = np.array([float(c.scheme.bits) for c in choices.candidates])
     per_candidate = np.array([macs[c.group] for c in choices.candidates])
     total = sum(macs.values())
-    inputs = np.array([_input_bits(c.scheme, budget) for c in choices.candidates])
+    inputs = np.array(_input_bits(choices, budget))
     return [
         CostRow("bit_operations", per_candidate * bits * inputs, unit="BOPs"),
         CostRow("mac_average_bits", per_candidate * bits, divisor=max(total, 1e-300), unit="bits per MAC"),
     ]
 
 
-def _input_bits(scheme: LayerScheme, budget: Budget) -> float:
-    """Return the bits of a layer's inputs: what the budget says of inputs in float, as all are for now."""
-    assert scheme.input == FLOAT
-    return float(budget.activation_bits)
+def _input_bits(choices: Choices, budget: Budget) -> list[float]:
+    """Return the bits of the inputs of each candidate."""
+    own = [candidate.scheme.input_bits for candidate in choices.candidates]
+    in_float = budget.activation_bits or (8 if all(bits is None for bits in own) else 32)
+    return [float(in_float if bits is None else bits) for bits in own]

@@ -87,10 +87,13 @@ class LatencyTable:
         Raises:
             ValueError: If the table has neither its scheme nor its width.
         """
-        for scheme in (str(candidate.scheme), str(candidate.scheme.bits)):
+        names = [str(candidate.scheme), str(candidate.scheme.bits)]
+        if (inputs := candidate.scheme.input_bits) is not None:
+            names[1] = f"W{candidate.scheme.bits}A{inputs}"
+        for scheme in names:
             if (candidate.group, scheme) in self.entries:
                 return self.entries[candidate.group, scheme]
         raise ValueError(
             f"The latency table has no entry for {candidate.group} @ {candidate.scheme}. Add one for it, or one for "
-            f"{candidate.scheme.bits} that counts for every scheme of that width."
+            f"{names[1]} that counts for every scheme of that width."
         )

@@ -24,6 +24,8 @@ class Rules:
         equal: Sets of patterns; all groups that a set matches get the same width (residual ties, fused QKV).
         min_bits: Pattern to the least width.
         max_bits: Pattern to the largest width.
+        min_input_bits: Pattern to the least width of inputs; inputs in float are wider than any.
+        max_input_bits: Pattern to the largest width of inputs.
         fixed: Pattern to the one width, or the one scheme, that is used.
         max_distinct_bits: A policy may use at most this many distinct widths.
         block_depth: Groups whose names share their first so many dotted parts form a block, and a block has
@@ -38,6 +40,8 @@ class Rules:
     equal: Sequence[Sequence[str]] = ()
     min_bits: Mapping[str, int] = field(default_factory=dict)
     max_bits: Mapping[str, int] = field(default_factory=dict)
+    min_input_bits: Mapping[str, int] = field(default_factory=dict)
+    max_input_bits: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, int | WeightScheme | LayerScheme] = field(default_factory=dict)
     max_distinct_bits: int | None = None
     block_depth: int | None = None
@@ -64,17 +68,20 @@ def allowed_candidates(choices: Choices, rules: Rules) -> Mask:
     allowed = np.ones(len(choices.candidates), dtype=bool)
     last_rule: dict[str, str] = {}
     owner = np.array([c.group for c in choices.candidates])
-    for rule, patterns in (("fixed", rules.fixed), ("min_bits", rules.min_bits), ("max_bits", rules.max_bits)):
+    for rule in ("fixed", "min_bits", "max_bits", "min_input_bits", "max_input_bits"):
+        patterns: Mapping[str, int | WeightScheme | LayerScheme] = getattr(rules, rule)
         for pattern, value in patterns.items():
             for name in matching(pattern, names, rule, "group"):
                 keeps = np.array([_keeps(rule, value, c.scheme) for c in choices.candidates])
                 mine = owner == name
                 text = f"{rule}[{pattern!r}] = {value}"
                 if not (allowed & keeps & mine).any():
-                    offered = sorted({c.scheme.bits for c in choices.candidates if c.group == name})
+                    own = [c.scheme for c in choices.candidates if c.group == name]
+                    widths = sorted({_input_bits(s) if "input" in rule else s.bits for s in own})
+                    offered = f"{widths} bits" + " of inputs (32 is float)" * ("input" in rule)
                     before = f" after {last_rule[name]}" if name in last_rule else ""
                     raise ValueError(
-                        f"{text} leaves group {name!r} no candidate{before}; it is offered {offered} bits. Relax one "
+                        f"{text} leaves group {name!r} no candidate{before}; it is offered {offered}. Relax one "
                         "of them."
                     )
                 allowed &= keeps | ~mine
@@ -85,9 +92,16 @@ def allowed_candidates(choices: Choices, rules: Rules) -> Mask:
 def _keeps(rule: str, value: int | WeightScheme | LayerScheme, scheme: LayerScheme) -> bool:
     """Return whether a rule allows a scheme."""
     if rule == "fixed":
-        return scheme.bits == value if isinstance(value, int) else scheme == LayerScheme.of(value)
+        if isinstance(value, int):
+            return scheme.bits == value
+        return value in (scheme, scheme.weight)
     assert isinstance(value, int)
-    return scheme.bits >= value if rule == "min_bits" else scheme.bits <= value
+    bits = _input_bits(scheme) if "input" in rule else scheme.bits
+    return bits >= value if rule.startswith("min") else bits <= value
+
+
+def _input_bits(scheme: LayerScheme) -> int:
+    return 32 if scheme.input_bits is None else scheme.input_bits
 
 
 def tied_groups(choices: Choices, rules: Rules) -> list[list[int]]:

@@ -45,6 +45,8 @@ def order_violations(taylor: TaylorModel, standard_errors: float = 2.0) -> list[
         first, second = taylor.candidates[one], taylor.candidates[other]
         if first.group != second.group or first.scheme.bits == second.scheme.bits:
             continue
+        if first.scheme.input != second.scheme.input:
+            continue
         fewer, more = (one, other) if first.scheme.bits < second.scheme.bits else (other, one)
         excess, error = alone[more] - alone[fewer], sqrt(errors[one] ** 2 + errors[other] ** 2)
         if excess > standard_errors * error + 1e-12 * abs(alone[fewer]):

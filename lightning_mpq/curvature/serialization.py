@@ -105,7 +105,7 @@ def malformed(path: Path, error: Exception) -> CorruptModelError:
 def _group(values: dict[str, Any]) -> LayerGroup:
     shapes = tuple((int(rows), int(columns)) for rows, columns in values["shapes"])
     name, layers = _text(values["name"]), tuple(map(_text, values["layers"]))
-    return LayerGroup(name, layers, shapes, tuple(values["bits"]), values.get("block"))
+    return LayerGroup(name, layers, shapes, tuple(values["bits"]), values.get("block"), tuple(values.get("inputs", ())))
 
 
 def _candidate(values: dict[str, Any]) -> Candidate:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..grids.base import ALL_BITS
 from ..grids.registry import DEFAULT_GRIDS, grid_named
-from ..schemes import LayerScheme, Rounding, WeightScheme
+from ..schemes import FLOAT, InputScheme, LayerScheme, Rounding, WeightScheme
+from ..tools.checks import shown
 from .groups import LayerGroup, LayerGroups
+
+OfferedInput = int | InputScheme | Literal["float"]
+"""A width of inputs, a scheme of them, or ``"float"``."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ def make_candidates(
     granularities: Iterable[str | int] | None = None,
     grids: Iterable[str] = DEFAULT_GRIDS,
     schemes: Iterable[WeightScheme] | Mapping[str, Iterable[WeightScheme]] | None = None,
+    inputs: Iterable[OfferedInput] | None = None,
 ) -> tuple[Candidate, ...]:
-    """List every candidate of every group, in the order of groups, then of schemes.
+    """List every candidate of every group, in the order of groups, then of schemes of weights, then of inputs.
 
     Args:
         groups: What `find_groups` returned.
@@ -80,6 +85,9 @@ def make_candidates(
             channels, and for wide Linear layers blocks beside them (``LayerGroup.block``), at the cost of their scales.
         grids: Grids to offer; `round_candidates` keeps the best of them.
         schemes: Schemes offered to all groups, or group name to the schemes offered to it, instead of all the above.
+        inputs: How inputs may be quantized, each way with every scheme of a weight: widths, schemes, or ``"float"``.
+            Groups with a layer whose inputs cannot be quantized so (`LayerGroup.inputs`) keep theirs in float. None:
+            all do.
 
     Returns:
         The candidates, with what each stores.
@@ -93,7 +101,10 @@ def make_candidates(
         >>> groups = find_groups(nn.Sequential(nn.Linear(4, 2)))
         >>> [str(candidate.scheme) for candidate in make_candidates(groups, bits=[2, 4], grids=["half"])]
         ['2-bit half/channel', '4-bit half/channel']
+        >>> [str(c.scheme) for c in make_candidates(groups, bits=[4], grids=["half"], inputs=[8, "float"])]
+        ['4-bit half/channel', '4-bit half/channel, 8-bit inputs']
     """
+    ways = offered_inputs(inputs)
     offered = schemes
     if offered is None:
         bits, grids = tuple(bits), tuple(grids)
@@ -124,8 +135,31 @@ def make_candidates(
                 f"offered are {sorted({scheme.bits for scheme in choice})}. Offer one of the former, or relax the "
                 "rules."
             )
-        found += [Candidate(group.name, LayerScheme(scheme), group.stored_bits(scheme)) for scheme in allowed]
+        own = [way for way in ways if isinstance(way, str) or way.granularity in group.inputs] or [FLOAT]
+        joint = [LayerScheme(scheme, way) for scheme in allowed for way in own]
+        found += [Candidate(group.name, scheme, group.stored_bits(scheme)) for scheme in joint]
     return tuple(found)
+
+
+def offered_inputs(inputs: Iterable[OfferedInput] | None) -> tuple[InputScheme | Literal["float"], ...]:
+    """Return the schemes of inputs that are offered, each once: float first, then the widest.
+
+    Raises:
+        ValueError: If one is no width, no scheme and not ``"float"``.
+
+    Example:
+        >>> [str(way) for way in offered_inputs([4, 8, "float", 4])]
+        ['float', '8-bit inputs', '4-bit inputs']
+    """
+    found: list[InputScheme | Literal["float"]] = []
+    for way in (FLOAT,) if inputs is None else inputs:
+        scheme = way if isinstance(way, (str, InputScheme)) else InputScheme(way)
+        if isinstance(scheme, str) and scheme != FLOAT:
+            raise ValueError(f"Expected inputs as widths, InputSchemes or {FLOAT!r}, got {shown(way)}.")
+        found.append(scheme)
+    if not found:
+        raise ValueError(f"No way to treat inputs is offered; give inputs=[{FLOAT!r}] to leave them as they are.")
+    return tuple(sorted(dict.fromkeys(found), key=lambda way: -32 if isinstance(way, str) else -way.bits))
 
 
 def _shared_by_default(group: LayerGroup) -> tuple[str | int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..grids.base import ALL_BITS
+from ..inputs.sites import input_sites
 from ..network.calibration import Calibration
 from ..network.layer_kinds import kind_of, rows_and_columns, taken_name
 from ..network.named_weights import held_by, held_weights, named_layers
@@ -38,6 +39,8 @@ class LayerGroup:
         bits: Widths that the rules allow, ascending.
         block: Length of the blocks of columns that are offered beside channels to share a scale; None for layers that
             are no wide matrices.
+        inputs: What may share the range of quantized inputs in all its layers (see `InputScheme.granularity`); nothing
+            where inputs of some layer cannot be quantized.
     """
 
     name: str
@@ -45,6 +48,7 @@ class LayerGroup:
     shapes: tuple[tuple[int, int], ...]
     bits: tuple[int, ...] = ALL_BITS
     block: int | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def weight_count(self) -> int:
@@ -52,8 +56,10 @@ class LayerGroup:
         return sum(rows * columns for rows, columns in self.shapes)
 
     def stored_bits(self, scheme: LayerScheme | WeightScheme) -> int:
-        """Bits that the group occupies under a scheme, scales and zero points included."""
-        return sum(scheme.stored_bits(rows, columns) for rows, columns in self.shapes)
+        """Bits that the group occupies under a scheme, scales and zero points included, those of inputs too."""
+        inputs = LayerScheme.of(scheme).quantized_input
+        of_inputs = 0 if inputs is None else len(self.layers) * inputs.stored_bits
+        return of_inputs + sum(scheme.stored_bits(rows, columns) for rows, columns in self.shapes)
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,8 @@ def find_groups(
     members = partition(known, groups or {}, ties)
     allowed = _allowed_bits(known, fixed_bits or {}, min_bits or {}, max_bits or {})
     of_used = {name: [layer for layer in names if layer in layers] for name, names in members.items()}
-    found = tuple(_make_group(name, names, layers, allowed) for name, names in of_used.items() if names)
+    sites = input_sites(model).keys()
+    found = tuple(_make_group(name, names, layers, allowed, sites) for name, names in of_used.items() if names)
     reasons = {group.name: reason for group in found if refuse is not None and (reason := refuse(group)) is not None}
     for group in found:
         if group.name in reasons:
@@ -264,7 +271,11 @@ def _allowed_bits(
 
 
 def _make_group(
-    name: str, names: Sequence[str], layers: Mapping[str, nn.Module], allowed: Mapping[str, set[int]]
+    name: str,
+    names: Sequence[str],
+    layers: Mapping[str, nn.Module],
+    allowed: Mapping[str, set[int]],
+    sites: Set[str],
 ) -> LayerGroup:
     bits = set.intersection(*(allowed[layer] for layer in names))
     if not bits:
@@ -273,7 +284,10 @@ def _make_group(
         )
     distinct = {id(layers[layer].weight): rows_and_columns(layers[layer]) for layer in names}
     shapes = tuple(distinct.values())
-    return LayerGroup(name, tuple(names), shapes, tuple(sorted(bits)), _block([layers[n] for n in names], shapes))
+    block = _block([layers[n] for n in names], shapes)
+    inputs = ("tensor", "token") if all(isinstance(layers[n], nn.Linear) for n in names) else ("tensor",)
+    known = inputs if sites >= set(names) else ()
+    return LayerGroup(name, tuple(names), shapes, tuple(sorted(bits)), block, known)
 
 
 def _block(layers: Sequence[nn.Module], shapes: Iterable[tuple[int, int]]) -> int | None:

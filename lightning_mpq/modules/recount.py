@@ -12,6 +12,7 @@ from ..allocation.preparation import Preparation
 from ..errors import BudgetExceededError
 from ..schemes import WeightScheme
 from .inspection import packed_layers, policy_of, stored_bytes
+from .packed import STORED_INPUT
 
 _ROUNDING = 1e-9
 """Relative; of sums of measured costs."""
@@ -48,6 +49,7 @@ def recounted(
         else:  # of layers that share a weight the dearest counts
             key, size = id(layer.packed_codes), ceil(stored_bits(layer, layer.scheme) / 8)
             own[key] = max(own.get(key, 0), size)
+            own |= {id(value): value.nbytes for name in STORED_INPUT if (value := layer._buffers.get(name)) is not None}
     packed = sum(sum(sizes.values()) for sizes in by_group.values())
     weights = sum(group.weight_count for group in prepared.taylor.groups)
     bits_beside = costs.get("device_bytes", 0.0) - costs["bytes"]

@@ -143,7 +143,8 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
     groups, candidates = offer(settings.target, model, options, calibration if settings.calls_forward else None)
     rounded = None
     # Of widths alone the best grid is searched, whatever the rounding; schemes that were named stay as they are.
-    if options.schemes is None or any(candidate.scheme.weight.needs_inputs for candidate in candidates):
+    by_inputs = options.schemes is None or any(candidate.scheme.weight.needs_inputs for candidate in candidates)
+    if by_inputs or any((inputs := each.scheme.quantized_input) and inputs.needs_range for each in candidates):
         with timer.stage("round"):
             progress = timer.within(0.0, 0.15)
             rounded = kept_rounding(
@@ -151,7 +152,9 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
                 calibration,
                 groups,
                 candidates,
-                lambda: round_candidates(model, calibration, groups, candidates, progress=progress),
+                lambda: round_candidates(
+                    model, calibration, groups, candidates, best_grid=by_inputs, progress=progress
+                ),
             )
             candidates = rounded.candidates
 

@@ -89,7 +89,7 @@ class PolicySelection:
         best = self._best(tried)
         for number in range(1, self.options.rounds + 1):
             base = trials[best]
-            if not self._disagrees(base, tried[best]):
+            if tried[best].inputs() or not self._disagrees(base, tried[best]):
                 break
             local = self._expanded(tried[best], settings)
             policy = solve(local).policy

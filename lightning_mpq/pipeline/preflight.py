@@ -135,7 +135,8 @@ def check_call(calibration: Calibration, settings: JobSettings, policy: BitPolic
     loss = modelled_loss(estimator, settings.curvature.loss)
     with isolated(calibration.model), torch.no_grad(), quiet():
         if policy is not None:
-            if any(scheme.needs_inputs for scheme in policy.weights().values()) or settings.repair.biases:
+            by_inputs = any(scheme.needs_inputs for scheme in policy.weights().values())
+            if by_inputs or policy.inputs() or settings.repair.biases:
                 calibration.forward(batch)
             return
         if not estimator.asks_for_likelihood(loss):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..export.example_inputs import ExampleInputs
 from ..export.outputs import relative_error
 from ..network.layer_kinds import rows_and_columns
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
@@ -74,6 +74,10 @@ class Target:
                 packed or not, it is an instance of its type.
             scheme: The scheme.
         """
+        return None
+
+    def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
+        """Return why the inputs of a layer cannot be quantized so; None if they can."""
         return None
 
     def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:

@@ -16,7 +16,7 @@ from ..network.calibration import Calibration
 from ..network.named_weights import named_layers
 from ..options import CandidateOptions
 from ..policy import BitPolicy
-from ..schemes import WeightScheme
+from ..schemes import LayerScheme, WeightScheme
 from .base import Target
 
 _SHOWN = 4
@@ -50,14 +50,14 @@ def offer(
 
     def on_menu(group: LayerGroup) -> list[Candidate]:
         candidates = options.candidates(LayerGroups((group,)))
-        return [c for c in candidates if _why_not(target, group.layers, layers, c.scheme.weight) is None]
+        return [c for c in candidates if _why_not(target, group.layers, layers, c.scheme) is None]
 
     def refuse(group: LayerGroup) -> str | None:
         if on_menu(group):
             return None
-        first = options.candidates(LayerGroups((group,)))[0].scheme.weight
+        first = options.candidates(LayerGroups((group,)))[0].scheme
         layer, reason = _why_not(target, group.layers, layers, first) or ("", "")
-        near = nearest(target, [layers[name] for name in group.layers], first)
+        near = nearest(target, [layers[name] for name in group.layers], first.weight)
         if near is not None:
             raise ValueError(
                 f"{target.name} cannot hold what is offered to the group {group.name!r}, such as {first}: {reason}. It "
@@ -69,7 +69,7 @@ def offer(
     found: list[Candidate] = []
     for group in groups:
         own = on_menu(group)
-        priced = [replace(c, stored_bits=_price(target, group, layers, c.scheme.weight)) for c in own]
+        priced = [replace(c, stored_bits=_price(target, group, layers, c.scheme)) for c in own]
         dearer = [now.stored_bits > before.stored_bits for before, now in zip(own, priced, strict=True)]
         found += [c for c, dear in zip(priced, dearer, strict=True) if not (dear and _is_matched(c, priced))]
     return groups, tuple(found)
@@ -90,6 +90,9 @@ def refuse_policy(target: Target, model: nn.Module, policy: BitPolicy) -> None:
     layers = named_layers(model, remove_duplicate=False)
     schemes = policy.weights()
     wrong = []
+    for name, inputs in policy.inputs().items():
+        if name in layers and (reason := target.why_not_inputs(layers[name], inputs)) is not None:
+            wrong.append(f"{name!r} ({inputs}): {reason}; its inputs must stay in float")
     for name, scheme in schemes.items():
         if name in layers and (reason := target.why_not(layers[name], scheme)) is not None:
             near = nearest(target, [layers[name]], scheme)
@@ -131,22 +134,26 @@ def _others(scheme: WeightScheme) -> Iterator[WeightScheme]:
 
 
 def _why_not(
-    target: Target, names: Sequence[str], layers: Mapping[str, nn.Module], scheme: WeightScheme
+    target: Target, names: Sequence[str], layers: Mapping[str, nn.Module], scheme: LayerScheme
 ) -> tuple[str, str] | None:
     """Return the first of several layers that cannot have a scheme, and why; None if all can."""
+    inputs = scheme.quantized_input
     for name in names:
-        if (reason := target.why_not(layers[name], scheme)) is not None:
+        if (reason := target.why_not(layers[name], scheme.weight)) is not None:
+            return name, reason
+        if inputs is not None and (reason := target.why_not_inputs(layers[name], inputs)) is not None:
             return name, reason
     return None
 
 
-def _price(target: Target, group: LayerGroup, layers: Mapping[str, nn.Module], scheme: WeightScheme) -> int:
+def _price(target: Target, group: LayerGroup, layers: Mapping[str, nn.Module], scheme: LayerScheme) -> int:
     """Return the bits of a group, a shared weight once: as the dearest of the layers that use it needs it."""
     of_weight: dict[int, int] = {}
     for name in group.layers:
         weight = id(layers[name].weight)
-        of_weight[weight] = max(of_weight.get(weight, 0), target.stored_bits(layers[name], scheme))
-    return sum(of_weight.values())
+        of_weight[weight] = max(of_weight.get(weight, 0), target.stored_bits(layers[name], scheme.weight))
+    inputs = scheme.quantized_input
+    return sum(of_weight.values()) + (0 if inputs is None else len(group.layers) * inputs.stored_bits)
 
 
 def _is_matched(candidate: Candidate, others: Iterable[Candidate]) -> bool:
@@ -154,6 +161,7 @@ def _is_matched(candidate: Candidate, others: Iterable[Candidate]) -> bool:
     own = candidate.scheme.weight
     return any(
         other.scheme.bits > own.bits
+        and other.scheme.input == candidate.scheme.input
         and other.stored_bits <= candidate.stored_bits
         and other.scheme.weight.granularity == own.granularity
         for other in others

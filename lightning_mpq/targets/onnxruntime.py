@@ -15,7 +15,7 @@ from ..export.onnx.containers import held_bits
 from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
 from ..network.layer_kinds import ParameterView, float_class
 from ..policy import BitPolicy
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 from ..tools.reading import require_ordinary
 from .base import StoredLayer, Target, shape_of
 
@@ -35,6 +35,10 @@ class OnnxRuntime(Target):
     def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
         """See `Target.why_not`."""
         return refusal(layer, scheme)
+
+    def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
+        """See `Target.why_not_inputs`."""
+        return "the file carries weights only"
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""

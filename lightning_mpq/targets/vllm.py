@@ -24,7 +24,7 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.float_twins import float_twins
 from ..export.outputs import outputs_of
-from ..schemes import WeightScheme
+from ..schemes import InputScheme, WeightScheme
 from ..tools.reading import parse_json, read_text, require_ordinary
 from .base import StoredLayer, Target
 
@@ -50,6 +50,10 @@ class Vllm(Target):
         if scheme.granularity != "channel" and scheme.granularity not in BLOCKS:
             return f"scales belong to channels, or to blocks of {', '.join(map(str, BLOCKS))} columns"
         return refusal(layer, scheme) or unread_by_transformers(layer, scheme)
+
+    def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
+        """See `Target.why_not_inputs`."""
+        return "the file carries weights only"
 
     def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:
         """See `Target.ties`."""

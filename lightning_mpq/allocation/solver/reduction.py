@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -164,8 +165,12 @@ def _joint_choices(choices: Choices, tied: Sequence[int], owner: Indices, allowe
     if len(tied) == 1:
         return [(int(index),) for index in offered[0]]
     schemes = choices.candidates
-    by_width = all(len({schemes[i].scheme.bits for i in mine}) == len(mine) for mine in offered)
-    tables = [{(schemes[i].scheme.bits if by_width else schemes[i].scheme): int(i) for i in mine} for mine in offered]
+
+    def widths_of(index: np.integer[Any]) -> object:
+        return schemes[index].scheme.bits, schemes[index].scheme.input
+
+    by_width = all(len({widths_of(i) for i in mine}) == len(mine) for mine in offered)
+    tables = [{(widths_of(i) if by_width else schemes[i].scheme): int(i) for i in mine} for mine in offered]
     common = [key for key in tables[0] if all(key in table for table in tables)]
     if not common:
         widths = {

@@ -1,0 +1,119 @@
+"""Whole jobs in which weights and inputs are decided together."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from helpers.jobs import make_job
+from helpers.networks import convnet, images, with_labels
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from lightning_mpq import (
+    Budget,
+    CandidateOptions,
+    InputScheme,
+    MixedPrecisionQuantization,
+    SelectionOptions,
+    load,
+    save,
+)
+from lightning_mpq.modules import policy_of, stored_bytes
+from lightning_mpq.modules.clipped_inputs import clipped_inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:likelihood=", "ignore:More bits are predicted")
+
+
+def trained(steps: int = 60) -> nn.Module:
+    """A small CNN that has learned which of three blobs an image has."""
+    model = convnet().train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for x, y in data(steps, 32):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def data(count: int, size: int, seed: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found = with_labels(images(*[size] * count, seed=seed), seed=seed)
+    for x, y in found:
+        for label in range(3):
+            x[y == label, :, 2 * label : 2 * label + 2] += 1.5
+    return found
+
+
+def accuracy(model: nn.Module) -> float:
+    x, y = data(1, 500, seed=9)[0]
+    return float((model(x).argmax(1) == y).float().mean())
+
+
+def test_eight_by_eight_bits_are_as_good_as_float(tmp_path):
+    model = trained()
+    before = accuracy(model)
+    candidates = CandidateOptions(bits=(8,), inputs=(8,))
+    outcome = make_job(9.0, candidates=candidates).run(model, data(8, 32), lambda: {"accuracy": accuracy(model)})
+    assert {s.input_bits for s in outcome.allocation.policy.values()} == {8}
+    assert policy_of(model) == outcome.allocation.policy
+    assert accuracy(model) >= before - 0.006
+    assert outcome.report is not None
+    assert any("8-bit inputs" in row.scheme for row in outcome.report.groups)
+    assert max(clipped_inputs(model, data(2, 50, seed=7)).values()) < 0.05
+    save(model, tmp_path)
+    again = load(tmp_path, convnet().eval())
+    x, _ = data(1, 5)[0]
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_budget_of_operations_is_spent_on_weights_and_inputs():
+    model = trained()
+    candidates = CandidateOptions(bits=(2, 4, 8), inputs=(4, 6, 8))
+    loose = make_job(
+        Budget(bit_operations=1e12), candidates=candidates, selection=SelectionOptions(policies=1, rounds=0)
+    )
+    groups = loose.run(copy.deepcopy(model), data(8, 32), None)
+    most = groups.allocation.costs["bit_operations"]
+    tight = make_job(Budget(bit_operations=most / 3), candidates=candidates)
+    outcome = tight.run(model, data(8, 32), lambda: {"accuracy": accuracy(model)})
+    assert outcome.allocation.costs["bit_operations"] <= most / 3
+    assert 8 * stored_bytes(model).packed >= sum(c.stored_bits for c in [
+        next(c for c in outcome.taylor.candidates if (c.group, c.scheme) == (g, s))
+        for g, s in outcome.allocation.policy.items()
+    ])  # fmt: skip
+    assert accuracy(model) > 0.8
+
+
+class Module(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convnet()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        return cross_entropy(self(batch[0]), batch[1])
+
+    def train_dataloader(self):
+        return DataLoader(data(20, 32), batch_size=None)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.02)
+
+
+def test_the_callback_decides_both_and_its_checkpoint_loads(tmp_path):
+    candidates = CandidateOptions(bits=(4, 8), inputs=(8, InputScheme(4, symmetric=True), "float"))
+    mixed = MixedPrecisionQuantization(Budget(average_bits=6.0), candidates=candidates, compare=False)
+    module = Module()
+    trainer = L.Trainer(
+        max_epochs=1, callbacks=[mixed], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert policy_of(module) == mixed.policy
+    again = load(tmp_path / "last.ckpt", Module())
+    x, _ = data(1, 5)[0]
+    assert torch.equal(again.eval()(x), module.eval()(x))
