@@ -57,7 +57,8 @@ def test_report_holds_four_models_with_the_modules_own_metrics(tmp_path):
     assert {group["group"] for group in report["groups"]} == LAYERS
     shares = sum(group["predicted_share"] for group in report["groups"])
     assert shares == pytest.approx(report["models"][3]["predicted_loss"])
-    assert set(report["seconds"]) == {"round", "profile", "allocate", "select", "quantize", "compare"}
+    stages = {"round", "profile", "allocate", "select", "quantize", "frontier", "compare", "stability"}
+    assert set(report["seconds"]) == stages
     assert report["samples"] == 48
 
 
