@@ -16,7 +16,19 @@ The same can be done step by step: `find_groups`, `make_candidates`, `round_cand
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .allocation import Allocation, Budget, CustomCost, LatencyTable, Rules, allocate, alternatives, explain, frontier
+from .allocation import (
+    Allocation,
+    Budget,
+    CustomCost,
+    LatencyTable,
+    Rules,
+    allocate,
+    alternatives,
+    changes,
+    explain,
+    frontier,
+    what_if,
+)
 from .curvature import TaylorModel, profile
 from .curvature.estimators.base import Estimator
 from .errors import BudgetExceededError, CorruptModelError, InfeasibleBudgetError, NonFiniteError
@@ -70,6 +82,8 @@ __all__ = [
     "frontier",
     "alternatives",
     "explain",
+    "what_if",
+    "changes",
     "print_report",
     # packed models: on disk, faster, elsewhere
     "save",

@@ -9,6 +9,7 @@ from .frontier import Frontier, frontier
 from .latency_table import LatencyTable
 from .rules import Rules
 from .status import SolveStatus
+from .what_if import changes, what_if
 from .workload import Workload
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Workload",
     "allocate",
     "alternatives",
+    "changes",
     "explain",
     "frontier",
+    "what_if",
 ]

@@ -19,6 +19,10 @@ OBJECTIVES: tuple[Objective, ...] = ("quadratic", "additive")
 class SolvedProblem(Protocol):
     """What an allocation asks of the problem that it solves; a `Preparation` is one."""
 
+    @property
+    def unit(self) -> str:
+        """What a predicted loss is counted in."""
+
     def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
         """Return what an allocation says of its policy, whoever found it."""
 
@@ -83,6 +87,11 @@ class Allocation:
     def predicted_loss(self) -> float:
         """Predicted loss after quantization minus float loss."""
         return self.prediction.value
+
+    @property
+    def unit(self) -> str:
+        """What the predicted loss is counted in; empty where the problem is not at hand."""
+        return "" if self.preparation is None else self.preparation.unit
 
     @property
     def absolute_gap(self) -> float:

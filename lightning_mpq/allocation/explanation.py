@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tools.patterns import matching
 from .allocation import Allocation
 from .preparation import Preparation
 
@@ -53,11 +54,36 @@ class Explanation:
             ``together`` with all others, and what the next ``narrower`` and ``wider`` candidate would change.
         pairs: Strongest interactions of the policy: (group, group, loss added; negative if errors cancel).
         prices: Loss that one more unit of each bounded cost would save.
+        per_byte: Loss that one more byte would save, whichever bounds on stored bytes there are; None without any.
+        bytes: Bytes of the whole model.
+        unit: What losses are counted in.
+
+    Example::
+
+        explanation = mpq.explain(allocation)
+        print(explanation.why("encoder.layer.3.*"))     # why these layers have their bits
+        explanation.per_byte * 1e6                      # what one more megabyte would save, while it is a small step
     """
 
     groups: tuple[GroupReason, ...]
     pairs: tuple[tuple[str, str, float], ...]
     prices: Mapping[str, float]
+    per_byte: float | None = None
+    bytes: float = 0.0
+    unit: str = ""
+
+    def why(self, pattern: str) -> str:
+        """Return why groups have their bits, a line each.
+
+        Args:
+            pattern: A group's name, a shell glob, or a regular expression after ``re:``.
+
+        Raises:
+            ValueError: If it matches no group.
+        """
+        names = [name for reason in self.groups for name in reason.groups]
+        wanted = set(matching(pattern, names, "why", "group"))
+        return "\n".join(_sentence(reason, self.unit) for reason in self.groups if wanted.intersection(reason.groups))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -65,19 +91,31 @@ class Explanation:
             "groups": [asdict(reason) for reason in self.groups],
             "pairs": [list(pair) for pair in self.pairs],
             "prices": dict(self.prices),
+            "per_byte": self.per_byte,
+            "bytes": self.bytes,
+            "unit": self.unit,
         }
 
     def __str__(self) -> str:
         """Return one sentence a group, then pairs and prices."""
-        lines = [_sentence(reason) for reason in self.groups]
+        unit = f" {self.unit}" if self.unit else ""
+        lines = [_sentence(reason, self.unit) for reason in self.groups]
         lines += [f"{a} and {b} together: {loss:+.3g}" for a, b, loss in self.pairs]
-        lines += [f"One more unit of {name} would save about {price:.3g}." for name, price in self.prices.items()]
+        lines += [f"One more unit of {name} would save about {price:.3g}{unit}." for name, price in self.prices.items()]
+        if self.per_byte is not None:
+            step, named = next((size, name) for size, name in _STEPS if size == 1 or size < self.bytes / 10)
+            lines.append(f"One more {named} would save about {step * self.per_byte:.3g}{unit}.")
         return "\n".join(lines)
 
 
-def _sentence(reason: GroupReason) -> str:
+_STEPS = ((1e6, "megabyte"), (1e3, "kilobyte"), (1, "byte"))
+"""Prices hold for small steps: a tenth of the model is none."""
+
+
+def _sentence(reason: GroupReason, unit: str = "") -> str:
     """Return why a group has its bits, in one line."""
-    parts = [f"{', '.join(reason.groups)}: {reason.bits} bits add {reason.together:+.3g} ({reason.alone:+.3g} alone)"]
+    adds = f"{reason.together:+.3g} ({reason.alone:+.3g} alone)" + (f" {unit}" if unit else "")
+    parts = [f"{', '.join(reason.groups)}: {reason.bits} bits add {adds}"]
     for step in (reason.narrower, reason.wider):
         if step is not None:
             held = "" if step.fits else ", beyond the budget"
@@ -145,7 +183,22 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     strongest = tuple(
         ("+".join(names[first[i]]), "+".join(names[second[i]]), float(block[first[i], second[i]])) for i in order
     )
-    return Explanation(tuple(reasons), strongest, dict(allocation.prices))
+    return Explanation(
+        tuple(reasons),
+        strongest,
+        dict(allocation.prices),
+        _per_byte(prepared, allocation),
+        allocation.costs["bytes"],
+        allocation.unit,
+    )
+
+
+def _per_byte(prepared: Preparation, allocation: Allocation) -> float | None:
+    """Return the price of a byte: of all bounds on stored bytes together, since one more takes room in each."""
+    bits = 8.0 / max(sum(group.weight_count for group in prepared.taylor.groups), 1)
+    worth = {"average_bits": bits, "bytes": 1.0, "device_bytes": 1.0}
+    found = [allocation.prices[name] * share for name, share in worth.items() if name in allocation.prices]
+    return sum(found) if found else None
 
 
 def _names(prepared: Preparation, candidate: int) -> tuple[str, ...]:

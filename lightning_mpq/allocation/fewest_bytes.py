@@ -112,6 +112,13 @@ def _unreachable(prepared: Preparation, target: float, widest: Solution) -> str:
     smallest = cheapest(problem, problem.size, np.ones(len(problem.group), dtype=bool))
     proof = "is below the least possible value" if widest.bound > target else "was not reached in the time"
     return (
-        f"The predicted loss {target:.6g} {proof}: the best one found has {widest.value:.6g} (bound "
-        f"{widest.bound:.6g}); the smallest one has {problem.value(smallest):.6g}. Allow more loss or offer more bits."
+        f"The predicted loss {target:.6g} {prepared.unit} {proof}{_within_what(prepared)}: the best one found has "
+        f"{widest.value:.6g} (bound {widest.bound:.6g}); the smallest one has {problem.value(smallest):.6g}. Allow "
+        f"more loss{', raise the other bounds' if prepared.limits else ''} or offer more bits."
     )
+
+
+def _within_what(prepared: Preparation) -> str:
+    """Name the bounds on costs that hold beside the one on the loss."""
+    named = ", ".join(f"{name}={limit:.10g}" for name, limit in prepared.limits.items())
+    return f" within {named}" if named else ""

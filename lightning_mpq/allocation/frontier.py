@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from ..curvature.taylor_model import TaylorModel
+from ..errors import InfeasibleBudgetError
 from ..tools.files import write_text_atomically
 from ..tools.progress import Progress
 from .allocation import Allocation
@@ -38,10 +39,39 @@ class Frontier:
     dominated: tuple[Allocation, ...] = ()
     seconds: float = 0.0
 
+    @property
+    def _in_units(self) -> str:
+        unit = self.points[0].unit if self.points else ""
+        return f", {unit}" if unit else ""
+
+    def at(self, limit: float) -> Allocation:
+        """Return the best policy of the sweep that costs at most so much; nothing is solved.
+
+        Args:
+            limit: Bound on the cost that was swept, such as 2.8 average bits.
+
+        Raises:
+            InfeasibleBudgetError: If every point costs more; names the cheapest.
+
+        Example::
+
+            now, then = frontier.at(3.0), frontier.at(2.8)
+            mpq.changes(now.policy, then.policy)      # which layers would change at 2.8 bits
+        """
+        within = [point for point in self.points if point.costs[self.cost] <= limit]
+        if not within:
+            least = min((point.costs[self.cost] for point in self.points), default=float("nan"))
+            raise InfeasibleBudgetError(
+                f"No point of the sweep costs at most {self.cost}={limit:.10g}: the cheapest one costs {least:.10g}. "
+                "Sweep smaller budgets too."
+            )
+        return within[-1]
+
     def table(self) -> Table:
         """Return a rich table with one row a point."""
         table = Table(title="Pareto frontier")
-        for column in (self.cost, "bytes", "predicted loss", "additive policy", "proved gap", "status"):
+        loss = f"predicted loss{self._in_units}"
+        for column in (self.cost, "bytes", loss, "additive policy", "proved gap", "status"):
             table.add_column(column, justify="right")
         for point in self.points:
             excess = point.additive_excess
@@ -100,7 +130,7 @@ class Frontier:
         if all(point.lower_bound > 0 for point in self.points):
             ax.set_yscale("log")
         ax.set_xlabel(self.cost.replace("_", " "))
-        ax.set_ylabel("predicted loss change")
+        ax.set_ylabel(f"predicted loss change{self._in_units}")
         ax.grid(True, alpha=0.3)
         ax.legend()
         return fig, ax

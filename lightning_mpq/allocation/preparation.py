@@ -138,6 +138,11 @@ class Preparation:
         )
 
     @property
+    def unit(self) -> str:
+        """What a predicted loss is counted in."""
+        return self.taylor.unit
+
+    @property
     def limits(self) -> dict[str, float]:
         """The budget's bounds by the names of their costs."""
         return {row.name: row.limit for row in self.rows if row.limit is not None}

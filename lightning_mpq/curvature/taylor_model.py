@@ -16,7 +16,7 @@ from ..groups.choices import Choices
 from ..groups.groups import LayerGroup
 from ..policy import BitPolicy
 from ..schemes import LayerScheme, WeightScheme
-from .estimators.base import Loss
+from .estimators.base import UNITS, Loss
 from .prediction_error import block_error
 from .serialization import load_fields, malformed, save_fields
 
@@ -116,6 +116,11 @@ class TaylorModel:
             f"TaylorModel({self.loss} by {self.estimator}, {len(self.groups)} groups, "
             f"{len(self.candidates)} candidates, {self.samples} samples)"
         )
+
+    @property
+    def unit(self) -> str:
+        """What a predicted loss is counted in, such as "nats per sample"."""
+        return UNITS[self.loss]
 
     def indices(self, policy: Mapping[str, LayerScheme | WeightScheme]) -> list[int]:
         """Return the candidate of each group, in order, that a policy chooses.

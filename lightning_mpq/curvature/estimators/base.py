@@ -17,6 +17,8 @@ from .perturbation import Perturbations
 
 Loss = Literal["divergence", "task"]
 LOSSES: tuple[Loss, ...] = ("divergence", "task")
+UNITS: dict[Loss, str] = {"divergence": "nats per sample", "task": "units of the task loss"}
+"""What a predicted loss is counted in. A divergence is summed over the positions and outputs of a sample."""
 
 
 class Measures(Protocol):
