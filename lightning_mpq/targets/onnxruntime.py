@@ -38,7 +38,7 @@ class OnnxRuntime(Target):
 
     def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
         """See `Target.why_not_inputs`."""
-        return "the file carries weights only"
+        return None if scheme.needs_range else "a range for each token is found when the layer runs"
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""

@@ -1,10 +1,9 @@
 """Exports of weights alone do not drop what a policy says of inputs."""
 
 import pytest
-import torch
 from helpers.networks import mlp
 
-from lightning_mpq import export_compressed_tensors, export_onnx, torchao_config
+from lightning_mpq import export_compressed_tensors, torchao_config
 from lightning_mpq.inputs.quantizer import InputRange
 from lightning_mpq.modules import pack_model
 from lightning_mpq.policy import BitPolicy
@@ -20,7 +19,6 @@ def test_quantized_inputs_are_refused_by_name(tmp_path):
     for package, export in (
         ("torchao", lambda: torchao_config(POLICY)),
         ("compressed_tensors", lambda: export_compressed_tensors(model, tmp_path / "out")),
-        ("onnxscript", lambda: export_onnx(model, tmp_path / "out.onnx", torch.ones(2, 6))),
     ):
         pytest.importorskip(package)
         with pytest.raises(ValueError, match=said):

@@ -19,6 +19,8 @@ from .trace import FIXED, succeeds
 
 EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products in float32. The default of onnxruntime rounds the inputs of fused products to 8 bits."""
+OF_INTEGERS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv"}
+"""Operations of onnxruntime on integers and integers."""
 ROUGH = 0.5
 """Relative error of that default that is no longer rounding but a wrong result."""
 
@@ -31,11 +33,13 @@ class Comparison:
         error: With products in float32.
         default_error: With onnxruntime's default.
         fused: Products that it computes from integers.
+        integers: Convolutions and products of integers and integers.
     """
 
     error: float
     default_error: float
     fused: int
+    integers: int
 
 
 def compare(content: bytes, batches: Sequence[ExampleInputs], expected: Sequence[Any], tolerance: float) -> Comparison:
@@ -72,7 +76,8 @@ def compare(content: bytes, batches: Sequence[ExampleInputs], expected: Sequence
                 f"more than {allowed:g}; nothing was written. Try other example inputs, or a larger tolerance for a "
                 "model in half precision."
             )
-    return Comparison(error, default_error, fused=operations.count("MatMulNBits"))
+    integers = sum(operation in OF_INTEGERS for operation in operations)
+    return Comparison(error, default_error, fused=operations.count("MatMulNBits"), integers=integers)
 
 
 def _run(

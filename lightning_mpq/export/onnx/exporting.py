@@ -21,10 +21,12 @@ from ...tools.files import write_bytes_atomically
 from ..example_inputs import ExampleInputs, Examples, without_cache
 from ..extras import require
 from ..float_twins import float_twins, weight_names
-from ..quantized_inputs import refuse_quantized_inputs
 from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET
 
 POLICY_KEY = "lightning_mpq.policy"
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
+"""Differences from PyTorch, relative to the largest output, that summing in another order explains; the latter where a
+sum is rounded again, so that its last bit may move it by a step."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class OnnxExport:
         opset: Version of the standard operations.
         containers: Layer name to the ONNX type that holds its codes; a layer that the model never calls is not there.
         fused: How many products onnxruntime computes from the integers (``MatMulNBits``).
+        integers: How many convolutions and products it computes of integers and integers.
         error: Largest difference from PyTorch relative to the largest output, products in float32.
         default_error: The same by onnxruntime's default, which rounds the inputs of fused products to 8 bits.
         batch_sizes: Batch sizes that were compared.
@@ -47,6 +50,7 @@ class OnnxExport:
     opset: int
     containers: Mapping[str, str]
     fused: int
+    integers: int
     error: float
     default_error: float
     batch_sizes: tuple[int, ...]
@@ -62,7 +66,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> OnnxExport:
     """Write a packed model as ONNX and prove in onnxruntime that it computes what the PyTorch model computes.
 
@@ -71,6 +75,10 @@ def export_onnx(
     the file's metadata under ``lightning_mpq.policy``. Linear layers are stored so that onnxruntime multiplies with the
     integers; convolutions, tables and weights that are used in two places (stored once) are dequantized when they run.
     Needs the extra ``onnx``.
+
+    Where inputs are quantized, convolutions and products are those of integers (``ConvInteger``, ``MatMulInteger``),
+    which add up in 32 bits, and BatchNorm after a convolution becomes part of its scales. Transposed convolutions,
+    blocks of columns, and weights of 8 bits on a grid that needs more get rounded inputs and compute in float32.
 
     The half grid has no integer levels. It is written as twice the level at half the scale, which takes 2, 4 and 8 bits
     to the next wider type; in front of anything but a product half a scale is added instead, and the type kept.
@@ -86,7 +94,8 @@ def export_onnx(
         output_names: Names of the outputs.
         opset: Version of the standard operations. By default 21, or 25 if INT2 is needed; with less, 2 bits are held
             in INT4.
-        tolerance: Largest difference allowed, relative to the largest output.
+        tolerance: Largest difference allowed, relative to the largest output. None: 1e-4, or 0.05 where inputs are
+            quantized, since the last bit of a sum may decide which code comes next.
 
     Returns:
         What was written, and how far onnxruntime's outputs are from PyTorch's.
@@ -99,6 +108,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require("onnx", package, "Exporting to ONNX")
     from .check import compare  # these files import the packages of the extra
+    from .integers import refuse_inputs
     from .trace import put_codes_in, serialized, trace
 
     inputs = ExampleInputs.of(example_inputs)
@@ -108,7 +118,7 @@ def export_onnx(
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
-    refuse_quantized_inputs(policy_of(model).inputs(), "export_onnx")
+    refuse_inputs(layers)
     for name, layer in layers.items():
         if (reason := refusal(layer, layer.scheme)) is not None:
             raise ValueError(
@@ -127,6 +137,8 @@ def export_onnx(
     containers = put_codes_in(exported, owners)
     exported.metadata_props[POLICY_KEY] = json.dumps(json.loads(policy_of(model).to_json()), separators=(",", ":"))
     content = serialized(exported)
+    if tolerance is None:
+        tolerance = ROUNDED_TOLERANCE if policy_of(model).inputs() else TOLERANCE
     checked = compare(content, batches, expected, tolerance)
     path = write_bytes_atomically(Path(path), content)
     return OnnxExport(
@@ -135,6 +147,7 @@ def export_onnx(
         opset=opset,
         containers=containers,
         fused=checked.fused,
+        integers=checked.integers,
         error=checked.error,
         default_error=checked.default_error,
         batch_sizes=tuple(len(batch.tensors[0]) for batch in batches),

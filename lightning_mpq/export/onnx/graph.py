@@ -73,7 +73,7 @@ def take_weight_out(graph: ir.Graph, name: str) -> WeightPlace:
         if index == 1 and node.op_type in ("Gemm", "MatMul"):
             add_bias_apart(graph, node, name)
     if others := [use for use in uses if use not in transposing]:
-        own = _Nodes(graph, name).add("Transpose", [value], perm=[1, 0]) if transposing else value
+        own = Nodes(graph, name).add("Transpose", [value], perm=[1, 0]) if transposing else value
         for node, index in others:
             node.replace_input_with(index, own)
     del graph.initializers[name]
@@ -95,7 +95,7 @@ def put_weight_in(graph: ir.Graph, place: WeightPlace, held: HeldWeight, to_weig
     """
     target = place.value
     graph.inputs.remove(target)
-    nodes = _Nodes(graph, place.name)
+    nodes = Nodes(graph, place.name)
     rows, columns = held.levels.shape
     if place.multiplied:
         weight = nodes.dequantized(held, held.levels.T, row_axis=1)
@@ -115,12 +115,13 @@ def put_weight_in(graph: ir.Graph, place: WeightPlace, held: HeldWeight, to_weig
     target.replace_all_uses_with(weight, replace_graph_outputs=True)
 
 
-class _Nodes:
-    """Adds nodes at the beginning of a graph, one after the other, and what they store, under one name."""
+class Nodes:
+    """Adds nodes in front of a node, by default of a graph's first, one after the other, and what they store."""
 
-    def __init__(self, graph: ir.Graph, name: str) -> None:
+    def __init__(self, graph: ir.Graph, name: str, before: ir.Node | None = None) -> None:
+        """Prepare; what is stored goes by one name."""
         self.graph, self.name = graph, name
-        self.first = graph[0]
+        self.first = graph[0] if before is None else before
 
     def add(self, operation: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
         """Add a node and return its output."""
@@ -129,16 +130,26 @@ class _Nodes:
         return node.outputs[0]
 
     def stored(self, suffix: str, values: Tensor, container: str | None = None) -> ir.Value:
-        """Add an initializer, in an ONNX type that torch may not have."""
+        """Add an initializer, in an ONNX type that torch may not have; one of that name is taken as it is."""
         values = values.detach().cpu().contiguous()
         if container is None:
             tensor = ir.tensor(values)
         else:
             dtype = getattr(ml_dtypes, container.lower(), container.lower())
             tensor = ir.tensor(values.numpy().astype(dtype), dtype=ir.DataType[container])
-        value = ir.val(f"{self.name}.{suffix}", const_value=tensor)
+        name = f"{self.name}.{suffix}"
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value = ir.val(name, const_value=tensor)
         self.graph.initializers.add(value)
         return value
+
+    def stored_anew(self, suffix: str, values: Tensor) -> ir.Value:
+        """Add an initializer under a name that is free."""
+        number = 0
+        while f"{self.name}.{suffix}{number}" in self.graph.initializers:
+            number += 1
+        return self.stored(f"{suffix}{number}", values)
 
     def dequantized(self, held: HeldWeight, levels: Tensor, row_axis: int) -> ir.Value:
         """Add ``DequantizeLinear`` of levels whose rows run along an axis; with blocks, they have two axes."""

@@ -23,6 +23,7 @@ from ..example_inputs import ExampleInputs, without_cache
 from ..float_twins import layer_groups, shared_key, to_weight
 from .containers import TWO_BITS_OPSET, hold, may_have_two_bits
 from .graph import merge_shared, put_weight_in, take_weight_out
+from .integers import multiply_integers, round_inputs
 
 TWO_BITS_IR_VERSION = 13
 """The first version of the file format that knows INT2."""
@@ -114,12 +115,18 @@ def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer
     for name, place in places.items():
         layer_name, layer = standing[name]
         two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(layer.row_shape[0], place.multiplied)
-        held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied, two_bits=two_bits)
+        by_integers = layer.input_scheme is not None
+        held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied or by_integers, two_bits=two_bits)
+        held_in[name] = held.container
+        to_own = partial(to_weight, layer)
+        if by_integers:
+            if multiply_integers(graph, place, held, layer, to_own):
+                continue
+            round_inputs(graph, place, layer)
         try:
-            put_weight_in(graph, place, held, partial(to_weight, layer), layer_groups(layer))
+            put_weight_in(graph, place, held, to_own, layer_groups(layer))
         except ValueError as error:
             raise ValueError(f"Layer {layer_name!r} ({layer.scheme}) cannot be written as ONNX: {error}.") from error
-        held_in[name] = held.container
     if opset >= TWO_BITS_OPSET:
         exported.ir_version = max(exported.ir_version, TWO_BITS_IR_VERSION)
     by_key = {shared_key(standing[name][1]): held_in[first] for name, first in kept.items()}

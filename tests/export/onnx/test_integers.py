@@ -1,0 +1,102 @@
+"""Layers with quantized inputs: onnxruntime multiplies integers, and computes what the packed model computes."""
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers.networks import mlp, vectors
+from torch import nn
+
+from lightning_mpq import export_onnx, quantize
+from lightning_mpq.demo.resnet import ResNet
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
+
+pytest.importorskip("onnxscript")
+EIGHT = InputScheme(8)
+
+
+def optimized(path, tmp_path) -> list[str]:
+    """Return the operations that onnxruntime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def quantized(model: nn.Module, data: list[torch.Tensor], weight: WeightScheme, inputs: InputScheme, *layers: str):
+    return quantize(model, BitPolicy({layer: LayerScheme(weight, inputs) for layer in layers}), data)
+
+
+class Small(nn.Module):
+    """Convolutions with and without BatchNorm, bias, groups and padding; one input read twice; a Linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.grouped = nn.Conv2d(4, 4, 3, stride=2, groups=2, padding=1)
+        self.side = nn.Conv2d(4, 4, 1, stride=2)
+        self.last = nn.Linear(4, 3)
+        nn.init.uniform_(self.norm.weight, 0.5, 2)
+        nn.init.uniform_(self.norm.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.last((self.grouped(x) + self.side(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric", "half"])
+@pytest.mark.parametrize(
+    ("bits", "inputs"), [(8, EIGHT), (4, EIGHT), (6, InputScheme(5)), (4, InputScheme(8, symmetric=True))]
+)
+def test_computes_what_the_packed_model_computes(grid, bits, inputs, tmp_path):
+    data = list(torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1)).split(16))
+    names = ("first", "grouped", "side", "last")
+    model = quantized(Small().eval(), data, WeightScheme(bits, grid=grid), inputs, *names)
+    export = export_onnx(model, tmp_path / "model.onnx", data[0])
+    session = onnxruntime.InferenceSession(export.path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: data[1].numpy()})
+    expected = model(data[1]).detach()
+    difference = (torch.from_numpy(found) - expected).abs()
+    assert float(difference.mean()) < 2e-3 * float(expected.abs().mean())
+    operations = optimized(export.path, tmp_path)
+    if bits < 8 or grid == "symmetric":
+        assert export.integers == 4
+        assert not {"Conv", "FusedConv", "BatchNormalization", "MatMul", "Gemm"} & set(operations)
+
+
+def test_no_float_convolution_is_left_in_a_resnet(tmp_path):
+    torch.manual_seed(0)
+    model, data = ResNet(8).eval(), [torch.randn(8, 1, 8, 8)]
+    names = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    model = quantized(model, data, WeightScheme(8), EIGHT, *names)
+    export = export_onnx(model, tmp_path / "resnet.onnx", data[0])
+    assert export.integers == len(names)
+    operations = optimized(export.path, tmp_path)
+    assert not {"Conv", "FusedConv", "BatchNormalization"} & set(operations)
+    assert operations.count("QuantizeLinear") < len(names)  # layers that read one input with one range share its codes
+
+
+def test_what_has_no_integer_operation_gets_rounded_inputs(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    data = [torch.randn(16, 2, 3, 3)]
+    policy = BitPolicy({"0": LayerScheme(WeightScheme(8), EIGHT), "3": LayerScheme(WeightScheme(4, 16), EIGHT)})
+    export = export_onnx(quantize(model, policy, data), tmp_path / "model.onnx", data[0])
+    assert export.integers == 0
+    assert export.error < 0.05
+
+
+def test_what_cannot_be_carried_is_refused_by_name(tmp_path):
+    tokens = quantized(mlp(6, 3), vectors(8), WeightScheme(8), InputScheme(8, "token"), "0")
+    with pytest.raises(ValueError, match="layer '0' .*8-bit inputs/token.: a range for each token"):
+        export_onnx(tokens, tmp_path / "out.onnx", vectors(2)[0])
+    tied = mlp(6, 6, 6)
+    tied[2].weight = tied[0].weight
+    both = BitPolicy({"both": LayerScheme(WeightScheme(8), EIGHT)}, {"both": ("0", "2")})
+    with pytest.raises(ValueError, match="layer '2' .*: it shares its weight with '0'"):
+        export_onnx(quantize(tied, both, vectors(8)), tmp_path / "out.onnx", vectors(2)[0])
+    assert not list(tmp_path.iterdir())
