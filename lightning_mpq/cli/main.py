@@ -1,9 +1,11 @@
-"""The command `lightning-mpq`: train (or find trained weights), quantize, record, from a Hydra configuration."""
+"""The command `lightning-mpq`: train or load, quantize, record, from a Hydra configuration."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
@@ -11,16 +13,20 @@ from typing import Any
 
 import hydra
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate, to_absolute_path
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..export.safetensors import save
 from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
+from .exporting import export, requested
+from .own_model import built, data_of, drop_what_is_ours
 from .training_cache import KeepTrained, TrainedWeights, training_key
 
 log = logging.getLogger(__name__)
@@ -48,14 +54,16 @@ USER_ERRORS = (
 @hydra.main(version_base="1.3", config_path="pkg://lightning_mpq.conf", config_name="config")
 def main(config: DictConfig) -> float | None:
     """Run one job; a mistake in the configuration ends in one sentence and exit code 1."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # where my.Net of model._target_=my.Net is looked for, after everything that is installed
     try:
-        return run(config)
+        return run(drop_what_is_ours(config, HydraConfig.get().overrides.task))
     except USER_ERRORS as error:
         raise CompactHydraException(f"lightning-mpq: {_sentence(error)}") from error
 
 
 def run(config: DictConfig) -> float | None:
-    """Train or load, quantize, save, and measure once on the test split.
+    """Train or load, quantize, save, export, and measure once on the test split.
 
     Args:
         config: What `conf/config.yaml` composes to, ``output_dir`` being resolvable.
@@ -70,14 +78,17 @@ def run(config: DictConfig) -> float | None:
     config = config.copy()
     if config.cache_dir is not None:
         config.cache_dir = to_absolute_path(config.cache_dir)
+    config.output_dir = to_absolute_path(config.output_dir)
     output_dir = Path(config.output_dir)
     _require_writable(output_dir / "model")
+    exports = requested(config.get("export"))
     L.seed_everything(config.seed, workers=True)
-    datamodule: L.LightningDataModule = instantiate(config.data)
-    module: L.LightningModule = instantiate(config.model)
+    datamodule = data_of(config)
+    module = built(config)
     callbacks = _callbacks(config)
     mixed = _the_quantization(callbacks)
-    kept = KeepTrained(cache_entry(config, module, datamodule))
+    trains = bool(config.train) and config.ckpt_path is None
+    kept = KeepTrained(cache_entry(config, module, datamodule) if trains else None)
     callbacks.insert(callbacks.index(mixed), kept)
     finetunes = mixed.finetuning.wanted
     if finetunes:
@@ -88,23 +99,30 @@ def run(config: DictConfig) -> float | None:
     if kept.entry is not None and state is not None:
         log.info("Trained weights found: %s", kept.entry.path)
         module.load_state_dict(state)
-        if not finetunes:
-            mixed.quantize_trained(trainer, module, datamodule)
-    else:
+    elif not trains:
+        source = "as model makes it" if config.ckpt_path is None else f"of {config.ckpt_path}"
+        log.info("Nothing is trained: the model %s is quantized.", source)
+        state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    if state is None:
         trainer.fit(module, datamodule=datamodule)
         state = kept.state
+    elif not finetunes:
+        mixed.quantize_trained(trainer, module, datamodule)
     if finetunes and state is not None:
         mixed, module = _finetune(config, datamodule, state)
+    _say_what_was_left(mixed)
     log.info("Packed model: %s", _saved(module, output_dir / "model"))
-    if config.test and state is not None:
-        float_module: L.LightningModule = instantiate(config.model)
+    for name in exports:
+        log.info("Exported: %s", export(name, module, trainer, datamodule, output_dir))
+    if config.test and state is not None and _has_test_split(module, datamodule):
+        float_module = built(config)
         float_module.load_state_dict(state)
         _test(trainer, datamodule, {"float": float_module, "quantized": module}, output_dir / "test.json")
     return _metric(config.metric, mixed)
 
 
 def _finetune(
-    config: DictConfig, datamodule: L.LightningDataModule, state: Mapping[str, Any]
+    config: DictConfig, datamodule: L.LightningDataModule | None, state: Mapping[str, Any]
 ) -> tuple[MixedPrecisionQuantization, L.LightningModule]:
     """Quantize and fine-tune trained weights in a fit of its own, which logs into ``finetuning``.
 
@@ -112,7 +130,7 @@ def _finetune(
         The callback and the packed module.
     """
     L.seed_everything(config.seed, workers=True)
-    module: L.LightningModule = instantiate(config.model)
+    module = built(config)
     module.load_state_dict(state)
     callbacks = _callbacks(config)
     mixed = _the_quantization(callbacks)
@@ -173,7 +191,7 @@ def _the_quantization(callbacks: list[Callback]) -> MixedPrecisionQuantization:
 
 
 def cache_entry(
-    config: DictConfig, module: L.LightningModule, datamodule: L.LightningDataModule
+    config: DictConfig, module: L.LightningModule, datamodule: L.LightningDataModule | None
 ) -> TrainedWeights | None:
     """Return where the trained weights of this configuration are, or will be, kept; None for nowhere.
 
@@ -182,7 +200,7 @@ def cache_entry(
         module: As instantiated right after seeding and after the datamodule; its weights are part of the key.
         datamodule: The data.
     """
-    if config.cache_dir is None:
+    if config.cache_dir is None or datamodule is None:
         return None
     # Where a run writes is different for each run and decides nothing.
     plain = OmegaConf.to_container(OmegaConf.merge(config, {"output_dir": "."}), resolve=True)
@@ -206,8 +224,23 @@ def _is_quantization(callback: Any) -> bool:
     return str(target).endswith(f".{MixedPrecisionQuantization.__name__}")
 
 
+def _say_what_was_left(mixed: MixedPrecisionQuantization) -> None:
+    """Log what was not quantized, and why."""
+    if mixed.report is not None:
+        for layer, reason in mixed.report.left_in_float.items():
+            log.info("Left in float: %s: %s", layer, reason)
+
+
+def _has_test_split(module: L.LightningModule, datamodule: L.LightningDataModule | None) -> bool:
+    """Tell whether there is something to test, and say so if there is not."""
+    if is_overridden("test_step", module) and is_overridden("test_dataloader", datamodule or module):
+        return True
+    log.info("Nothing is tested: the model has no test_step, or the data have no test_dataloader.")
+    return False
+
+
 def _test(
-    trainer: L.Trainer, datamodule: L.LightningDataModule, modules: Mapping[str, L.LightningModule], path: Path
+    trainer: L.Trainer, datamodule: L.LightningDataModule | None, modules: Mapping[str, L.LightningModule], path: Path
 ) -> None:
     """Measure modules on the test split and write what they log: for the record, nothing is chosen by it."""
     trainer.loggers = []  # both would log under the same names
@@ -222,15 +255,17 @@ def _test(
         log.info("On the test split: %s: %s", key, values)
 
 
-def _metric(name: str, mixed: MixedPrecisionQuantization) -> float | None:
-    """Return a validation metric of the packed model."""
+def _metric(name: str | None, mixed: MixedPrecisionQuantization) -> float | None:
+    """Return a validation metric of the packed model; without a name the first accuracy, or else the first of all."""
     if mixed.report is None:
         return None
     metrics = mixed.report.models[-1].metrics
+    if not metrics:
+        return None  # the module does not validate, or its validation failed: that has been said
+    if name is None:
+        return next((value for key, value in metrics.items() if "acc" in key), next(iter(metrics.values())))
     if name not in metrics:
-        if not metrics:
-            return None  # the module does not validate, or its validation failed: that has been said
-        raise ValueError(f"metric={name} is not among what validation logs: {', '.join(metrics) or 'nothing'}.")
+        raise ValueError(f"metric={name} is not among what validation logs: {', '.join(metrics)}.")
     return metrics[name]
 
 

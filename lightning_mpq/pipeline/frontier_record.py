@@ -28,21 +28,20 @@ _DIGITS = 4
 
 
 def frontier_record(
-    taylor: TaylorModel, unshrunk: TaylorModel, allocation: Allocation, budget: Budget, solver: SolverOptions
+    taylor: TaylorModel, unshrunk: TaylorModel, allocation: Allocation, solver: SolverOptions
 ) -> FrontierRecord:
     """Solve for other budgets in a few seconds, and write down what every candidate would change.
 
     Args:
         taylor: The model that was solved.
         unshrunk: The model as it was measured.
-        allocation: The chosen policy.
-        budget: Its budget; bounds on other costs than the size hold for the frontier too.
+        allocation: The chosen policy; its rules, and its bounds on other costs than the size, hold for all.
         solver: How bits are assigned.
     """
     chosen = _point(taylor, allocation, "chosen")
     points, note = [chosen], ""
     try:
-        points += [each for each in _swept(taylor, allocation, budget, solver) if each.choice != chosen.choice]
+        points += [each for each in _swept(taylor, allocation, solver) if each.choice != chosen.choice]
     except (InfeasibleBudgetError, _TooLarge) as error:
         note = str(error)
     schemes = dict[str, Mapping[str, Any]]()
@@ -63,7 +62,7 @@ class _TooLarge(Exception):
     """A frontier would take longer than a report may."""
 
 
-def _swept(taylor: TaylorModel, allocation: Allocation, budget: Budget, solver: SolverOptions) -> Iterator[PolicyPoint]:
+def _swept(taylor: TaylorModel, allocation: Allocation, solver: SolverOptions) -> Iterator[PolicyPoint]:
     """Return the best policies of other sizes, under the other bounds of the budget and its rules."""
     if len(taylor.candidates) > MOST_CANDIDATES:
         raise _TooLarge(
@@ -75,12 +74,14 @@ def _swept(taylor: TaylorModel, allocation: Allocation, budget: Budget, solver: 
     least, most = (sum(map(pick, sizes)) / weights for pick in (min, max))
     inner = np.geomspace(least, most, POINTS)[1:-1].tolist()
     of_size = ("average_bits", "bytes", "max_loss", "within_uniform")
-    kept = {name: value for name, value in vars(budget).items() if name not in of_size}
+    prepared = allocation.preparation
+    assert isinstance(prepared, Preparation)
+    kept = {name: value for name, value in vars(prepared.budget).items() if name not in of_size}
     swept = frontier(
         taylor,
         average_bits=[least * (1 + 1e-9), *inner, most, allocation.costs["average_bits"]],
         budget=_further(kept),
-        rules=solver.rules,
+        rules=prepared.rules,
         solver=solver.solver,
         time_limit=solver.time_limit * PART_OF_THE_TIME,
         gap=max(solver.gap, 1e-2),

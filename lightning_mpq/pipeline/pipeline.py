@@ -171,10 +171,8 @@ class Pipeline:
 
     def _frontier(self, decision: Decision) -> FrontierRecord:
         """Look at other budgets; of several processes rank 0 alone, and all get what it found."""
-        budget, solver = self.settings.budget, self.settings.solver
-        return on_rank_zero(
-            lambda: frontier_record(decision.taylor, decision.unshrunk, decision.allocation, budget, solver)
-        )
+        solver = self.settings.solver
+        return on_rank_zero(lambda: frontier_record(decision.taylor, decision.unshrunk, decision.allocation, solver))
 
     def calibration(self, model: nn.Module, batches: Iterable[Any]) -> Calibration:
         """Return the record of a model and its batches."""

@@ -9,6 +9,7 @@ from .records import (
     Report,
     TrialRow,
 )
+from .sweep import Sweep, SweepJob
 from .table import print_report
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "PairsRow",
     "RepairRow",
     "Report",
+    "Sweep",
+    "SweepJob",
     "TrialRow",
     "print_report",
 ]

@@ -1,11 +1,15 @@
 """Every example runs as it stands, and ends with what it promises."""
 
 import json
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import HANGS
 
 import lightning_mpq as mpq
 
@@ -71,3 +75,34 @@ def test_sweep_of_a_module_of_ones_own(run, tmp_path):
     assert [report["models"][-1]["name"] for report in reports] == ["chosen", "chosen"]
     seconds = [report["seconds"]["profile"] for report in reports]
     assert seconds[1] < seconds[0] / 2  # the same weights: found in the cache
+
+
+def test_a_project_of_ones_own_on_the_command_line(tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(FOLDER / "own_project", project)
+
+    def run_in(folder: Path, *command: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    run_in(project, "spirals.py")
+    quick = ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "solver.time_limit=1")
+    command = ("-m", "lightning_mpq.cli")
+    targets = ("model._target_=spirals.Net", "data._target_=spirals.Spirals", "ckpt_path=best.ckpt")
+    said = run_in(project, *command, *targets, "budget.average_bits=4", "output_dir=plain", *quick)
+    assert "Nothing is trained: the model of best.ckpt" in said
+    report = json.loads((project / "plain" / "report.json").read_text())
+    floating, chosen = report["models"][0], report["models"][-1]
+    assert chosen["average_bits"] <= 4
+    assert floating["metrics"]["val_acc"] > 0.9
+    assert chosen["metrics"]["val_acc"] > floating["metrics"]["val_acc"] - 0.05
+    sweep = (*command, "-m", "--config-dir", "conf", "experiment=spirals", "ckpt_path=best.ckpt")
+    said = run_in(project, *sweep, "budget.average_bits=3.5,5", "hydra.sweep.dir=swept", *quick)
+    found = json.loads((project / "swept" / "sweep.json").read_text())
+    assert found["swept"] == ["budget.average_bits"]
+    assert [(project / "swept" / job["page"]).is_file() for job in found["jobs"]] == [True, True]
+    assert "Sweep" in said

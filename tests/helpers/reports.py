@@ -19,7 +19,7 @@ def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> 
     """The report of a Taylor model, every "measured" number being 0.8 of what is predicted."""
     budget, solver = Budget(average_bits=average_bits), SolverOptions(time_limit=1.0)
     allocation = allocate(taylor, budget, time_limit=1.0)
-    record = frontier_record(taylor, taylor, allocation, budget, solver)
+    record = frontier_record(taylor, taylor, allocation, solver)
     chosen = next(point for point in record.points if point.name == "chosen")
     groups = tuple(
         GroupRow(

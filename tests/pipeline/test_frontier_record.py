@@ -18,7 +18,7 @@ from lightning_mpq.report.frontier_record import FrontierRecord
 def record_of(taylor, budget=None, **options):
     budget, solver = budget or Budget(average_bits=4.0), SolverOptions(**options)
     allocation = allocate(taylor, budget, rules=solver.rules)
-    return allocation, frontier_record(taylor, taylor, allocation, budget, solver)
+    return allocation, frontier_record(taylor, taylor, allocation, solver)
 
 
 def policy_of(taylor, record, point):

@@ -14,6 +14,7 @@ from helpers.taylor_models import make_taylor
 
 from lightning_mpq import BitPolicy
 from lightning_mpq.report import Report
+from lightning_mpq.report.sweep import Sweep
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra `browser`)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -168,6 +169,36 @@ def test_reports_with_little_in_them_open_too(opened):
         page = opened(each)
         assert page.locator("#numbers dd").count() >= 3
         page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_sweep_draws_and_links_every_job(browser, tmp_path, scheme):
+    report = report_of(make_taylor(5))
+    for number, bits in enumerate((4, 4.5, 5)):
+        each = report_of(make_taylor(5), bits)
+        each.save(tmp_path / f"{number} <b>" / "report.json")
+        each.to_html(tmp_path / f"{number} <b>" / "report.html")
+    folders = {path: {"bits": path.name[0], "why": "<i>"} for path in sorted(tmp_path.iterdir())}
+    file = Sweep.read(folders, tmp_path).save(tmp_path)
+    page = browser.new_page(color_scheme=scheme)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#picture svg a").count() == 3
+    page.get_by_label("Upwards").select_option("measured_loss")
+    assert page.locator("main b, main i").count() == 0
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/sweep-{scheme}.png", full_page=True)
+    if axe := os.environ.get("AXE_CORE"):
+        page.evaluate(Path(axe).read_text())
+        assert [each["id"] for each in page.evaluate("axe.run()")["violations"]] == []
+    page.get_by_role("link", name="1 <b>", exact=True).click()
+    page.wait_for_selector("#slider")
+    assert said == []
+    assert report.models[0].name in page.locator("#models").inner_text()
+    page.close()
 
 
 def test_2000_groups_stay_fluid(opened):
