@@ -6,7 +6,7 @@ Another budget then rounds nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,49 +24,47 @@ from ..network.forward import device_of
 from ..rounding.packed_rows import PackedRows
 from ..rounding.rounded_weights import RoundedWeights
 from ..schemes import InputScheme, LayerScheme, WeightScheme
-from ..tools.distributed import gather, on_rank_zero
+from ..tools.distributed import gather
 from ..tools.files import unless_impossible, write_bytes_atomically
 from ..tools.reading import parse_json, require_ordinary
 
 _SUFFIX = ".rounded.safetensors"
 
 
-def kept_rounding(
-    folder: str | Path | None,
-    calibration: Calibration,
-    groups: Sequence[LayerGroup],
-    candidates: Sequence[Candidate],
-    round_them: Callable[[], RoundedWeights],
-) -> RoundedWeights:
-    """Return rounded candidates from a folder, or round them and keep them there, packed.
+class KeptRounding:
+    """Rounded groups in a folder, a file each: a job that was killed goes on where it was.
 
-    On a processor codes that are kept in a folder are mapped from the file, and take no memory until they are read.
-    Where torch.distributed is in use, rank 0 alone reads and writes.
-
-    Args:
-        folder: The folder; None to keep nothing.
-        calibration: The model, and batches that can be gone through again.
-        groups: The groups.
-        candidates: What they are offered.
-        round_them: Rounds them; called on all processes, or on none.
+    On a processor codes are mapped from their file, and take no memory until they are read. Where torch.distributed is
+    in use, rank 0 alone reads and writes.
     """
-    if folder is None:
-        return round_them()
-    batches = [digest for part in gather([hash_batch(batch) for batch in calibration.filled()]) for digest in part]
-    settings = hash_settings(calibration.model, groups, candidates, {"forward_fn": calibration.forward_fn})
-    path = Path(folder) / f"{combine(settings, batches)[:32]}{_SUFFIX}"
-    device = device_of(calibration.model)
-    found = on_rank_zero(lambda: _read(path, str(device)))
-    if found is not None:
-        return found
-    rounded = round_them()
 
-    def written() -> RoundedWeights | None:
+    def __init__(self, folder: str | Path, calibration: Calibration) -> None:
+        """Look at model and data; every process calls this.
+
+        Args:
+            folder: The folder, made when it is needed.
+            calibration: The model, and batches that can be gone through again.
+        """
+        parts = gather([hash_batch(batch) for batch in calibration.filled()])
+        self._batches = [digest for part in parts for digest in part]
+        self._folder, self._device = Path(folder), str(device_of(calibration.model))
+        self._settings = hash_settings(calibration.model, [], [], {"forward_fn": calibration.forward_fn})
+
+    def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:
+        """See `KeptGroups`."""
+        return _read(self._path(group, offered), self._device)
+
+    def keep(self, group: LayerGroup, offered: Sequence[Candidate], rounded: RoundedWeights) -> RoundedWeights:
+        """See `KeptGroups`; where nothing can be written, the group stays in memory."""
+        path = self._path(group, offered)
         with unless_impossible("The cache", path, "Another budget rounds anew."):
             _write(path, rounded)
-        return _read(path, str(device))
+        return _read(path, self._device) or rounded
 
-    return on_rank_zero(written) or rounded
+    def _path(self, group: LayerGroup, offered: Sequence[Candidate]) -> Path:
+        text = {"group": asdict(group), "offered": [asdict(candidate) for candidate in offered]}
+        settings = f"{self._settings} {hash_content(text, {})}"
+        return self._folder / f"{combine(settings, self._batches)[:32]}{_SUFFIX}"
 
 
 def _write(path: Path, rounded: RoundedWeights) -> None:

@@ -24,7 +24,7 @@ from ..targets import Target, Torch, offer
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, StageTimer
 from ..tools.progress import silent as silently
-from .kept_rounding import kept_rounding
+from .kept_rounding import KeptRounding
 from .policy_evaluator import PolicyEvaluator
 from .policy_selection import PolicySelection, other_policies
 from .quantize import Quantizer
@@ -147,15 +147,8 @@ def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) 
     if by_inputs or any((inputs := each.scheme.quantized_input) and inputs.needs_range for each in candidates):
         with timer.stage("round"):
             progress = timer.within(0.0, 0.15)
-            rounded = kept_rounding(
-                settings.cache_dir,
-                calibration,
-                groups,
-                candidates,
-                lambda: round_candidates(
-                    model, calibration, groups, candidates, best_grid=by_inputs, progress=progress
-                ),
-            )
+            kept = None if settings.cache_dir is None else KeptRounding(settings.cache_dir, calibration)
+            rounded = round_candidates(model, calibration, groups, candidates, progress=progress, kept=kept)
             candidates = rounded.candidates
 
     def profiled(progress: Progress) -> TaylorModel:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, find_groups
-from ..inputs.calibrate import input_ranges
+from ..inputs.calibrate import InputRanges, input_ranges
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
-from ..network.layer_kinds import row_parts, weight_rows
+from ..network.layer_kinds import kind_of, row_parts, rows_and_columns, weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows, RoundedRows, RowRounding
@@ -24,9 +24,12 @@ from ..schemes import InputScheme, WeightScheme
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, silent
 from .input_moments import input_moments
+from .kept_groups import KeptGroups
 from .packed_rows import PackedRows
 from .rounded_weights import RoundedWeights
 
+_MOMENT_BYTES = 2**30
+"""What the moments of layers that are rounded by one pass may take together, if there is more than one layer."""
 _SAMPLED_WEIGHTS = 24576
 """By so many weights, in whole rows, the grid of all is chosen."""
 
@@ -43,13 +46,15 @@ def round_candidates(
     damping: float = 0.01,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
+    kept: KeptGroups | None = None,
 ) -> RoundedWeights:
     """Round every layer to every scheme it is offered, by the moments of its inputs where the scheme says so.
 
     Where schemes quantize inputs, their ranges are found on the same batches, in a pass of their own.
 
-    The model runs once over the batches, whatever the number of layers and candidates, in evaluation mode, and is
-    left exactly as it was. Moments take 8 bytes times columns squared for each layer until it is rounded.
+    The model runs over the batches in evaluation mode, and is left exactly as it was. Moments take 8 bytes times
+    columns squared for each layer until it is rounded: where those of all layers take more than a gibibyte, layers are
+    rounded in parts, with a pass for each.
 
     Where torch.distributed is in use, every process calls this with its own batches: moments are summed over all of
     them, rank 0 rounds, and every process gets its codes.
@@ -67,6 +72,7 @@ def round_candidates(
         damping: See `ErrorFeedback.factorise`.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
+        kept: Knows groups that were rounded before, and keeps each new one at once.
 
     Returns:
         Rounded weights, with the candidates that are left.
@@ -90,68 +96,143 @@ def round_candidates(
     groups = find_groups(model) if groups is None else groups
     offered = make_candidates(groups) if candidates is None else candidates
     layers = _layers(model, [layer for group in groups for layer in group.layers])
-    moments: dict[int, InputMoment] = {}
-    if any(candidate.scheme.weight.needs_inputs for candidate in offered):
-        moments = input_moments(calibration, layers, lambda f, m: report(f / 2, m))
-    ranges = input_ranges(calibration, _schemes_of_inputs(groups, offered))
-    # One rank decides for all: the least difference in arithmetic between two machines could flip a code.
-    rounded = on_rank_zero(
-        lambda: _round_all(
-            layers, moments, groups, offered, best_grid, centred, damping, lambda f, m: report(0.5 + f / 2, m)
-        )
-    )
-    return replace(rounded, inputs=ranges)
+    by_group = {group.name: [each for each in offered if each.group == group.name] for group in groups}
+    found = on_rank_zero(lambda: _known(kept, groups, by_group))
+    left = [group for group in groups if group.name not in found]
+    ranges = input_ranges(calibration, _schemes_of_inputs(left, by_group))
+    work = _Rounding(layers, by_group, ranges, best_grid, centred, damping, kept)
+    parts = _parts(left, layers, by_group)
+    for number, part in enumerate(parts):
+        begin, end = (number / len(parts), (number + 1) / len(parts))
+        found |= work.round(calibration, part, lambda f, m, b=begin, e=end: report(b + f * (e - b), m))  # type: ignore[misc]
+    return _together([found[group.name] for group in groups])
 
 
-def _schemes_of_inputs(groups: Sequence[LayerGroup], candidates: Sequence[Candidate]) -> dict[str, list[InputScheme]]:
+def _known(
+    kept: KeptGroups | None, groups: Sequence[LayerGroup], offered: Mapping[str, Sequence[Candidate]]
+) -> dict[str, RoundedWeights]:
+    """Return the groups that were rounded before, by name."""
+    if kept is None:
+        return {}
+    found = {group.name: kept.find(group, offered[group.name]) for group in groups}
+    return {name: rounded for name, rounded in found.items() if rounded is not None}
+
+
+def _together(parts: Sequence[RoundedWeights]) -> RoundedWeights:
+    candidates = tuple(candidate for part in parts for candidate in part.candidates)
+    rows, errors, inputs = ({}, {}, {})  # type: ignore[var-annotated]
+    for part in parts:
+        rows |= part.rows
+        errors |= part.errors
+        inputs |= part.inputs
+    return RoundedWeights(candidates, rows, errors, inputs)
+
+
+def _parts(
+    groups: Sequence[LayerGroup], layers: Mapping[str, nn.Module], offered: Mapping[str, Sequence[Candidate]]
+) -> list[list[LayerGroup]]:
+    """Cut groups into parts whose moments fit into memory together; each takes a pass of its own."""
+    parts: list[list[LayerGroup]] = []
+    room = 0
+    for group in groups:
+        size = 0
+        if any(candidate.scheme.weight.needs_inputs for candidate in offered[group.name]):
+            size = sum(_moment_bytes(layers[layer]) for layer in group.layers)
+        if not parts or size > room:
+            parts.append([])
+            room = _MOMENT_BYTES
+        parts[-1].append(group)
+        room -= size
+    return parts
+
+
+def _moment_bytes(layer: nn.Module) -> int:
+    kind = kind_of(layer)
+    columns = rows_and_columns(layer)[1]
+    return 8 * columns * (1 if kind is not None and kind.operation == "lookup" else columns * row_parts(layer))
+
+
+def _schemes_of_inputs(
+    groups: Sequence[LayerGroup], offered: Mapping[str, Sequence[Candidate]]
+) -> dict[str, list[InputScheme]]:
     """Return layer name to the schemes that its inputs are offered."""
-    layers = {group.name: group.layers for group in groups}
     found: dict[str, list[InputScheme]] = {}
-    for candidate in candidates:
-        if (scheme := candidate.scheme.quantized_input) is not None:
-            for layer in layers.get(candidate.group, ()):
-                found.setdefault(layer, []).append(scheme)
+    for group in groups:
+        for candidate in offered[group.name]:
+            if (scheme := candidate.scheme.quantized_input) is not None:
+                for layer in group.layers:
+                    found.setdefault(layer, []).append(scheme)
     return found
 
 
-def _round_all(
-    layers: Mapping[str, nn.Module],
-    moments: dict[int, InputMoment],
-    groups: Sequence[LayerGroup],
-    candidates: Sequence[Candidate],
-    best_grid: bool,
-    centred: bool,
-    damping: float,
-    report: Progress,
-) -> RoundedWeights:
-    """Round every layer; see `round_candidates`. Each moment is dropped once its layer is rounded."""
-    kept: list[Candidate] = []
-    rows: dict[tuple[str, WeightScheme], PackedRows] = {}
-    errors: dict[tuple[str, WeightScheme], float] = {}
-    for number, group in enumerate(groups):
-        report(number / len(groups), f"round {group.name}")
-        offered = _with_padding_rows([layers[layer] for layer in group.layers], group.name, candidates)
-        names = {id(layers[layer].weight): layer for layer in group.layers}
+@dataclass(frozen=True)
+class _Rounding:
+    """Rounds groups, a part of them at a time; see `round_candidates`.
+
+    Attributes:
+        layers: Name to layer.
+        offered: Group name to its candidates.
+        ranges: Of inputs.
+        best_grid: See `round_candidates`.
+        centred: Likewise.
+        damping: Likewise.
+        kept: Keeps each group once it is rounded.
+    """
+
+    layers: Mapping[str, nn.Module]
+    offered: Mapping[str, Sequence[Candidate]]
+    ranges: InputRanges
+    best_grid: bool
+    centred: bool
+    damping: float
+    kept: KeptGroups | None
+
+    def round(
+        self, calibration: Calibration, groups: Sequence[LayerGroup], report: Progress
+    ) -> dict[str, RoundedWeights]:
+        """Round groups by the moments of one pass, each of which is dropped once its layer is rounded."""
+        moments: dict[int, InputMoment] = {}
+        if any(candidate.scheme.weight.needs_inputs for group in groups for candidate in self.offered[group.name]):
+            own = {layer: self.layers[layer] for group in groups for layer in group.layers}
+            moments = input_moments(calibration, own, lambda f, m: report(f / 2, m))
+
+        def round_all() -> dict[str, RoundedWeights]:
+            found = {}
+            for number, group in enumerate(groups):
+                report(0.5 + number / len(groups) / 2, f"round {group.name}")
+                rounded = self._group(group, moments)
+                offered = self.offered[group.name]
+                found[group.name] = rounded if self.kept is None else self.kept.keep(group, offered, rounded)
+            return found
+
+        # One rank decides for all: the least difference in arithmetic between two machines could flip a code.
+        return on_rank_zero(round_all)
+
+    def _group(self, group: LayerGroup, moments: dict[int, InputMoment]) -> RoundedWeights:
+        own = [self.layers[layer] for layer in group.layers]
+        offered = _with_padding_rows(own, self.offered[group.name])
+        names = {id(self.layers[layer].weight): layer for layer in group.layers}
         weights = {
-            weight: _WeightRounding.of(layer, layers[layer], moments.pop(weight, None), centred, damping)
+            weight: _WeightRounding.of(layer, self.layers[layer], moments.pop(weight, None), self.centred, self.damping)
             for weight, layer in names.items()
         }
-        best = _best_grids(offered, list(weights.values()), group.weight_count) if best_grid else offered
+        best = _best_grids(offered, list(weights.values()), group.weight_count) if self.best_grid else offered
         schemes = list(dict.fromkeys(candidate.scheme.weight for candidate in best))
         found = {
             weight: [(PackedRows.of(result.quantized), result.error) for result in each.round(schemes)]
             for weight, each in weights.items()
         }
-        kept += best
+        rows: dict[tuple[str, WeightScheme], PackedRows] = {}
+        errors: dict[tuple[str, WeightScheme], float] = {}
         for layer in group.layers:
-            for scheme, (packed, error) in zip(schemes, found[id(layers[layer].weight)], strict=True):
+            for scheme, (packed, error) in zip(schemes, found[id(self.layers[layer].weight)], strict=True):
                 rows[layer, scheme], errors[layer, scheme] = packed, error
-    return RoundedWeights(tuple(kept), rows, errors)
+        ranges = {key: each for key, each in self.ranges.items() if key[0] in group.layers}
+        return RoundedWeights(tuple(best), rows, errors, ranges)
 
 
-def _with_padding_rows(layers: Sequence[nn.Module], group: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+def _with_padding_rows(layers: Sequence[nn.Module], offered: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates of a group that leave the row of zeros of an embedding's padding as it is."""
-    offered = [candidate for candidate in candidates if candidate.group == group]
     lost = [each for each in offered if any(loses_padding_row(layer, each.scheme.weight) for layer in layers)]
     if len(lost) == len(offered) and lost:
         for layer in layers:

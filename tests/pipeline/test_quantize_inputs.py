@@ -14,7 +14,7 @@ from lightning_mpq.inputs.calibrate import ranges_of_policy
 from lightning_mpq.inputs.quantizer import quantize_inputs
 from lightning_mpq.modules import pack_model, policy_of
 from lightning_mpq.network.held_out import hold_out
-from lightning_mpq.pipeline.kept_rounding import kept_rounding
+from lightning_mpq.pipeline.kept_rounding import KeptRounding
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.sequential import round_sequentially
 from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
@@ -92,7 +92,7 @@ def test_candidates_of_one_weight_scheme_share_its_codes(tmp_path):
     assert rounded.rows.keys() == plain.rows.keys()
     assert set(rounded.inputs) == {(layer, InputScheme(bits)) for layer in ("0", "2") for bits in (4, 8)}
     for _ in range(2):
-        kept = kept_rounding(tmp_path, calibration, groups, offered, lambda: rounded)
+        kept = round_candidates(model, batches, groups, offered, kept=KeptRounding(tmp_path, calibration))
         assert kept.inputs == rounded.inputs
         assert kept.fingerprint == rounded.fingerprint != plain.fingerprint
     chosen = policy(InputScheme(8), "0", "2", weight=kinds[3])

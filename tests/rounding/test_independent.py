@@ -16,6 +16,7 @@ from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import InputMoment, quantize_rows, round_rows
+from lightning_mpq.rounding import independent
 from lightning_mpq.rounding.independent import round_candidates, round_policy
 from lightning_mpq.rounding.input_moments import input_moments
 from lightning_mpq.schemes import WeightScheme
@@ -111,6 +112,22 @@ def test_each_layer_is_rounded_as_on_its_own():
             for scheme, expected in zip(schemes, results, strict=True):
                 assert torch.equal(rounded.of_layer(layer, scheme).codes, expected.quantized.codes)
                 assert torch.equal(rounded.of_layer(layer, scheme).scale, expected.quantized.scale)
+
+
+def test_layers_whose_moments_do_not_fit_together_take_passes_of_their_own(monkeypatch):
+    model, data = network(), batches()
+    groups = find_groups(model)
+    offered = make_candidates(groups, bits=[2, 4])
+    whole = round_candidates(model, data, groups, offered)
+    passes = []
+    monkeypatch.setattr(independent, "_MOMENT_BYTES", 0)
+    measured = independent.input_moments
+    monkeypatch.setattr(independent, "input_moments", lambda *args: passes.append(list(args[1])) or measured(*args))
+    parts = round_candidates(model, data, groups, offered)
+    assert parts.candidates == whole.candidates
+    assert parts.fingerprint == whole.fingerprint
+    assert parts.errors == whole.errors
+    assert passes == [list(group.layers) for group in groups]
 
 
 def test_tied_layers_share_their_codes_in_memory():
