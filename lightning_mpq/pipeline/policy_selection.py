@@ -89,7 +89,7 @@ class PolicySelection:
         best = self._best(tried)
         for number in range(1, self.options.rounds + 1):
             base = trials[best]
-            if tried[best].inputs() or not self._disagrees(base, tried[best]):
+            if tried[best].inputs() or not self._disagrees(base):
                 break
             local = self._expanded(tried[best], settings)
             policy = solve(local).policy
@@ -106,7 +106,8 @@ class PolicySelection:
         return Selection(kept, tuple(self._judged(trials, tried, best)))
 
     def _trial(self, number: int, name: str, policy: BitPolicy, predicted: float) -> TrialRow:
-        return TrialRow(number, name, policy.bits(), predicted, self.evaluator.as_profiled(policy).mean())
+        found = self.evaluator.as_profiled(policy)
+        return TrialRow(number, name, policy.bits(), predicted, found.mean(), fitted_loss=found.fitted)
 
     def _judged(self, trials: list[TrialRow], tried: list[BitPolicy], best: int) -> Iterator[TrialRow]:
         """Yield the trials with how far they are from the one that is kept."""
@@ -135,14 +136,14 @@ class PolicySelection:
             return False
         return _beyond_chance(self.evaluator.as_packed(simple), self.evaluator.as_packed(than))
 
-    def _disagrees(self, trial: TrialRow, policy: BitPolicy) -> bool:
+    def _disagrees(self, trial: TrialRow) -> bool:
         """Tell whether the prediction of a policy is off by more than the trusted factor.
 
         It was made from samples that weights are fitted to, and is compared with the loss on these: what rounding has
         overfitted is no error of the expansion.
         """
-        fitted = self.evaluator.as_profiled(policy).fitted
-        low, high = sorted((trial.predicted_loss, trial.measured_loss if fitted is None else fitted))
+        measured = trial.measured_loss if trial.fitted_loss is None else trial.fitted_loss
+        low, high = sorted((trial.predicted_loss, measured))
         return (high / low if low > 0 else inf) > self.options.trust and high > 0
 
     def _expanded(self, policy: BitPolicy, settings: Mapping[str, Any]) -> TaylorModel:

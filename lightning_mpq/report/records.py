@@ -113,6 +113,8 @@ class TrialRow:
         kept: Whether this policy was chosen.
         above_kept: By how much its measured loss exceeds that of the policy that was chosen.
         above_kept_error: The standard error of that, of the differences sample by sample.
+        fitted_loss: As ``measured_loss``, on samples that weights were fitted to, from which the prediction was made;
+            None if none are held out.
     """
 
     round: int
@@ -123,6 +125,7 @@ class TrialRow:
     kept: bool = False
     above_kept: float | None = None
     above_kept_error: float | None = None
+    fitted_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,14 @@ def trials_table(report: Report) -> Table:
     table = Table(title="The policies that were measured")
     table.add_column("round", justify="right")
     table.add_column("policy")
-    for title in ("predicted loss", "measured loss", "above the kept one"):
+    fitted = ["on fitted data"] if report.held_out else []
+    for title in ("predicted loss", *fitted, "measured loss", "above the kept one"):
         table.add_column(title, justify="right")
     table.add_column("kept")
     for row in report.trials:
         above = "" if row.kept else _with_error(row.above_kept, row.above_kept_error)
-        numbers = (_number(row.predicted_loss), _number(row.measured_loss), above)
+        shown = (_number(row.fitted_loss) for _ in fitted)
+        numbers = (_number(row.predicted_loss), *shown, _number(row.measured_loss), above)
         table.add_row(str(row.round), row.policy, *numbers, "yes" if row.kept else "")
     return table
 

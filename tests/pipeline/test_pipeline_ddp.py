@@ -69,4 +69,6 @@ def test_all_processes_hold_out_choose_and_repair_alike(pool):
     held_out, samples, models, repair, trials, _ = one
     assert (held_out, samples) == (16, 64)  # one batch of each rank's four
     assert any(row.policy == "uniform" for row in trials)
-    assert all(row.fitted_loss is not None for row in (*models, *repair) if getattr(row, "name", "") != "float")
+    assert all(
+        row.fitted_loss is not None for row in (*models, *repair, *trials) if getattr(row, "name", "") != "float"
+    )
