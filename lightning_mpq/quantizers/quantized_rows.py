@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class QuantizedRows:
     scale: Tensor
     zero_point: Tensor | None
     scheme: WeightScheme
+
+    def part(self, rows: slice) -> QuantizedRows:
+        """Return some of the rows."""
+        if self.scheme.granularity == "tensor":
+            return replace(self, codes=self.codes[rows])
+        zero_point = None if self.zero_point is None else self.zero_point[rows]
+        return QuantizedRows(self.codes[rows], self.scale[rows], zero_point, self.scheme)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as [R, C]; computed in float32 or wider, then cast."""

@@ -148,19 +148,20 @@ class SampleScores:
         if not use.call.samples_known:
             self._by_forward_mode[columns.start, columns.stop] = use.layer
             return
-        deltas, call = self._perturbations.of_layer(use.layer), use.call
-        if call.tokens is not None:
-            rows = layer_scores(module, inputs, gradient, deltas, rows=call.rows)
-            sample = call.tokens * samples // call.token_count
-            self._scores[:, columns] = self._scores[:, columns].index_add(0, sample, rows.to(self._scores))
-            return
-        if leading.dim() == 0 or leading.shape[0] % samples:
+        call = use.call
+        if call.tokens is None and (leading.dim() == 0 or leading.shape[0] % samples):
             if fixed or inputs.dim() < 2 or inputs.shape[1] != samples:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
                 return
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
-        rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
-        self._scores[:, columns] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
+        for part, deltas in self._perturbations.chunks(use.layer):
+            if call.tokens is not None:
+                rows = layer_scores(module, inputs, gradient, deltas, rows=call.rows)
+                sample = call.tokens * samples // call.token_count
+                self._scores[:, part] = self._scores[:, part].index_add(0, sample, rows.to(self._scores))
+            else:
+                rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
+                self._scores[:, part] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
 
     def _add_input(self, use: Use, gradient: Tensor) -> None:
         """Add the scores of what a layer was called on, once the gradient of it is known."""

@@ -55,7 +55,7 @@ def layer_scores(
     if operation == "any":
         return _applied_scores(module, (inputs, *extra), named, output_gradient, perturbations)
     if operation == "linear":
-        matrices = torch.stack([weight_rows(module, d) for d in perturbations])
+        matrices = _as_rows(module, perturbations)
         return _product_scores(inputs, output_gradient, matrices if rows is None else matrices[:, rows])
     count, width = inputs.shape[0], perturbations.shape[0]
     positions = _positions(module, inputs, output_gradient)
@@ -75,6 +75,14 @@ def layer_scores(
     return torch.cat(chunks)
 
 
+def _as_rows(module: nn.Module, perturbations: Tensor) -> Tensor:
+    """Return perturbations as [B, rows, columns], without a copy where weights are laid out so."""
+    first = weight_rows(module, perturbations[0])
+    if first.is_contiguous() and first.data_ptr() == perturbations.data_ptr():
+        return perturbations.view(len(perturbations), *first.shape)
+    return torch.stack([weight_rows(module, d) for d in perturbations])
+
+
 def _product_scores(inputs: Tensor, output_gradient: Tensor, matrices: Tensor) -> Tensor:
     """Return the scores of a weight whose rows, [B, rows, columns], are multiplied with vectors."""
     if inputs.dim() == 1:
@@ -84,11 +92,11 @@ def _product_scores(inputs: Tensor, output_gradient: Tensor, matrices: Tensor) -
         return torch.stack([(linear(inputs, d) * output_gradient).flatten(1).sum(1) for d in matrices], 1)
     weights = matrices.flatten(1)
     step = max(1, _CHUNK_ELEMENTS // max(weights.shape[1], 1))
-    chunks = [
-        output_gradient[i : i + step].flatten(1, -2).transpose(1, 2) @ inputs[i : i + step].flatten(1, -2)
-        for i in range(0, len(inputs), step)
-    ]
-    return torch.cat([chunk.flatten(1) @ weights.T for chunk in chunks])
+    chunks = []
+    for i in range(0, len(inputs), step):
+        slopes = output_gradient[i : i + step].flatten(1, -2).transpose(1, 2) @ inputs[i : i + step].flatten(1, -2)
+        chunks.append(slopes.flatten(1) @ weights.T)
+    return torch.cat(chunks)
 
 
 def _lookup_scores(indices: Tensor, output_gradient: Tensor, perturbations: Tensor) -> Tensor:

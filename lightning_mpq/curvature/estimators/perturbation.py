@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from ...network.named_weights import named_layers
 from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
+
+_CHUNK_BYTES = 2**28
+"""Of dense perturbations of a layer that are made at once, if one takes no more."""
+_CHUNK_ELEMENTS = 2**20
+"""Weights whose change is computed at once in float64 (8 MiB)."""
 
 
 class Perturbations:
@@ -119,13 +124,24 @@ class Perturbations:
             self._dense_bytes_left -= size
         return stacked
 
+    def chunks(self, layer: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the perturbations of a layer a few at a time: their columns, and D as `of_layer` returns it."""
+        columns, weight = self.columns[layer], self.weight(layer)
+        step = max(1, _CHUNK_BYTES // max(weight.numel() * weight.element_size(), 1))
+        if step >= columns.stop - columns.start:
+            yield columns, self.of_layer(layer)
+            return
+        for start in range(columns.start, columns.stop, step):
+            part = slice(start, min(start + step, columns.stop))
+            yield part, torch.stack([self._perturbation(layer, index) for index in range(part.start, part.stop)])
+
     def of_candidate(self, index: int) -> dict[str, Tensor]:
         """Return D of one candidate for each distinct weight it touches, by leading layer."""
         touched = [layer for layer in self.leaders if self.columns[layer].start <= index < self.columns[layer].stop]
         return {layer: self._perturbation(layer, index) for layer in touched}
 
     def _perturbation(self, layer: str, index: int) -> Tensor:
-        """Return D of one candidate in one layer.
+        """Return D of one candidate in one layer, in the weight's type.
 
         The difference is taken in float64, since a rounding error is small beside the weight, and cast last.
         """
@@ -141,7 +157,15 @@ class Perturbations:
             if size <= self._bytes_left:
                 self._kept[key] = quantized
                 self._bytes_left -= size
-        wide = torch.float32 if rows.device.type == "mps" else torch.float64
-        return rows_to_weight(module, quantized.dequantize(wide).to(rows.device) - rows.to(wide), weight.shape).to(
-            weight.dtype
-        )
+        return rows_to_weight(module, _change(quantized, rows), weight.shape)
+
+
+def _change(quantized: QuantizedRows, rows: Tensor) -> Tensor:
+    """Return Q(w) - w in the type of w, [R, C]: the difference is taken in float64, some rows at a time."""
+    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    change = torch.empty_like(rows)
+    step = max(1, _CHUNK_ELEMENTS // max(rows.shape[1], 1))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        change[part] = quantized.part(part).dequantize(wide).to(rows.device) - rows[part].to(wide)
+    return change

@@ -59,8 +59,10 @@ def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Te
     for layer, slopes in zip(perturbations.leaders, zip(*gradients, strict=True), strict=True):
         known = {row: slope.detach().flatten() for row, slope in enumerate(slopes) if slope is not None}
         if known:
-            deltas = perturbations.of_layer(layer).flatten(1).to(wide)
-            total[list(known), perturbations.columns[layer]] += torch.stack(list(known.values())).to(wide) @ deltas.T
+            own = torch.stack(list(known.values())).to(wide)
+            for columns, deltas in perturbations.chunks(layer):
+                for column, delta in enumerate(deltas.flatten(1), columns.start):
+                    total[list(known), column] += own @ delta.to(wide)
     return total
 
 

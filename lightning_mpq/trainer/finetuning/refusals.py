@@ -147,9 +147,12 @@ def refuse_another_policy(state: Mapping[str, Any], given: BitPolicy | None, bud
             "The checkpoint was fine-tuned under another policy than policy=. Leave policy out to go on with the "
             "checkpoint's own, or start from a checkpoint of the float phase."
         )
-    own = plain_budget(budget)
-    if given is None and state["budget"] != own:
+    own, saved = plain_budget(budget), dict(state["budget"])
+    if "bit_operations" not in saved:
+        saved.pop("activation_bits", None)  # which 0.1 wrote always, and which says nothing without
+        own.pop("activation_bits", None)
+    if given is None and saved != own:
         raise ValueError(
-            f"The checkpoint was fine-tuned under the budget {state['budget']}, and the callback has {own}. Go on with "
+            f"The checkpoint was fine-tuned under the budget {saved}, and the callback has {own}. Go on with "
             "the same budget, or start from a checkpoint of the float phase."
         )

@@ -5,6 +5,7 @@ import torch
 from helpers.profiles import nearest_candidates, plain_profile
 from torch import nn
 
+from lightning_mpq.curvature.estimators import perturbation
 from lightning_mpq.curvature.estimators.perturbation import Perturbations
 from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
@@ -73,3 +74,15 @@ def test_candidates_that_were_not_rounded_are_refused():
             rounded=rounded,
             likelihood=Gaussian(),
         )
+
+
+@pytest.mark.parametrize("estimator", ["fisher", "gauss_newton"])
+def test_large_layers_are_perturbed_some_candidates_and_some_rows_at_a_time(estimator, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(24, 7), nn.Tanh(), nn.Linear(7, 3))
+    data = [batch.float() for batch in batches()]
+    options = {"estimator": estimator, "likelihood": Gaussian(), "bits": [2, 3, 4]}
+    whole = plain_profile(model, data, **options)
+    monkeypatch.setattr(perturbation, "_CHUNK_BYTES", 2 * 4 * 24 * 7)
+    monkeypatch.setattr(perturbation, "_CHUNK_ELEMENTS", 60)
+    parts = plain_profile(model, data, **options)
+    torch.testing.assert_close(parts.curvature, whole.curvature, rtol=1e-5, atol=1e-9)

@@ -22,6 +22,7 @@ from lightning_mpq.export.onnx.graph import put_weight_in, take_weight_out  # no
 from lightning_mpq.grids.registry import DEFAULT_GRIDS  # noqa: E402
 from lightning_mpq.modules import pack_model  # noqa: E402
 from lightning_mpq.policy import BitPolicy  # noqa: E402
+from lightning_mpq.quantizers.padding_row import loses_padding_row  # noqa: E402
 from lightning_mpq.schemes import WeightScheme  # noqa: E402
 
 
@@ -65,6 +66,8 @@ def test_a_dequantized_weight_is_the_packed_one(kind):
     scale_dtypes = cycle(("bfloat16", "float16", "float32"))
     for bits, granularity, grid in product(range(2, 9), ("tensor", "channel", 3, 16), DEFAULT_GRIDS):
         scheme = WeightScheme(bits, granularity, grid, scale_dtype=next(scale_dtypes))
+        if loses_padding_row(LAYER_CASES[kind][0](), scheme):
+            continue
         layer = packed(LAYER_CASES[kind][0], scheme)
         found = run(graph_of(layer.weight), layer)
         if scheme.scale_dtype == "float32":  # whose halves round once more
