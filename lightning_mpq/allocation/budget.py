@@ -21,6 +21,7 @@ _LIMITS = (
     "average_bits",
     "bytes",
     "largest_group_bytes",
+    "file_bytes",
     "device_bytes",
     "bit_operations",
     "mac_average_bits",
@@ -61,6 +62,9 @@ class Budget:
         bytes: Bytes of the whole model: quantized weights with scales and zero points, and all that stays float except
             weights that no output is computed with.
         largest_group_bytes: Bytes of the largest single group.
+        file_bytes: Bytes of the target's whole file, or of all in its folder: headers, graph and metadata included.
+        file_rest: What of these no decision changes. The callback measures it by writing a file before anything is
+            decided, where ``file_bytes`` needs it; `lightning_mpq.targets.with_file_rest` does that by hand.
         device_bytes: Bytes in memory while the model runs: ``bytes``, what the ``kernel`` keeps of weights beside them,
             the most that one layer reads, writes and dequantizes at once, and keys and values, for ``batch`` samples of
             ``context`` positions. What functions make that are no modules (the products of attention) is not seen.
@@ -93,6 +97,8 @@ class Budget:
     average_bits: float | None = None
     bytes: float | None = None
     largest_group_bytes: float | None = None
+    file_bytes: float | None = None
+    file_rest: int | None = None
     device_bytes: float | None = None
     context: int | None = None
     batch: int | None = None
@@ -152,8 +158,18 @@ class Budget:
         by_macs = self.macs is None and (self.bit_operations is not None or self.mac_average_bits is not None)
         return self.workload is None and (by_macs or self.device_bytes is not None)
 
+    @property
+    def needs_file_rest(self) -> bool:
+        """Whether the bytes of a file can only be counted once one was written."""
+        return self.file_bytes is not None and self.file_rest is None
+
     def without_passes(self) -> Budget | None:
-        """Return the bounds that need no forward pass to be counted; None if there are none."""
+        """Return the bounds that need no forward pass to be counted; None if there are none.
+
+        Of a file only what candidates store is counted then.
+        """
+        if self.needs_file_rest:
+            return replace(self, file_rest=0).without_passes()
         if not self.needs_workload:
             return self
         nothing: dict[str, Any] = dict.fromkeys((*_OF_A_PASS, "context", "batch"))

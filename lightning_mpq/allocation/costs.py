@@ -78,6 +78,13 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
                 "budget = lightning_mpq.modules.workload.measured(budget, model, batches, groups), or give macs="
                 "{group: count} for the latter two."
             )
+        if budget.needs_file_rest:
+            raise ValueError(
+                "file_bytes is counted from what a file holds beside candidates: measure that by budget = "
+                "lightning_mpq.targets.with_file_rest(budget, target, model, groups, candidates, example_inputs)."
+            )
+        if budget.file_rest is not None:
+            rows.append(CostRow("file_bytes", stored, offset=8.0 * budget.file_rest, divisor=8.0, unit="bytes"))
         if budget.device_bytes is not None and budget.workload is not None:
             rows.append(_device_row(choices, stored, budget.workload))
         if budget.macs is not None or budget.workload is not None:

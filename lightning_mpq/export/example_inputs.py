@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.batches import describe_batch
+from ..network.batches import describe_batch, to_device
+from ..network.forward import device_of, named_arguments
 
 Examples = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """How a user gives them: one tensor, several by position, or several by name."""
@@ -52,6 +53,18 @@ class ExampleInputs:
             )
         return found
 
+    @classmethod
+    def of_batch(cls, model: nn.Module, batch: Any) -> ExampleInputs:
+        """Return what ``forward`` gets of a calibration batch; see `forward_batch`.
+
+        Raises:
+            TypeError: If that is anything but tensors.
+        """
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if isinstance(inputs, Mapping):
+            inputs = {key: v for key, v in named_arguments(model, inputs).items() if isinstance(v, Tensor)}
+        return cls.of(to_device(inputs, device_of(model)))
+
     @property
     def tensors(self) -> list[Tensor]:
         """All of them, those by position first."""
@@ -60,6 +73,12 @@ class ExampleInputs:
     def call(self, model: nn.Module) -> Any:
         """Return a model's outputs."""
         return model(*self.args, **self.kwargs)
+
+    def arrays(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return them as arrays by the names of a graph's inputs; what the graph does not ask for is left out."""
+        by_position = zip(names, self.args, strict=False)
+        named = [*by_position, *((name, value) for name, value in self.kwargs.items() if name in names)]
+        return {name: value.detach().cpu().numpy() for name, value in named}
 
     def map(self, function: Callable[[Tensor], Any]) -> ExampleInputs:
         """Apply a function to each."""

@@ -35,14 +35,16 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
     if forward_fn is not None:
         return forward_fn(model, batch)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    named = isinstance(inputs, Mapping) and bool(tensors_of(inputs))
-    if not isinstance(inputs, Tensor) and not named:
+    if not isinstance(inputs, Tensor) and not (isinstance(inputs, Mapping) and tensors_of(inputs)):
         raise TypeError(
             f"Expected batch {number} to be a tensor or a mapping, or a tuple or list that begins with one, got "
             f"{describe_batch(batch)}. Pass forward_fn=lambda model, batch: ... to say how the model is called."
         )
     try:
-        return model(inputs) if isinstance(inputs, Tensor) else _call_by_name(model, inputs)
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        named = named_arguments(model, inputs)
+        return model(**named) if named else model(inputs)
     except torch.OutOfMemoryError:
         raise
     except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
@@ -57,8 +59,8 @@ TARGETS = ("labels", "label", "targets", "target", "y")
 """Names under which a mapping holds targets."""
 
 
-def _call_by_name(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """Call a model on a mapping: by its keys, or on the mapping itself if ``forward`` takes one argument, unnamed."""
+def named_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a mapping ``forward`` takes by name; empty if it takes the mapping itself, as one argument."""
     expected = signature(getattr(model, "_orig_mod", model).forward).parameters  # of a compiled model, its own
     others = {key: value for key, value in batch.items() if key not in TARGETS}
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in expected.values()):
@@ -69,7 +71,7 @@ def _call_by_name(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         wanted.add("labels")  # of which transformers makes the decoder's inputs
     chosen |= {key: batch[key] for key in TARGETS if key in batch and key in expected and key in wanted}
-    return model(**chosen) if chosen else model(batch)
+    return chosen
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ..allocation import Allocation, allocate
+from ..allocation import Allocation, Budget, allocate
 from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
+from ..export.example_inputs import ExampleInputs
 from ..groups.groups import LayerGroups
 from ..modules.recount import refuse_exceeded
 from ..modules.workload import measured as with_workload
@@ -20,7 +21,7 @@ from ..network.loss_change import LossChange
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
-from ..targets import Target, Torch, offer
+from ..targets import Target, Torch, offer, with_file_rest
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, StageTimer
 from ..tools.progress import silent as silently
@@ -103,10 +104,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     calibration, judging = hold_out(calibration)
     known = measure(calibration, settings, timer)
     taylor = known.taylor
-    budget = on_rank_zero(
-        lambda: with_workload(settings.budget, calibration.model, calibration, known.groups, taylor.candidates)
-    )
-    settings = replace(settings, budget=budget)
+    settings = replace(settings, budget=on_rank_zero(lambda: counted_budget(calibration, settings, known)))
     with timer.stage("allocate"):
         allocation = solve(taylor, settings, timer.within(0.4, 0.5))
     layers = [layer for group in known.groups for layer in group.layers]
@@ -134,6 +132,28 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         found = selection.run(allocation, others, lambda local: solve(local, settings), **again)
     return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials).recounting(
         settings.target
+    )
+
+
+def counted_budget(calibration: Calibration, settings: JobSettings, known: Profiled) -> Budget:
+    """Return the budget with what its bounds are counted from: a forward pass, a file that is written.
+
+    Raises:
+        ValueError: If nobody can tell how the target's file is to be called.
+    """
+    model, candidates = calibration.model, known.taylor.candidates
+    budget = with_workload(settings.budget, model, calibration, known.groups, candidates)
+    if not budget.needs_file_rest:
+        return budget
+    if settings.forward_fn is not None:
+        raise ValueError(
+            "file_bytes is counted from a file that is written, and forward_fn= hides what forward takes. Say it by "
+            "lightning_mpq.targets.with_file_rest(budget, target, model, groups, candidates, example_inputs).file_rest,"
+            " and pass Budget(file_bytes=..., file_rest=...)."
+        )
+    batch = next(calibration.filled())
+    return with_file_rest(
+        budget, settings.target, model, known.groups, candidates, ExampleInputs.of_batch(model, batch)
     )
 
 

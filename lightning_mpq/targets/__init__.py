@@ -2,6 +2,7 @@
 
 from .base import StoredLayer, Target
 from .exporting import export_for
+from .file_size import with_file_rest
 from .menu import offer
 from .onnxruntime import OnnxRuntime
 from .registry import target_named
@@ -20,4 +21,5 @@ __all__ = [
     "offer",
     "target_named",
     "verify",
+    "with_file_rest",
 ]

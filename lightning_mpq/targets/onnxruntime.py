@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
-from ..export.onnx.containers import held_bits
+from ..export.onnx.containers import PRODUCTS, held_bits
 from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
-from ..network.layer_kinds import ParameterView, float_class
+from ..network.layer_kinds import float_class
 from ..policy import BitPolicy
 from ..schemes import InputScheme, WeightScheme
 from ..tools.reading import require_ordinary
@@ -42,7 +42,7 @@ class OnnxRuntime(Target):
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""
-        multiplied = float_class(layer) in (nn.Linear, ParameterView)
+        multiplied = float_class(layer) in PRODUCTS
         return held_bits(*shape_of(layer), scheme, multiplied=multiplied)
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:

@@ -35,7 +35,7 @@ class Convolutions(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A table tied to the head, attention, recurrence, a bilinear form and fused q, k and v, called by name."""
+    """A table tied to the head, attention, recurrence, a bilinear form and q, k and v."""
 
     def __init__(self):
         super().__init__()
@@ -47,8 +47,8 @@ class Tokens(nn.Module):
         self.head = nn.Linear(32, 16, bias=False)
         self.head.weight = self.table.weight
 
-    def forward(self, input_ids):
-        hidden = self.encoder(self.table(input_ids))
+    def forward(self, indices):
+        hidden = self.encoder(self.table(indices))
         q, k, v = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
         hidden = self.recurrent(torch.softmax(q @ k.transpose(1, 2), -1) @ v)[0]
         return self.head(self.pair(hidden, hidden))
@@ -61,7 +61,7 @@ def network(kind):
         net, inputs = Convolutions(), torch.randn(4, 3, 8, 8)
         net(torch.randn(16, 3, 8, 8))  # statistics of its own
         return net.eval(), inputs
-    return Tokens().eval(), {"input_ids": torch.randint(0, 16, (2, 5))}
+    return Tokens().eval(), torch.randint(0, 16, (2, 5))
 
 
 def packed_for(target, net, seed=0, bits=range(2, 9)):

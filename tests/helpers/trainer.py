@@ -97,4 +97,5 @@ def trained(folder: Path, *callbacks: L.Callback, **arguments: Any) -> tuple[L.T
 
 
 def make_callback(bits: float = 4.5, **arguments) -> MixedPrecisionQuantization:
-    return MixedPrecisionQuantization(Budget(average_bits=bits), calibration_batches=3, **arguments)
+    settings = {"budget": Budget(average_bits=bits), "calibration_batches": 3}
+    return MixedPrecisionQuantization(**(settings | arguments))

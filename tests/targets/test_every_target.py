@@ -4,11 +4,12 @@ import pytest
 import torch
 from helpers.deployed import Convolutions, Tokens, network, packed_for
 
+from lightning_mpq.allocation import Budget
 from lightning_mpq.errors import CorruptModelError
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.options import CandidateOptions
-from lightning_mpq.targets import Target, export_for, offer, target_named, verify
+from lightning_mpq.targets import Target, export_for, offer, target_named, verify, with_file_rest
 from lightning_mpq.targets.registry import TARGETS
 
 PACKAGES = {
@@ -70,7 +71,7 @@ def test_the_runtime_computes_what_the_packed_model_does(exported):
     again = verify(found.path, model=net)
     assert (again.layers, again.error) == (found.layers, found.error)
     assert str(again).startswith(f"loaded {found.layers} of {found.layers + len(found.unused)} layers at their widths")
-    more = {key: torch.cat([value, value]) for key, value in inputs.items()} if isinstance(inputs, dict) else inputs[:3]
+    more = torch.cat([inputs, inputs])
     assert verify(found.path, model=net, example_inputs=more).error < 0.5
 
 
@@ -88,3 +89,22 @@ def test_any_byte_that_has_changed_is_noticed(exported):
             verify(found.path)
         path.write_bytes(before)
     verify(found.path)
+
+
+def test_a_file_never_takes_more_than_was_counted_before(exported, tmp_path):
+    """The rest is measured on the float model, and then holds for whatever is decided."""
+    target, *_, found = exported
+    net, inputs = network(type(exported[1]))
+    options = CandidateOptions(rounding="nearest")
+    groups, candidates = offer(target, net, options)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    budget = with_file_rest(Budget(file_bytes=10**6), target, net, groups, candidates, inputs)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    counted = sum(stored.bytes for stored in target.read(found.path).values()) + budget.file_rest
+    assert found.file_bytes <= counted <= found.file_bytes + 320 * found.layers
+    _, _, chosen = packed_for(target, net, seed=1)
+    with pytest.raises(ValueError, match="bytes, more than the 1,000 that it may; nothing was written"):
+        export_for(target, net, tmp_path / "model", inputs, most_bytes=1000, verify=False)
+    assert not list(tmp_path.iterdir())
+    other = export_for(target, net, tmp_path / "model", inputs, verify=False)
+    assert other.file_bytes <= sum(-(-c.stored_bits // 8) for c in chosen.values()) + budget.file_rest

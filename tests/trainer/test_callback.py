@@ -25,6 +25,7 @@ from lightning_mpq.options import (
 from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
+from lightning_mpq.targets import export_for
 from lightning_mpq.targets.exporting import promised_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -265,3 +266,10 @@ def test_a_policy_that_the_target_cannot_hold_is_refused_at_the_start(tmp_path):
     policy = BitPolicy({"network.0": WeightScheme(4, grid="nf4")})
     with pytest.raises(ValueError, match="does not fit the target 'onnxruntime': 'network.0' .4-bit nf4/channel."):
         trained(tmp_path, make_callback(policy=policy, target="onnxruntime"))
+
+
+def test_a_budget_of_file_bytes_is_kept_by_what_is_written(tmp_path):
+    mixed = make_callback(target="onnxruntime", compare=False, budget=Budget(file_bytes=9_000))
+    _, module = trained(tmp_path, mixed)
+    found = export_for(mixed.target, module, tmp_path / "model.onnx", SmallData().images[:4], most_bytes=9_000)
+    assert found.file_bytes <= mixed.allocation.costs["file_bytes"] <= 9_000

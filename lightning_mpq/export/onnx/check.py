@@ -93,12 +93,5 @@ def _run(
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     names = [description.name for description in session.get_inputs()]
-    outputs = [[torch.as_tensor(value) for value in session.run(None, feeds(names, batch))] for batch in batches]
+    outputs = [[torch.as_tensor(value) for value in session.run(None, batch.arrays(names))] for batch in batches]
     return outputs, [node.op_type for node in graph.node]
-
-
-def feeds(names: Sequence[str], inputs: ExampleInputs) -> dict[str, Any]:
-    """Return arrays by the names of a graph's inputs; an argument that the graph does not ask for is left out."""
-    by_position = zip(names, inputs.args, strict=False)
-    named = [*by_position, *((name, value) for name, value in inputs.kwargs.items() if name in names)]
-    return {name: value.detach().cpu().numpy() for name, value in named}

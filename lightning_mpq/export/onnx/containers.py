@@ -12,12 +12,15 @@ from math import ceil
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...grids.registry import grid_named
+from ...network.layer_kinds import ParameterView
 from ...quantizers import QuantizedRows
 from ...schemes import SCALE_BITS, WeightScheme
 
+PRODUCTS = (nn.Linear, ParameterView)
+"""Types of layers that multiply by their weight."""
 CONTAINER_BITS = (2, 4, 8, 16)
 FOUR_BITS_OPSET, TWO_BITS_OPSET = 21, 25
 """The first versions of the standard operations that know INT4 and INT2."""
@@ -101,16 +104,28 @@ def container_of(scheme: WeightScheme, *, multiplied: bool, spread: bool, two_bi
     return doubled if doubled.bits == plain.bits or fused or spread else plain._replace(add_half=True)
 
 
-def may_have_two_bits(rows: int, multiplied: bool) -> bool:
-    """Tell whether onnxruntime computes rightly with INT2 for so many rows: not every product of them."""
-    return not multiplied or rows % 4 == 0
+def may_have_two_bits(scheme: WeightScheme, rows: int, *, multiplied: bool, folded: bool) -> bool:
+    """Tell whether onnxruntime (1.32) is right with containers of 2 bits.
+
+    It multiplies wrongly unless rows are a multiple of 4, and where it dequantizes once, when a model is loaded, it
+    fails on UINT2 ("element type mismatch between tensor proto and ortvalue").
+
+    Args:
+        scheme: The scheme.
+        rows: Rows of the weight.
+        multiplied: See `hold`.
+        folded: Whether anything but a product uses the weight.
+    """
+    unsigned = grid_named(scheme.grid).zero_point_bits > 0
+    return (not multiplied or rows % 4 == 0) and not (folded and unsigned)
 
 
-def held_bits(rows: int, columns: int, scheme: WeightScheme, *, multiplied: bool) -> int:
+def held_bits(rows: int, columns: int, scheme: WeightScheme, *, multiplied: bool, two_bits: bool = True) -> int:
     """Return the bits of levels, scales and zero points in an ONNX file; each of these fills whole bytes."""
     scales = scheme.scale_count(rows, columns)
     spread = scales > rows
-    chosen = container_of(scheme, multiplied=multiplied, spread=spread, two_bits=may_have_two_bits(rows, multiplied))
+    two_bits = two_bits and may_have_two_bits(scheme, rows, multiplied=multiplied, folded=not multiplied)
+    chosen = container_of(scheme, multiplied=multiplied, spread=spread, two_bits=two_bits)
     tensors = [(rows * columns, chosen.bits), (scales * (2 if chosen.add_half else 1), SCALE_BITS[scheme.scale_dtype])]
     if grid_named(scheme.grid).zero_point_bits:
         tensors.append((scales, chosen.bits))

@@ -14,14 +14,13 @@ from torch import nn
 
 from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
-from ...network.layer_kinds import ParameterView
 from ...network.modes import evaluating
 from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
 from ..example_inputs import ExampleInputs, Examples, without_cache
 from ..extras import require
 from ..float_twins import float_twins, weight_names
-from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET
+from .containers import FOUR_BITS_OPSET, PRODUCTS, TWO_BITS_OPSET
 
 POLICY_KEY = "lightning_mpq.policy"
 TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
@@ -175,7 +174,7 @@ def _outputs(model: nn.Module, batch: ExampleInputs, batches: Sequence[ExampleIn
 
 def _uses_two_bits(layer: PackedLayer) -> bool:
     """Return whether INT2 may hold the codes; a product on the half grid needs more (see `hold`)."""
-    multiplied = layer.float_type in (nn.Linear, ParameterView)
+    multiplied = layer.float_type in PRODUCTS
     form = grid_named(layer.scheme.grid).integer_form(layer.scheme.bits)
     return layer.scheme.bits == 2 and not (form is not None and form.steps > 1 and multiplied)
 

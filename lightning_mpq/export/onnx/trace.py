@@ -21,7 +21,7 @@ from ...tools.clean_up import afterwards
 from ...tools.process_wide import quiet
 from ..example_inputs import ExampleInputs, without_cache
 from ..float_twins import layer_groups, shared_key, to_weight
-from .containers import TWO_BITS_OPSET, hold, may_have_two_bits
+from .containers import PRODUCTS, TWO_BITS_OPSET, hold, may_have_two_bits
 from .graph import merge_shared, put_weight_in, take_weight_out
 from .integers import multiply_integers, round_inputs
 
@@ -114,7 +114,12 @@ def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer
     held_in = {}
     for name, place in places.items():
         layer_name, layer = standing[name]
-        two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(layer.row_shape[0], place.multiplied)
+        key = shared_key(layer)
+        users = [other.float_type for _, other in owners.values() if shared_key(other) == key]
+        folded = not place.multiplied or not all(user in PRODUCTS for user in users)
+        two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(
+            layer.scheme, layer.row_shape[0], multiplied=place.multiplied, folded=folded
+        )
         by_integers = layer.input_scheme is not None
         held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied or by_integers, two_bits=two_bits)
         held_in[name] = held.container

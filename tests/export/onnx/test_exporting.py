@@ -158,6 +158,23 @@ def test_two_bits_where_onnxruntime_multiplies_wrongly(tmp_path):
         assert result.error < 1e-6
 
 
+def test_two_bits_that_onnxruntime_cannot_fold_are_held_in_four(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(16, 32), nn.Linear(32, 16, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, indices):
+            return self.head(torch.relu(self.table(indices)))
+
+    for grid, container in (("asymmetric", "UINT4"), ("symmetric", "INT2")):
+        model = Tied().eval()
+        pack_model(model, BitPolicy({"both": WeightScheme(2, grid=grid)}, {"both": ("table", "head")}))
+        result = export_onnx(model, tmp_path / "m.onnx", torch.tensor([[1, 2, 3], [4, 5, 6]]))
+        assert result.containers == {"table": container, "head": container}
+
+
 def test_an_older_opset_holds_two_bits_in_four(tmp_path):
     model = nn.Sequential(nn.Linear(16, 8))
     pack_model(model, BitPolicy({"0": WeightScheme(2)}))
