@@ -14,14 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError
 from ..grids.levels import Levels
+from .damped_moment import DampedMoment
 
 _LEAF = 8
 """Columns that are rounded one by one. Of a longer run the first half is rounded, its errors are fed to the second half
 as one matrix product, and then that is rounded: matrix products of all sizes instead of a long row of thin ones."""
-
-_INDEFINITE = "The moment of the layer's inputs is not positive semidefinite; is it a mean of x x^T?"
 
 
 class Feedback(NamedTuple):
@@ -67,28 +65,9 @@ class ErrorFeedback:
             NonFiniteError: If the moment holds NaN or infinite values.
             ValueError: If it is not positive semidefinite.
         """
-        if not torch.isfinite(moment).all():
-            raise NonFiniteError("The moment of the layer's inputs holds NaN or infinite values.")
         wide = moment.to(torch.float32 if moment.device.type == "mps" else torch.float64)
-        diagonal = wide.diagonal(dim1=1, dim2=2)
-        order = diagonal.argsort(dim=1, descending=True, stable=True)
-        if (diagonal < 0).any():
-            raise ValueError(_INDEFINITE)
-        mean = diagonal.mean(1)
-        unit = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
-        columns = order[:, None, :].expand_as(wide)
-        ordered = wide.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit
-        identity = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device)
-        # M = V V^T with V upper triangular follows from the lower factor of M read backwards; then U = V^-1.
-        for _ in range(4):
-            lower, failed = torch.linalg.cholesky_ex((ordered + damping * identity).flip(1, 2))
-            if not failed.any():
-                break  # rounding errors alone can make a singular moment fail
-            damping = max(10 * damping, 1e-8)
-        else:
-            raise ValueError(_INDEFINITE)
-        upper = torch.linalg.solve_triangular(lower.flip(1, 2), identity.expand_as(wide), upper=True)
-        return cls(order, upper.to(dtype))
+        damped = DampedMoment.of(wide, damping)
+        return cls(damped.order, damped.inverse_root().to(dtype))
 
     def column_costs(self) -> Tensor:
         """Return [G, C]: what is left of a squared rounding error in each column once later columns make up for it.

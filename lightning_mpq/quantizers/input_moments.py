@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ..network.layer_kinds import (
     rows_and_columns,
 )
 from ..tools.distributed import sum_over_ranks
+from .ledoit_wolf import UNKNOWN, Spread
 
 _CHUNK_ELEMENTS = 2**22
 """Unfolded input values that are made at once (16 MiB of float32)."""
@@ -45,6 +46,7 @@ class InputMoment:
             not its columns, are what the input selects: the squared error of row v counts ``row_counts[v]`` times.
         part_counts: [groups], the count of each block of rows where blocks may be used apart, as the projections of
             queries, keys and values are; None where all are always used together.
+        spread: How far ``second`` differs from batch to batch; None where it is a diagonal.
     """
 
     first: Tensor
@@ -52,6 +54,7 @@ class InputMoment:
     count: int = 0
     row_counts: Tensor | None = None
     part_counts: Tensor | None = None
+    spread: Spread | None = None
 
     @classmethod
     def of_layer(cls, module: nn.Module) -> InputMoment:
@@ -69,9 +72,18 @@ class InputMoment:
             return cls(first, first.clone(), 0, torch.zeros(rows, dtype=wide, device=weight.device))
         apart = kind is not None and kind.parts > 1
         second = torch.zeros(groups, columns, columns, dtype=wide, device=weight.device)
-        return cls(first, second, part_counts=first.new_zeros(groups) if apart else None)
+        part_counts = first.new_zeros(groups) if apart else None
+        return cls(first, second, part_counts=part_counts, spread=Spread.zero(second))
 
-    def update(self, module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows: slice | None = None) -> None:
+    def update(
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        output_shape: torch.Size,
+        rows: slice | None = None,
+        *,
+        halved: bool = False,
+    ) -> None:
         """Add one call of the layer.
 
         Args:
@@ -79,6 +91,7 @@ class InputMoment:
             inputs: What it was called on.
             output_shape: Shape of what it returned.
             rows: Which rows of the weight were used, whole blocks of them; None for all.
+            halved: Whether to compare the two halves of the samples, for batches that may be alone.
         """
         inputs = inputs.detach()
         if not inputs.numel():  # an expert that no token meets
@@ -92,11 +105,14 @@ class InputMoment:
         if rows is not None and self.part_counts is not None:
             height = rows_and_columns(module)[0] // len(self.part_counts)
             parts = slice(rows.start // height, rows.stop // height)
-        for values in unfolded_chunks(module, inputs, output_shape):
+        for values in unfolded_chunks(module, inputs, output_shape, 2 if halved else 1):
             # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
             unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
             values = values / unit
-            self.second[parts] += gram(values).to(self.second.dtype) * unit.to(self.second.dtype) ** 2
+            product = gram(values).to(self.second.dtype).mul_(unit.to(self.second.dtype) ** 2)
+            self.second[parts] += product
+            if self.spread is not None:
+                self.spread.add(parts, product, values.shape[1])
             self.first[parts] += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
             self.count += values.shape[1]
             if self.part_counts is not None:
@@ -107,6 +123,8 @@ class InputMoment:
         self.first += other.first
         self.second += other.second
         self.count += other.count
+        if self.spread is not None and other.spread is not None:
+            self.spread = self.spread.plus(other.spread)
 
     def merge(self, other: InputMoment) -> InputMoment:
         """Return the moment of a weight that two layers share.
@@ -124,14 +142,17 @@ class InputMoment:
         apart = None
         if self.part_counts is not None and other.part_counts is not None:
             apart = self.part_counts + other.part_counts
-        return InputMoment(self.first + other.first, self.second + second, self.count + other.count, part_counts=apart)
+        spread = None if self.spread is None or other.spread is None else self.spread.plus(other.spread)
+        count = self.count + other.count
+        return InputMoment(self.first + other.first, self.second + second, count, None, apart, spread)
 
     def over_ranks(self) -> InputMoment:
         """Return the moment of what all processes saw; every rank must call it, and gets the same bits."""
         counts = None if self.row_counts is None else sum_over_ranks(self.row_counts)
         apart = None if self.part_counts is None else sum_over_ranks(self.part_counts)
         count = int(sum_over_ranks(torch.tensor(self.count)))
-        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts, apart)
+        spread = None if self.spread is None else self.spread.over_ranks()
+        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts, apart, spread)
 
     def matrix(self, centred: bool = False) -> Tensor:
         """Return M as [groups, columns, columns], the mean of x x^T; zero if the layer was never called.
@@ -147,11 +168,18 @@ class InputMoment:
         """Return M as `matrix` does, or as its diagonal, [groups, columns], where it is one: that of an embedding."""
         if self.second.dim() == 2:
             return self.second / max(self.count, 1)
-        counts = self.first.new_full((len(self.first),), self.count) if self.part_counts is None else self.part_counts
-        count = counts.clamp(min=1)
+        count = self._counts().clamp(min=1)
         mean = self.first / count[:, None]
         moment = self.second / count[:, None, None]
         return moment - mean[:, :, None] * mean[:, None, :] if centred else moment
+
+    def damping(self) -> float:
+        """Return how much damping the moment should have, in units of the mean of its diagonal."""
+        return UNKNOWN if self.spread is None else self.spread.damping(self.form(), self._counts())
+
+    def _counts(self) -> Tensor:
+        """Return how many rows were seen of each group, [groups]."""
+        return self.first.new_full((len(self.first),), self.count) if self.part_counts is None else self.part_counts
 
 
 def gram(values: Tensor) -> Tensor:
@@ -173,19 +201,20 @@ def gram(values: Tensor) -> Tensor:
     return product
 
 
-def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> Iterator[Tensor]:
+def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size, least: int = 1) -> Iterator[Tensor]:
     """Yield what `unfold_inputs` returns for a call of a layer, in float32 or wider, a few samples at a time.
 
     Args:
         module: The layer.
         inputs: What it was called on, with or without a batch dimension.
         output_shape: Shape of what it returned.
+        least: In so many chunks if there are as many samples.
     """
     batched, output_shape = _with_batch(module, inputs, output_shape)
     positions = prod(batched.shape[1:-1]) if _is_product(module) else prod(output_shape[2:])
     _, columns = rows_and_columns(module)
     per_sample = max(positions * columns * int(getattr(module, "groups", 1)), 1)
-    for chunk in batched.split(max(1, _CHUNK_ELEMENTS // per_sample)):
+    for chunk in batched.split(max(1, min(_CHUNK_ELEMENTS // per_sample, ceil(len(batched) / least)))):
         values = unfold_inputs(module, chunk, output_shape[2:])
         yield values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -43,7 +43,7 @@ def round_candidates(
     *,
     best_grid: bool = True,
     centred: bool = False,
-    damping: float = 0.01,
+    damping: float | None = None,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
     kept: KeptGroups | None = None,
@@ -69,7 +69,7 @@ def round_candidates(
             the rate at which the error of rounding falls.
         centred: Leave out of account what a shift of mean outputs costs: right only where biases or BatchNorm
             statistics are corrected for certain.
-        damping: See `ErrorFeedback.factorise`.
+        damping: See `ErrorFeedback.factorise`; by default what is known of each moment decides, `InputMoment.damping`.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
         kept: Knows groups that were rounded before, and keeps each new one at once.
@@ -184,7 +184,7 @@ class _Rounding:
     ranges: InputRanges
     best_grid: bool
     centred: bool
-    damping: float
+    damping: float | None
     kept: KeptGroups | None
 
     def round(
@@ -240,7 +240,9 @@ def _with_padding_rows(layers: Sequence[nn.Module], offered: Sequence[Candidate]
     return [each for each in offered if each not in lost]
 
 
-def round_policy(calibration: Calibration, policy: BitPolicy, *, damping: float = 0.01) -> dict[str, QuantizedRows]:
+def round_policy(
+    calibration: Calibration, policy: BitPolicy, *, damping: float | None = None
+) -> dict[str, QuantizedRows]:
     """Round the layers of a policy to its schemes, as `round_candidates` does; for ``pack_model(rounded=)``.
 
     Raises:
@@ -290,13 +292,14 @@ class _WeightRounding:
 
     @classmethod
     def of(
-        cls, name: str, layer: nn.Module, moment: InputMoment | None, centred: bool, damping: float
+        cls, name: str, layer: nn.Module, moment: InputMoment | None, centred: bool, damping: float | None
     ) -> _WeightRounding:
         """Take the weight of a layer; without a moment all its inputs count alike."""
         rows = weight_rows(layer).detach()
         if moment is None:
             return cls(name, rows, RowRounding(rows.new_ones(row_parts(layer), rows.shape[1])), None)
-        return cls(name, rows, RowRounding(moment.form(centred), damping), moment.row_counts)
+        chosen = moment.damping() if damping is None else damping
+        return cls(name, rows, RowRounding(moment.form(centred), chosen), moment.row_counts)
 
     def sample(self) -> _WeightRounding:
         """Return the same for some rows of each convolution group, or this very object if there are few.

@@ -22,6 +22,7 @@ from ..network.named_weights import held_by
 from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
 from ..tools.progress import Progress
+from .few_rows import say_few_rows
 from .unseen import causes_of
 
 
@@ -60,9 +61,9 @@ def input_moments(
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         if _operation(layer) != "linear" or moment.part_counts is not None or inputs.is_inference():
-            moment.update(layer, inputs, output.shape, call.rows)
+            moment.update(layer, inputs, output.shape, call.rows, halved=number == 1)
         else:
-            moment.add(latest.moment(layer, call.inputs, inputs, output.shape))
+            moment.add(latest.moment(layer, call.inputs, inputs, output.shape, halved=number == 1))
         return output
 
     def forward(batch_number: int, batch: Any) -> None:
@@ -89,6 +90,8 @@ def input_moments(
                 UserWarning,
                 stacklevel=2,
             )
+    matrices = {name: shared[id(layer.weight)] for name, layer in layers.items() if id(layer.weight) in shared}
+    say_few_rows({name: (m.count, m.second.shape[-1]) for name, m in matrices.items() if m.second.dim() == 3})
     return shared
 
 
@@ -102,11 +105,13 @@ class _LatestInputs:
         """Know none."""
         self._known: tuple[Tensor, int, InputMoment] | None = None
 
-    def moment(self, layer: nn.Module, given: Tensor, inputs: Tensor, output_shape: torch.Size) -> InputMoment:
+    def moment(
+        self, layer: nn.Module, given: Tensor, inputs: Tensor, output_shape: torch.Size, *, halved: bool
+    ) -> InputMoment:
         """Return the moment of the inputs that count: the known one if the same tensor is given, and as it was."""
         if self._known is None or self._known[0] is not given or self._known[1] != given._version:
             moment = InputMoment.of_layer(layer)
-            moment.update(layer, inputs, output_shape)
+            moment.update(layer, inputs, output_shape, halved=halved)
             self._known = given, given._version, moment
         return self._known[2]
 

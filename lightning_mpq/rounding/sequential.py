@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +27,18 @@ from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
-from ..network.layer_kinds import kind_of, row_parts, rows_and_columns, rows_to_weight, weight_rows
+from ..network.layer_kinds import kind_of, rows_to_weight, weight_rows
 from ..network.layerwise import LayerwiseForward, Stop, order_of_calls
 from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, round_rows
-from ..quantizers.input_moments import unfolded_chunks
 from ..schemes import InputScheme, WeightScheme
-from ..tools.distributed import (
-    broadcast,
-    errors_shared,
-    gather,
-    on_rank_zero,
-    sum_over_ranks,
-)
+from ..tools.distributed import broadcast, errors_shared, gather, on_rank_zero
 from ..tools.progress import Progress
+from .held_out import FIXED, Fit, choose_fit, target
 from .independent import round_policy
+from .joint_moments import PARTS, JointMoment, joint_moments, parts_of_batches
 
 
 def round_sequentially(
@@ -54,7 +48,7 @@ def round_sequentially(
     *,
     rounded: Mapping[str, QuantizedRows] | None = None,
     ranges: Mapping[str, InputRange] | None = None,
-    damping: float = 0.01,
+    damping: float | None = None,
     reestimated: bool = False,
     lockstep: bool = True,
     forward_fn: ForwardFn | None = None,
@@ -79,7 +73,8 @@ def round_sequentially(
         ranges: Layer name to the range of its inputs, where the policy quantizes them: z is then what is left of them.
             By default ranges are found on the batches.
         damping: Added to the diagonal of z's moment, as a part of its mean: it draws W' towards W, and is the damping
-            of `ErrorFeedback.factorise`.
+            of `ErrorFeedback.factorise`. By default it is chosen for each layer, with how far W is drawn to W', by
+            letting one half of the samples judge what was fitted to the other (`choose_fit`).
         reestimated: Whether BatchNorm statistics will be measured again once codes are packed: layers are then rounded
             for what such statistics let through, those of each batch. Codes that make up for statistics which do not
             stay lose more than they gain.
@@ -142,9 +137,10 @@ class _Sequence:
         calibration: Calibration,
         schemes: Mapping[str, WeightScheme],
         known: Mapping[str, QuantizedRows],
-        damping: float,
+        damping: float | None,
     ) -> None:
         self._calibration, self._schemes, self._damping = calibration, schemes, damping
+        self._places = parts_of_batches(list(calibration.filled()))
         self._twin = copy.deepcopy(calibration.model)
         self._copies = named_layers(self._twin, remove_duplicate=False)
         self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -190,17 +186,15 @@ class _Sequence:
     def _round_one(
         self, layer: str, module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None]
     ) -> None:
-        moments = _joint_moments(module, floats, twins)
-        if not moments.rows:
+        moments = joint_moments(module, floats, twins, self._places)
+        if not moments.parts:
             self.unseen[layer] = None
             return
         if not moments.paired:
             self.unpaired[layer] = None
-        if not all(torch.isfinite(moment).all() for moment in (moments.cross, moments.own)):
+        if not all(torch.isfinite(moment).all() for part in moments.parts for moment in (part.cross, part.own)):
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
-        scheme = self._schemes[layer]
-        both = (moments.cross, moments.own)
-        self.found[layer] = on_rank_zero(partial(_round_to_float_outputs, module, both, scheme, self._damping))
+        self.found[layer] = on_rank_zero(partial(_rounded, module, moments.parts, self._schemes[layer], self._damping))
         _set_weight(self._copies[layer], self.found[layer])
 
 
@@ -220,7 +214,7 @@ def _apart(
     policy: BitPolicy,
     in_sequence: Set[str],
     rounded: Mapping[str, QuantizedRows] | None,
-    damping: float,
+    damping: float | None,
 ) -> dict[str, QuantizedRows]:
     """Return the rounded weights of the layers that are not rounded in sequence."""
     schemes = {layer: scheme for layer, scheme in policy.weights().items() if layer not in in_sequence}
@@ -253,71 +247,15 @@ def _set_weight(module: nn.Module, quantized: QuantizedRows) -> None:
         weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
 
 
-class _Moments(NamedTuple):
-    """What a layer is rounded by, over all processes.
-
-    Attributes:
-        cross: Mean of x z^T, [groups, columns, columns], x from the model and z from its twin; that of z z^T where rows
-            are not paired.
-        own: Mean of z z^T.
-        rows: Number of rows of z.
-        paired: Whether rows of the two are those of the same samples and positions.
-    """
-
-    cross: Tensor
-    own: Tensor
-    rows: int
-    paired: bool
-
-
-def _joint_moments(module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None]) -> _Moments:
-    """Return the moments over all batches, of the model and its twin.
-
-    Rows are paired by their place, and so only where both passes took the same route with every batch.
-    """
-    columns = rows_and_columns(module)[1]
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64
-    cross = torch.zeros(row_parts(module), columns, columns, dtype=wide, device=weight.device)
-    own, count, paired = cross.clone(), 0, True
-    with errors_shared():
-        for with_x, with_z in zip(floats, twins, strict=True):
-            paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
-            known = None if with_x is None else with_x.output.shape
-            xs = _chunks(module, with_x, known) if paired else repeat(None)
-            for z, x in zip(_chunks(module, with_z, known if paired else None), xs, strict=paired):
-                own += z.mT @ z
-                count += z.shape[1]
-                if x is not None:
-                    cross += x.mT @ z
-    paired, count = all(gather(paired)), sum(gather(count))
-    own = sum_over_ranks(own) / max(count, 1)
-    return _Moments(sum_over_ranks(cross) / max(count, 1) if paired else own, own, count, paired)
-
-
-def _chunks(module: nn.Module, stop: Stop | None, output_shape: torch.Size | None) -> Iterator[Tensor]:
-    """Yield the vectors that the weight is multiplied with at a stop; none without one.
-
-    Args:
-        module: The layer.
-        stop: Where a pass waits.
-        output_shape: Of what the layer returns; None where it takes one more call to know.
-    """
-    if stop is not None:
-        shape = type(module).forward(module, stop.inputs).shape if output_shape is None else output_shape
-        yield from unfolded_chunks(module, stop.inputs, shape)
-
-
-def _round_to_float_outputs(
-    module: nn.Module, moments: tuple[Tensor, Tensor], scheme: WeightScheme, damping: float
+def _rounded(
+    module: nn.Module, parts: Sequence[JointMoment], scheme: WeightScheme, damping: float | None
 ) -> QuantizedRows:
-    """Round W' = (W X + d W) (M + d I)^-1 with X = mean of x z^T and M = mean of z z^T; in the given scheme."""
-    cross, own = moments
-    rows = weight_rows(module).detach()
-    weights = rows.unflatten(0, (len(own), -1)).to(own.dtype)
-    mean = own.diagonal(dim1=1, dim2=2).mean(1)
-    shift = damping * torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
-    identity = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
-    target = torch.linalg.solve(own + shift * identity, weights @ cross + shift * weights, left=False)
-    return round_rows(target.flatten(0, 1).to(rows.dtype), own, [scheme], damping=damping)[0].quantized
+    """Round a layer by the moments of all parts, fitted to them as far as each half says of the other."""
+    rows, whole = weight_rows(module).detach(), JointMoment.over(parts)
+    weights = rows.unflatten(0, (len(whole.own), -1)).to(whole.own.dtype)
+    if damping is not None:
+        fit = Fit(1.0, damping, damping)
+    else:
+        fit = choose_fit(weights, parts).with_twice_the_samples() if len(parts) == PARTS else FIXED
+    aim = target(weights, whole, fit).flatten(0, 1).to(rows.dtype)
+    return round_rows(aim, whole.own, [scheme], damping=fit.feedback)[0].quantized

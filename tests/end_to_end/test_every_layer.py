@@ -70,6 +70,7 @@ def test_from_groups_to_a_loaded_model(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="(What these layers do|The inputs of these weights).*: own\\. ")
+        warnings.filterwarnings("ignore", message=".* layers were seen with fewer than")
         warnings.filterwarnings("ignore", message=".*(deprecated|TF32|performance drop|nested tensor).*")
         rounded = mpq.round_candidates(model, batches, groups, offered)
         taylor = mpq.profile(model, batches, groups=groups, rounded=rounded, likelihood=mpq.Categorical())

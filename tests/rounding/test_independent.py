@@ -108,7 +108,7 @@ def test_each_layer_is_rounded_as_on_its_own():
         for layer in group.layers:
             module = layers[layer]
             moment = moments[id(module.weight)]
-            results = round_rows(weight_rows(module), moment.matrix(), schemes, moment.row_counts)
+            results = round_rows(weight_rows(module), moment.matrix(), schemes, moment.row_counts, moment.damping())
             for scheme, expected in zip(schemes, results, strict=True):
                 assert torch.equal(rounded.of_layer(layer, scheme).codes, expected.quantized.codes)
                 assert torch.equal(rounded.of_layer(layer, scheme).scale, expected.quantized.scale)
@@ -321,7 +321,7 @@ class SharedInputs(nn.Module):
 def test_layers_with_the_same_inputs_share_one_product_and_no_more(monkeypatch):
     model, data, products = SharedInputs(), torch.randn(20, 4).split(5), []
     update = InputMoment.update
-    monkeypatch.setattr(InputMoment, "update", lambda *args: products.append(1) or update(*args))
+    monkeypatch.setattr(InputMoment, "update", lambda *args, **how: products.append(1) or update(*args, **how))
     layers = dict(model.named_children())
     moments = input_moments(Calibration(model, data), layers)
     assert len(products) == 2 * 4

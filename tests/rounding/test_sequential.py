@@ -37,7 +37,7 @@ def test_the_second_layer_is_rounded_to_the_ridge_regression_of_float_outputs_on
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), samples(60, 6)
     scheme = SCHEMES[2]
-    rounded = round_sequentially(model, data.split(25), policy_of(model, 2))
+    rounded = round_sequentially(model, data.split(25), policy_of(model, 2), damping=0.01)
     with torch.no_grad():
         first = round_rows(model[0].weight, (data.T @ data / 60)[None], [scheme])[0].quantized
         assert torch.equal(rounded["0"].codes, first.codes)  # nothing comes before it
@@ -61,7 +61,8 @@ def test_for_reestimated_statistics_inputs_are_those_behind_the_statistics_of_ea
     buffers = [buffer.clone() for buffer in model.buffers()]
     data, scheme = samples(60, 6), SCHEMES[2]
     rounded, frozen = (
-        round_sequentially(model, data.split(20), policy_of(model, 2), reestimated=way) for way in (True, False)
+        round_sequentially(model, data.split(20), policy_of(model, 2), damping=0.01, reestimated=way)
+        for way in (True, False)
     )
     with torch.no_grad():
         x, z = torch.zeros(0, 8).double(), torch.zeros(0, 8).double()

@@ -1,0 +1,89 @@
+"""A moment with damping on its diagonal, factorised in the order in which error feedback rounds columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+
+_INDEFINITE = "The moment of the layer's inputs is not positive semidefinite; is it a mean of x x^T?"
+
+
+@dataclass(frozen=True)
+class DampedMoment:
+    """V, upper triangular, with M / unit + d I = V V^T for columns in a certain order.
+
+    Attributes:
+        order: [G, C]: columns with the largest inputs first, while there are still columns left to make up for them.
+        root: V, [G, C, C].
+        unit: [G, 1, 1], the mean of M's diagonal; 1 where that is zero.
+    """
+
+    order: Tensor
+    root: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, moment: Tensor, damping: float) -> DampedMoment:
+        """Factorise a moment; one that rounding errors make singular gets more damping.
+
+        Args:
+            moment: M, [G, C, C], symmetric and positive semidefinite, one for each convolution group, in the type to
+                compute in.
+            damping: d in units of the mean of M's diagonal.
+
+        Raises:
+            NonFiniteError: If the moment holds NaN or infinite values.
+            ValueError: If it is not positive semidefinite.
+        """
+        if not torch.isfinite(moment).all():
+            raise NonFiniteError("The moment of the layer's inputs holds NaN or infinite values.")
+        diagonal = moment.diagonal(dim1=1, dim2=2)
+        order = diagonal.argsort(dim=1, descending=True, stable=True)
+        if (diagonal < 0).any():
+            raise ValueError(_INDEFINITE)
+        mean = diagonal.mean(1)
+        unit = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
+        columns = order[:, None, :].expand_as(moment)
+        ordered = moment.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit
+        # The lower factor of the matrix read backwards is V read backwards.
+        backwards = ordered.flip(1, 2)
+        for _ in range(4):
+            damped = backwards.clone()
+            damped.diagonal(dim1=1, dim2=2).add_(damping)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not failed.any():
+                return cls(order, lower.flip(1, 2), unit)
+            damping = max(10 * damping, 1e-8)
+        raise ValueError(_INDEFINITE)
+
+    def inverse_root(self) -> Tensor:
+        """Return U = V^-1, [G, C, C], in the order of columns."""
+        identity = torch.eye(self.root.shape[1], dtype=self.root.dtype, device=self.root.device)
+        return torch.linalg.solve_triangular(self.root, identity.expand_as(self.root), upper=True)
+
+    def solve(self, rows: Tensor) -> Tensor:
+        """Return B (M + d unit I)^-1 for rows B, [G, N, C]."""
+        half = torch.linalg.solve_triangular(self.root.mT, self._in_order(rows), upper=False, left=False)
+        found = torch.linalg.solve_triangular(self.root, half, upper=True, left=False) / self.unit
+        return self._as_given(found)
+
+    def fed_on(self, errors: Tensor) -> Tensor:
+        """Return what rounding errors make of a row under error feedback, [G, N, C].
+
+        An error of 1 in column j, in their order, changes each later column by U_jk / U_jj.
+
+        Args:
+            errors: [G, N, C], by how much each column is rounded off when its turn comes.
+        """
+        units = self._in_order(errors) * self.root.diagonal(dim1=1, dim2=2)[:, None]
+        return self._as_given(torch.linalg.solve_triangular(self.root, units, upper=True, left=False))
+
+    def _in_order(self, rows: Tensor) -> Tensor:
+        return rows.to(self.root.dtype).gather(2, self.order[:, None].expand_as(rows))
+
+    def _as_given(self, rows: Tensor) -> Tensor:
+        return torch.empty_like(rows).scatter_(2, self.order[:, None].expand_as(rows), rows)

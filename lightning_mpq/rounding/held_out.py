@@ -1,0 +1,138 @@
+"""What is known of a layer from few samples, told by letting one part of them judge what was fitted to the other.
+
+A weight that is fitted to the samples at hand, as a target or by error feedback, makes up for their chance too. How far
+it should go is chosen for each layer by two-fold cross-validation (M. Stone, "Cross-Validatory Choice and Assessment of
+Statistical Predictions", J. R. Stat. Soc. B 36, 1974) of the mean squared output error. That takes nothing but the
+moments of both parts: a weight T has the error ``tr(T M T^T) - 2 tr(W X T^T)`` and a constant on a part whose mean of
+z z^T is M and whose mean of x z^T is X.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..quantizers.damped_moment import DampedMoment
+from .joint_moments import JointMoment
+
+DAMPINGS = (0.01, 0.04, 0.16, 0.64, 2.56, 10.24)
+"""In units of the mean of the moment's diagonal; at the last one hardly any error is fed on."""
+_SIGNS = 64
+"""Rows of rounding errors that are tried; all dampings have the same."""
+_ROWS = 128
+"""So many rows of a weight tell how far it should be pulled."""
+
+
+class Fit(NamedTuple):
+    """How far a layer is fitted to its samples.
+
+    Attributes:
+        strength: s in W + s (W' - W): how far the weight is pulled towards the outputs of the float model.
+        ridge: Damping of the target W', in units of the mean of the moment's diagonal.
+        feedback: Damping of error feedback, in the same units.
+    """
+
+    strength: float
+    ridge: float
+    feedback: float
+
+    def with_twice_the_samples(self) -> Fit:
+        """Return what to choose with twice the samples, by which the variance of all chance is halved.
+
+        Dampings are halved, and s = a / (a + v), with a what is right in the step and v what is chance, becomes
+        a / (a + v / 2).
+        """
+        return Fit(2 * self.strength / (1 + self.strength), self.ridge / 2, self.feedback / 2)
+
+
+FIXED = Fit(1.0, 0.01, 0.01)
+"""Where there are no two parts to choose by."""
+
+
+def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Tensor:
+    """Return W + s (W' - W) with W' = (W X + d W) (M + d I)^-1, X the mean of x z^T and M that of z z^T.
+
+    Args:
+        weights: W, [groups, rows, columns].
+        moment: X and M.
+        fit: s, and d in units of the mean of M's diagonal.
+    """
+    if not fit.strength:
+        return weights
+    return weights + fit.strength * DampedMoment.of(moment.own, fit.ridge).solve(_pull(weights, moment))
+
+
+def _pull(weights: Tensor, moment: JointMoment) -> Tensor:
+    """Return W (X - M): the step from W to W', times M + d I."""
+    return weights @ (moment.cross - moment.own)
+
+
+@dataclass
+class _Sums:
+    """What the parts say of one damping.
+
+    Attributes:
+        gained: Sum of tr(D (X - M)^T W^T) over parts, for the steps D = W' - W that the other part asks for.
+        spent: Sum of tr(D M D^T).
+        noise: What unit rounding errors cost under error feedback by the other part, as a share of their cost when
+            nothing is fed on.
+    """
+
+    gained: float = 0.0
+    spent: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def strength(self) -> float:
+        """The s with the least error, within 0 .. 1."""
+        return min(max(self.gained / self.spent, 0.0), 1.0) if self.spent > 0 else 0.0
+
+    @property
+    def gain(self) -> float:
+        """By how much that s lowers the error."""
+        return 2 * self.strength * self.gained - self.strength**2 * self.spent
+
+
+def choose_fit(weights: Tensor, parts: Sequence[JointMoment]) -> Fit:
+    """Choose how far to fit a layer to half of its samples, by what the other half says of it.
+
+    Args:
+        weights: W, [groups, rows, columns].
+        parts: Two of them.
+    """
+    step = max(1, weights.shape[1] // _ROWS)
+    rows = weights[:, ::step].float()  # a choice among a few needs no more
+    narrow = [JointMoment(part.cross.float(), part.own.float(), part.rows) for part in parts]
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (_SIGNS, weights.shape[2]), generator=generator).to(rows) * 2 - 1
+    tried: dict[float, _Sums] = {}
+    for damping in DAMPINGS:
+        tried[damping] = _judged(rows, signs, narrow, damping)
+        if len(tried) > 2 and _is_over(list(tried.values())):
+            break
+    pull = max(tried, key=lambda damping: tried[damping].gain)
+    feedback = min(tried, key=lambda damping: tried[damping].noise)
+    return Fit(tried[pull].strength, pull, feedback)
+
+
+def _is_over(sums: Sequence[_Sums]) -> bool:
+    """Tell whether the last damping was worse than one before in every respect: errors have one minimum."""
+    *before, last = sums
+    return last.gain <= max(each.gain for each in before) and last.noise >= min(each.noise for each in before)
+
+
+def _judged(rows: Tensor, signs: Tensor, parts: Sequence[JointMoment], damping: float) -> _Sums:
+    sums = _Sums()
+    for fitted, judge in ((parts[0], parts[1]), (parts[1], parts[0])):
+        damped = DampedMoment.of(fitted.own, damping)
+        step = damped.solve(_pull(rows, fitted))
+        sums.gained += float((step * _pull(rows, judge)).sum())
+        sums.spent += float(((step @ judge.own) * step).sum())
+        errors = damped.fed_on(signs.expand(len(judge.own), -1, -1))
+        cost = ((errors @ judge.own) * errors).sum() / len(signs)
+        sums.noise += float(cost / judge.own.diagonal(dim1=1, dim2=2).sum().clamp(min=torch.finfo(cost.dtype).tiny))
+    return sums

@@ -1,0 +1,156 @@
+"""Moments of what a layer is called on in the float model and in its rounded copy, of two parts of the data.
+
+Parts differ in their samples, never in rows of one sample, so that what is fitted to one can be judged by the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..network.batches import sample_count
+from ..network.layer_kinds import row_parts, rows_and_columns
+from ..network.layerwise import Stop
+from ..network.tokens import token_mask
+from ..quantizers.input_moments import unfolded_chunks
+from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks
+
+PARTS = 2
+
+
+class JointMoment(NamedTuple):
+    """Means over rows, with x from the model and z from its copy.
+
+    Attributes:
+        cross: Mean of x z^T, [groups, columns, columns]; that of z z^T where rows are not paired.
+        own: Mean of z z^T.
+        rows: Number of rows of z.
+    """
+
+    cross: Tensor
+    own: Tensor
+    rows: int
+
+    @classmethod
+    def over(cls, parts: Sequence[JointMoment]) -> JointMoment:
+        """Return the means over the rows of several parts."""
+        rows = sum(part.rows for part in parts)
+        shares = [part.rows / max(rows, 1) for part in parts]
+        cross = sum((share * part.cross for share, part in zip(shares, parts, strict=True)), torch.zeros(()))
+        own = sum((share * part.own for share, part in zip(shares, parts, strict=True)), torch.zeros(()))
+        return cls(cross, own, rows)
+
+
+class JointMoments(NamedTuple):
+    """What a layer is rounded by, over all processes.
+
+    Attributes:
+        parts: Those of two parts of the samples; of fewer where only one part had rows, of none where none had.
+        paired: Whether rows of the model and its copy are those of the same samples and positions.
+    """
+
+    parts: tuple[JointMoment, ...]
+    paired: bool
+
+
+class PartOfBatch(NamedTuple):
+    """Where the samples of a batch belong.
+
+    Attributes:
+        part: The part of its first samples.
+        split: Whether the second half of its samples belongs to the other part.
+        samples: How many there are; None if it is not known.
+        mask: As `token_mask` returns it.
+    """
+
+    part: int
+    split: bool
+    samples: int | None
+    mask: Tensor | None
+
+    def pieces(self, inputs: Tensor) -> list[tuple[int, Tensor]]:
+        """Return each part with what a layer was called on in it."""
+        if not self.split or self.samples is None:
+            return [(self.part, inputs)]
+        half = self.samples // 2
+        if len(inputs) != self.samples:
+            # Hidden tokens have been left out, or nothing says which rows are whose.
+            if self.mask is None or len(inputs) != int(self.mask.sum()):
+                return [(self.part, inputs)]
+            half = int(self.mask[:half].sum())
+        return [(self.part, inputs[:half]), (1 - self.part, inputs[half:])]
+
+
+def parts_of_batches(batches: Sequence[Any]) -> list[PartOfBatch]:
+    """Divide batches between two parts; a batch that is alone in all processes is divided by its samples.
+
+    Args:
+        batches: This process's own; every process must call it.
+    """
+    alone = sum(gather(len(batches))) == 1
+    return [
+        PartOfBatch((number + rank()) % PARTS, alone, sample_count(batch), token_mask(batch) if alone else None)
+        for number, batch in enumerate(batches)
+    ]
+
+
+def joint_moments(
+    module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None], places: Sequence[PartOfBatch]
+) -> JointMoments:
+    """Return the moments over all batches, of the model and its copy.
+
+    Rows are paired by their place, and so only where both passes took the same route with every batch.
+
+    Args:
+        module: The layer.
+        floats: Where the model's passes stop, batch by batch.
+        twins: Where those of the copy do.
+        places: Where the samples of each batch belong.
+    """
+    columns = rows_and_columns(module)[1]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    wide = torch.float32 if weight.device.type == "mps" else torch.float64
+    cross = torch.zeros(PARTS, row_parts(module), columns, columns, dtype=wide, device=weight.device)
+    own, counts, paired = cross.clone(), [0] * PARTS, True
+    with errors_shared():
+        for with_x, with_z, place in zip(floats, twins, places, strict=True):
+            paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
+            known = None if with_x is None else with_x.output.shape
+            xs = _chunks(module, with_x, known, place) if paired else repeat((0, None))
+            for (part, z), (_, x) in zip(_chunks(module, with_z, known if paired else None, place), xs, strict=paired):
+                own[part] += z.mT @ z
+                counts[part] += z.shape[1]
+                if x is not None:
+                    cross[part] += x.mT @ z
+    paired = all(gather(paired))
+    rows = [sum(of_ranks) for of_ranks in zip(*gather(counts), strict=True)]
+    own = sum_over_ranks(own)
+    cross = sum_over_ranks(cross) if paired else own
+    found = [
+        JointMoment(cross[part] / rows[part], own[part] / rows[part], rows[part]) for part in range(PARTS) if rows[part]
+    ]
+    return JointMoments(tuple(found), paired)
+
+
+def _chunks(
+    module: nn.Module, stop: Stop | None, output_shape: torch.Size | None, place: PartOfBatch
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield parts and the vectors in them that the weight is multiplied with at a stop; none without one.
+
+    Args:
+        module: The layer.
+        stop: Where a pass waits.
+        output_shape: Of what the layer returns; None where it takes one more call to know.
+        place: Where the samples of the batch belong.
+    """
+    if stop is None:
+        return
+    shape = type(module).forward(module, stop.inputs).shape if output_shape is None else output_shape
+    for part, inputs in place.pieces(stop.inputs):
+        for vectors in unfolded_chunks(module, inputs, shape):
+            yield part, vectors

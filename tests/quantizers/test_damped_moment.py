@@ -1,0 +1,52 @@
+"""A factorised moment against inverses, and against error feedback written out column by column."""
+
+import pytest
+import torch
+
+from lightning_mpq.errors import NonFiniteError
+from lightning_mpq.quantizers.damped_moment import DampedMoment
+
+
+def moments(groups: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(groups, 3 * columns, columns, dtype=torch.float64, generator=generator)
+    inputs = inputs * torch.rand(columns, dtype=torch.float64, generator=generator)
+    return inputs.mT @ inputs / inputs.shape[1]
+
+
+@pytest.mark.parametrize("damping", [1e-3, 0.3])
+def test_it_solves_for_rows_in_their_own_order_of_columns(damping):
+    moment, rows = moments(3, 7), torch.randn(3, 5, 7, dtype=torch.float64)
+    unit = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    expected = rows @ torch.linalg.inv(moment + damping * unit * torch.eye(7))
+    torch.testing.assert_close(DampedMoment.of(moment, damping).solve(rows), expected)
+
+
+def test_errors_are_fed_on_as_by_least_squares_over_the_columns_that_are_left():
+    moment, damping = moments(2, 6), 0.05
+    errors = torch.randn(2, 4, 6, dtype=torch.float64)
+    damped = DampedMoment.of(moment, damping)
+    found = damped.fed_on(errors)
+    for group in range(2):
+        unit = moment[group].diagonal().mean()
+        hessian = moment[group] + damping * unit * torch.eye(6)
+        order = moment[group].diagonal().argsort(descending=True).tolist()
+        for row in range(4):
+            expected = torch.zeros(6, dtype=torch.float64)
+            for place, column in enumerate(order):
+                error, later = errors[group, row, column], order[place + 1 :]
+                # The change of later weights that makes e H e^T least with this column's error added, all else equal.
+                step = torch.zeros(6, dtype=torch.float64)
+                step[column] = error
+                if later:
+                    step[later] = -error * torch.linalg.solve(hessian[later][:, later], hessian[later, column])
+                expected += step
+            torch.testing.assert_close(found[group, row], expected)
+
+
+def test_a_singular_moment_gets_more_damping_and_what_is_no_moment_is_refused():
+    assert torch.isfinite(DampedMoment.of(torch.ones(1, 4, 4), 0.0).root).all()
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        DampedMoment.of(torch.full((1, 2, 2), torch.nan), 0.1)
+    with pytest.raises(ValueError, match="not positive semidefinite"):
+        DampedMoment.of(-torch.eye(3)[None], 0.1)
