@@ -47,9 +47,9 @@ def allocate(
         taylor: Predicts the loss of every policy.
         budget: What the policy may cost; with ``max_loss`` or ``within_uniform`` the policy of fewest bytes.
         rules: What the policy must look like.
-        objective: ``"quadratic"`` minimises the whole prediction; ``"additive"`` leaves pairs of groups out. Where the
-            model's pairs are zero within their standard errors the additive program is solved, to the last bit, in
-            either case, and ``details["pairs"]`` says why.
+        objective: ``"quadratic"`` minimises the whole prediction; ``"additive"`` leaves pairs of groups out, and is
+            solved to the last bit. Where the model's pairs are zero within their standard errors that is done in either
+            case, and ``details["pairs"]`` says why.
         robust: Add so many standard errors of the prediction to what is minimised; ``details["robust"]``
             says how much that changes the policy.
         solver: python-mip backend, ``"highs"`` or ``"cbc"``.
@@ -89,7 +89,7 @@ def allocate(
     nothing = None if robust or objective == "additive" else _no_pairs(taylor)
     alone = objective == "additive" or nothing is not None
     simple = prepared.solve(
-        gap=gap if nothing is None else min(gap, _EXACT),
+        gap=min(gap, _EXACT) if alone else gap,
         time_limit=time_limit if alone else min(_ADDITIVE_SHARE * time_limit, _ADDITIVE_SECONDS),
         solver=solver,
         seed=seed,
