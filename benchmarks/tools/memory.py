@@ -14,7 +14,7 @@ def transient_bytes(call: Callable[[], Any]) -> int | None:
     before = resident_bytes()
     if before is None:
         return None
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    restart_peak()
     call()
     return max(0, peak_bytes() - before)
 
@@ -27,6 +27,15 @@ def resident_bytes() -> int | None:
         return _status("VmRSS")
     except (OSError, AttributeError):
         return None
+
+
+def restart_peak() -> None:
+    """Let the high-water mark start anew, at what this process holds now.
+
+    Raises:
+        OSError: Where there is none.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:

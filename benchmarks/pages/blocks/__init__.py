@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ..filling import Write
-from . import compression, fidelity, finetune, held_out, inference, main_job, repair
+from . import compression, fidelity, finetune, held_out, inference, main_job, pretrained, repair
 
 BLOCKS: dict[str, tuple[str, Write]] = {
     "main_job": ("main_job-fashion_mnist", main_job.block),
     "compression": ("compression", compression.block),
     "repair": ("repair", repair.block),
+    "pretrained": ("pretrained", pretrained.block),
+    "pretrained_times": ("pretrained", pretrained.times),
     "held_out": ("held_out", held_out.block),
     "pairs": ("held_out", held_out.pairs),
     "fidelity": ("fidelity", fidelity.block),

@@ -1,0 +1,57 @@
+"""Pretrained networks on unseen samples: a table a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...tools.quality import BETTER_ABOVE, BETTER_BELOW
+from ...tools.results import Content
+from ...tools.selecting import grouped, having
+from .tables import table
+
+_MODELS = ("chosen", "additive", "uniform", "nearest")
+
+
+def block(content: Content, results: str) -> str:
+    """Return stored bytes, losses and quality of each policy, this version's beside those of the one before."""
+    lines: list[str] = []
+    for (network,), rows in grouped(having(content["results"], without="nothing"), "network").items():
+        figures = [key for key in (*BETTER_ABOVE, *BETTER_BELOW) if any(row[key] is not None for row in rows)]
+        head = [
+            "samples, average bits",
+            "policy",
+            "version",
+            "stored bytes",
+            "predicted",
+            "fitted",
+            "held out",
+            "unseen",
+        ]
+        titles = [figure.replace("_", " ") for figure in figures]
+        cells = []
+        for (samples, budget), found in sorted(grouped(rows, "samples", "budget").items()):
+            for model in _MODELS:
+                for row in sorted(having(found, model=model), key=lambda row: str(row["version"])):
+                    cells.append([f"{samples}, {budget:g}", model, row["version"], *_numbers(row, figures)])
+        lines += [f"{network}:", "", *table([*head, *titles], cells, left=3), ""]
+    return "\n".join(lines[:-1])
+
+
+def _numbers(row: Mapping[str, Any], figures: list[str]) -> list[str]:
+    losses = ("predicted_loss", "calibration_loss", "held_out_loss", "unseen_loss")
+    shown = ("" if row[key] is None else f"{row[key]:.3g}" for key in (*losses, *figures))
+    return [f"{row['stored_bytes']:,}", *shown]
+
+
+def times(content: Content, results: str) -> str:
+    """Return processor seconds and peak memory of each stage of whole jobs."""
+    rows = [row for row in content["results"] if row["model"] == "chosen" and row["without"] == "nothing"]
+    stages = list(dict.fromkeys(stage for row in rows for stage in row["processor_seconds"]))
+    cells = []
+    for row in sorted(rows, key=lambda row: (row["network"], row["samples"], row["budget"], row["version"])):
+        seconds, peaks = row["processor_seconds"], row["peak_mib"]
+        shown = [f"{seconds[s]:.0f} s, {peaks[s]:,} MiB" if s in seconds else "" for s in stages]
+        total = f"{sum(seconds.values()):.0f} s"
+        cells.append([f"{row['network']}, {row['samples']}, {row['budget']:g}", row["version"], *shown, total])
+    return "\n".join(table(["network, samples, bits", "version", *stages, "all"], cells, left=2))

@@ -1,0 +1,1 @@
+"""What becomes of pretrained networks that are quantized on few samples."""
