@@ -15,6 +15,7 @@ from ..tools.files import write_text_atomically
 from .frontier_record import FrontierRecord
 from .old_words import in_present_words
 from .page.writing import write_page
+from .picture import plot_losses
 
 REPORT_FORMAT = "lightning_mpq.report"
 REPORT_VERSION = 2
@@ -296,6 +297,22 @@ class Report:
         text = json.dumps(self.to_dict(), indent=2)
         short = _LIST_OF_NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
         return write_text_atomically(Path(path), short + "\n")
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """Draw predicted and measured loss over megabytes: the frontier, policies compared with, and the chosen one.
+
+        Args:
+            ax: Axes of matplotlib to draw on; a new figure by default.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        rows = [row for row in self.models if row.name != "float"]
+        measured = [(row.name, row.stored_bytes, row.measured_loss) for row in rows if row.measured_loss is not None]
+        return plot_losses(self.frontier, measured, ax)
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report as a page to decide from, whole or not at all, and return where.

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..modules import packed_layers, stored_bytes
 from ..report import ModelRow, Report, print_report
+from .attachments import attach
 
 
 def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) -> None:
@@ -34,6 +35,7 @@ def publish(trainer: L.Trainer, report: Report, report_path: str | Path | None) 
     for logger in trainer.loggers:
         with _going_on(f"logged by {type(logger).__name__}"):
             logger.log_metrics(scalars, step=trainer.global_step)
+            attach(logger, report, trainer.global_step)
             logger.save()
     if report_path is not None:
         with _going_on(f"written to {folder / report_path}"):

@@ -7,6 +7,7 @@ from typing import Any
 from helpers.taylor_models import make_taylor
 
 from lightning_mpq.allocation import Budget, allocate
+from lightning_mpq.allocation.stability import Stability
 from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.groups.coverage import Coverage
 from lightning_mpq.options import CurvatureOptions, SolverOptions
@@ -49,7 +50,7 @@ def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> 
         models=models,
         groups=groups,
         left_in_float={"head.norm": "a norm"},
-        solver=allocation.to_dict(),
+        solver={**allocation.to_dict(), "stability": made_up_stability(taylor, loss)},
         seconds={"profile": 1.5},
         samples=64,
         repair=(RepairRow("independent", (), loss), RepairRow("sequential", ("batchnorm",), 0.8 * loss)),
@@ -64,6 +65,11 @@ def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> 
         receipt=receipt(taylor, allocation.policy, CurvatureOptions(), solver),
     )
     return replace(report, **fields)
+
+
+def made_up_stability(taylor: TaylorModel, loss: float) -> dict[str, Any]:
+    shares = {group.name: (at % 5) / 4 for at, group in enumerate(taylor.groups)}
+    return Stability(20, 8, shares, 0.1 * loss, (0.8 * loss, 1.2 * loss), 0.7, 0.01, "Few samples.").to_dict()
 
 
 def large_report(groups: int, points: int = 13, candidates: int = 7) -> Report:

@@ -3,7 +3,7 @@
 
 const WORDS = { divergence: "KL divergence from the float model, nats per sample", task: "change of the task loss" };
 const SHOWN = new Set(["format", "version", "loss", "models", "groups", "left_in_float", "solver", "seconds", "samples", "repair", "trials",
-  "pairs", "finetuning", "coverage", "frontier", "receipt"]);
+  "pairs", "finetuning", "coverage", "frontier", "receipt", "held_out"]);
 const colourOfBits = (bits) => `var(--b${bits >= 9 ? 16 : Math.max(2, Math.round(bits))})`;
 
 start((report, main) => {
@@ -17,6 +17,7 @@ start((report, main) => {
     metricsSection(report),
     predictedSection(report),
     pairsSection(report),
+    stabilitySection(report),
     repairSection(report),
     ...Object.entries(report).filter(([name, value]) => !SHOWN.has(name) && !empty(value))
       .map(([name, value]) => section(name.replaceAll(/[^\w-]/g, "-"), capital(words(name)), anything(capital(words(name)), value))),
@@ -67,7 +68,7 @@ function heading(report) {
     el("a", { class: "skip", href: "#budget" }, "Go to the budget"),
     el("h1", {}, `Mixed-precision policy: ${summary(report)}`),
     el("p", {}, said.join(" ")),
-    el("p", { class: "quiet" }, `Loss: ${WORDS[report.loss] ?? report.loss}; measured on ${count(report.samples, "calibration sample")}. ` +
+    el("p", { class: "quiet" }, `Loss: ${WORDS[report.loss] ?? report.loss}; measured on ${count(report.held_out || report.samples, report.held_out ? "held-out calibration sample" : "calibration sample")}. ` +
       `${count(report.groups.length, "group")} of layers. Solver: ${report.solver?.status ?? "unknown"}.`));
 }
 
@@ -293,7 +294,7 @@ function nextWider(own, chosen) {
 function metricsSection(report) {
   const names = [...new Set(report.models.flatMap((row) => Object.keys(row.metrics ?? {})))];
   const extra = [...new Set(report.models.flatMap(Object.keys))].filter((name) =>
-    !["name", "average_bits", "stored_bytes", "predicted_loss", "measured_loss", "measured_frozen", "metrics"].includes(name) && report.models.some((row) => !empty(row[name])));
+    !["name", "average_bits", "stored_bytes", "predicted_loss", "measured_loss", "measured_frozen", "metrics", "fitted_loss", "above_chosen", "above_chosen_error"].includes(name) && report.models.some((row) => !empty(row[name])));
   const largest = d3.max(report.models, (row) => row.stored_bytes);
   const value = (cell) => (cell !== null && typeof cell === "object" ? intervals(cell) : cell);
   return section("models", "Float, uniform, additive, chosen",
@@ -301,17 +302,29 @@ function metricsSection(report) {
       ["model", (row) => row.name], ["bits per weight", (row) => row.average_bits, "number"], ["bytes", (row) => row.stored_bytes, "number"],
       ["times smaller", (row) => Number((largest / row.stored_bytes).toPrecision(4)), "number"], ["predicted loss", (row) => row.predicted_loss, "number"],
       ["measured, as rounded", (row) => row.measured_frozen, "number"], ["measured, repaired", (row) => row.measured_loss, "number"],
+      ...(report.models.some((row) => known(row.above_chosen)) ? [["above chosen", (row) => (row.name === "chosen" ? "" : withError(row.above_chosen, row.above_chosen_error)), "number"]] : []),
+      ...(report.models.some((row) => known(row.fitted_loss)) ? [["on fitted data", (row) => row.fitted_loss, "number"]] : []),
       ...names.map((name) => [name, (row) => row.metrics?.[name], "number"]),
       ...extra.map((name) => [words(name), (row) => value(row[name]), "number"]),
     ], (row) => row.name === "chosen"),
+    heldOut(report),
     report.finetuning ? el("p", {}, `Fine-tuning took the task loss on the calibration batches from ${number(report.finetuning.loss_before)} to ${number(report.finetuning.loss_after)}.`) : null);
+}
+
+const withError = (value, error) => (known(value) ? signed(Number(value.toPrecision(2))) + (known(error) ? ` ± ${number(error, 1)}` : "") : "–");
+
+function heldOut(report) {
+  const chosen = rowOf(report, "chosen");
+  if (!("held_out" in report)) return null;
+  if (!report.held_out) return el("p", { class: "warning" }, "Nothing is held out: losses are measured on the samples that rounding and repair were fitted to.");
+  return el("p", {}, `${count(report.held_out, "sample")} of ${report.samples} are held out and judge: the chosen model loses ${number(chosen?.measured_loss)} on them and ${number(chosen?.fitted_loss)} on samples that it was fitted to. Differences from the chosen model have the standard error of the differences sample by sample.`);
 }
 
 const intervals = (cell) => (Array.isArray(cell) ? cell.map((each) => number(each)).join(" to ") : Object.entries(cell).map(([name, each]) => `${words(name)} ${Array.isArray(each) ? intervals(each) : number(each)}`).join("; "));
 
 function predictedSection(report) {
   const groups = report.groups.map((row) => ({ name: row.group, what: "group alone", predicted: row.predicted_alone, measured: row.measured_alone }));
-  const trials = (report.trials ?? []).map((row) => ({ name: `${row.policy}${row.kept ? " (kept)" : ""}`, what: "policy tried", predicted: row.predicted_loss, measured: row.measured_loss }));
+  const trials = (report.trials ?? []).map((row) => ({ name: `${row.policy}${row.kept ? " (kept)" : ""}`, what: "policy tried", predicted: row.predicted_loss, measured: row.measured_loss, above: row.kept ? 0 : row.above_kept, error: row.kept ? 0 : row.above_kept_error }));
   const models = report.models.filter((row) => row.name !== "float").map((row) => ({ name: row.name, what: "policy compared", predicted: row.predicted_loss, measured: row.measured_frozen ?? row.measured_loss }));
   const rows = [...groups, ...trials, ...models].filter((row) => known(row.predicted) && known(row.measured));
   if (!rows.length) return null;
@@ -342,10 +355,13 @@ function predictedSection(report) {
 function verdict(groups, trials, report) {
   const said = [];
   const usable = (rows) => rows.filter((row) => known(row.predicted) && known(row.measured));
-  for (const [rows, what] of [[usable(groups), "groups quantized alone"], [usable(trials), "policies that were tried"]]) {
+  const tried = usable(trials);
+  for (const [rows, what] of [[usable(groups), "groups quantized alone"], [tried, "policies that were tried"]]) {
     if (rows.length < 3) continue;
     const rank = rankCorrelation(rows.map((row) => row.predicted), rows.map((row) => row.measured));
-    if (rank !== null) said.push({ bad: rank < 0.7, text: `Rank correlation over ${rows.length} ${what}: ${rank.toFixed(2)}.${rank < 0.7 ? " The order that the model predicts is not the one that was measured." : ""}` });
+    const alike = rows === tried && tried.every((row) => known(row.error) && Math.abs(row.above) <= 2 * row.error);
+    if (rank !== null && alike) said.push({ bad: false, text: `Rank correlation over ${rows.length} ${what}: ${rank.toFixed(2)}; none differs from the kept one by more than two standard errors, so that their order says little.` });
+    else if (rank !== null) said.push({ bad: rank < 0.7, text: `Rank correlation over ${rows.length} ${what}: ${rank.toFixed(2)}.${rank < 0.7 ? " The order that the model predicts is not the one that was measured." : ""}` });
   }
   const kept = (report.trials ?? []).find((row) => row.kept) ?? null;
   const chosen = rowOf(report, "chosen");
@@ -404,11 +420,32 @@ function matrix(blocks) {
   return found;
 }
 
+// How many redraws of the samples give a group the same width.
+function stabilitySection(report) {
+  const found = report.solver?.stability;
+  if (empty(found)) return null;
+  const groups = report.groups.map((group, at) => ({ at, name: group.group, share: found.shares?.[group.group] })).filter((row) => known(row.share));
+  const percent = (share) => `${number(100 * share, 3)} %`;
+  const unsure = groups.filter((row) => row.share < 0.5).length;
+  return section("stability", "Stability",
+    el("p", {}, `On ${found.resamples} redraws of the samples ${percent(found.kept)} of the groups keep their width on average, the policy is within 1 % of the best in ${percent(found.near_best)} ` +
+      `(median ${signed(100 * found.excess)} %), and its predicted loss is ${number(found.interval[0])} to ${number(found.interval[1])} in nine of ten.`),
+    found.note ? el("p", { class: "warning" }, found.note) : null,
+    groups.length ? figure("How often each group keeps its width, in the order of the model.",
+      drawing(`Share of redraws in which each of ${groups.length} groups keeps its width, ${unsure} of them in fewer than half; the table below has each.`, {
+        height: 140, marginLeft: 44, x: { domain: [0, report.groups.length], label: "group", ticks: Math.min(10, report.groups.length), tickFormat: "d" }, y: { percent: true, label: "% the same", domain: [0, 100], grid: true, ticks: 4 },
+        marks: [Plot.rect(groups, { x1: "at", x2: (row) => row.at + 1, y1: 0, y2: "share", inset: groups.length > 200 ? 0 : 0.5, fill: (row) => (row.share < 0.5 ? "var(--second)" : "var(--accent)"), title: (row) => `${row.name}: ${percent(row.share)}` })],
+      })) : null,
+    folded("Stability as a table", table("Share of redraws in which a group keeps its width", groups, [["group", (row) => row.name], ["share", (row) => row.share, "number"]])));
+}
+
 function repairSection(report) {
   if (empty(report.repair)) return null;
   return section("repair", "What repair gains", table("The chosen policy after each step of repair", report.repair, [
-    ["rounding", (row) => row.rounding], ["repaired", (row) => row.repaired.join(" + ") || "nothing yet"],
-    ...Object.keys(report.repair[0]).filter((name) => !["rounding", "repaired"].includes(name)).map((name) => [words(name), (row) => row[name], "number"])]));
+    ["rounding", (row) => row.rounding],
+    ["repaired", (row) => row.repaired.map((step) => (row.refused?.includes(step) ? `${step} (taken back)` : step)).join(" + ") || "nothing yet"],
+    ["measured loss", (row) => row.measured_loss, "number"],
+    ...(report.repair.some((row) => known(row.fitted_loss)) ? [["on fitted data", (row) => row.fitted_loss, "number"]] : [])]));
 }
 
 function floatSection(report) {
@@ -449,7 +486,7 @@ function policyOf(state) {
     const { name, ...scheme } = record.schemes[record.candidates[at].schemes[point.choice[at]]];
     return [group.group, { layers: group.layers, ...scheme }];
   });
-  return { format: "lightning_mpq.policy", version: 2, groups: Object.fromEntries(groups) };
+  return { format: "lightning_mpq.policy", version: report.solver?.policy?.version ?? 2, groups: Object.fromEntries(groups) };
 }
 
 function policyText(state, kind) {
