@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..inputs.quantizer import InputRange
 from ..modules import PackedLayer, pack_model, restore_layers
 from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
@@ -17,6 +19,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..tools.checks import shown
 from ..tools.clean_up import after_errors, afterwards
+from .inputs import InputQuantizer
 from .layer import (
     FakeQuantizedLayer,
     fake_quantized_layers,
@@ -43,11 +46,13 @@ class FakeQuantization:
     Attributes:
         model: The model.
         policy: What it will be packed to.
+        ranges: Layer name to the range of its inputs, where the policy has one; ranges do not learn.
     """
 
-    def __init__(self, model: nn.Module, policy: BitPolicy) -> None:
+    def __init__(self, model: nn.Module, policy: BitPolicy, ranges: Mapping[str, InputRange]) -> None:
         self.model = model
         self.policy = policy
+        self.ranges = ranges
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLayer]:
@@ -113,12 +118,13 @@ class FakeQuantization:
         found = quantizers_in(self.model)
         with after_errors(lambda: start_all(found)):
             stop_all(self.model)
-            return pack_model(self.model, self.policy, rounded)
+            return pack_model(self.model, self.policy, rounded, self.ranges)
 
     def state_dict(self) -> dict[str, Any]:
         """Return policy and scales as text and tensors, which ``torch.load(weights_only=True)`` opens."""
         return {
             "policy": self.policy.to_json(),
+            "ranges": {name: asdict(found) for name, found in self.ranges.items()},
             "quantizers": {name: quantizer.state() for name, quantizer in self.quantizers.items()},
         }
 
@@ -170,6 +176,7 @@ def fake_quantize(
     policy: BitPolicy,
     rounded: Mapping[str, QuantizedRows] | None = None,
     *,
+    ranges: Mapping[str, InputRange] | None = None,
     learn_scales: bool = True,
     margin: float = 0.5,
     inset: float = INSET,
@@ -185,6 +192,8 @@ def fake_quantize(
         policy: Which layers, and how.
         rounded: Layer name to the codes and scales to start from, as for `pack_model`; layers that it misses start
             from nearest ones.
+        ranges: Layer name to the range of its inputs, where the policy quantizes them: they are rounded with gradients
+            that pass straight through within the range, which stays as it is.
         learn_scales: Whether scales learn (LSQ), or stay as they are (straight-through rounding alone).
         margin: How far beyond the outermost levels gradients pass, in steps; see `FakeQuantizedRows`.
         inset: How far from the ends of its rounding cell a weight starts, in steps, 0 < inset <= 1/2.
@@ -218,7 +227,7 @@ def fake_quantize(
     now = named_layers(model, remove_duplicate=False)
     floats = {name: now[name] for name in policy.by_layer() if name in now}
     with afterwards(lambda: restore_layers(model, floats)):
-        names = pack_model(model, policy, rounded)
+        names = pack_model(model, policy, rounded, ranges)
         packed = dict(model.named_modules(remove_duplicate=False))
         starts = {name: _rounded(packed[name]) for name in names}
     layers = {name: layer for name, layer in named_layers(model, remove_duplicate=False).items() if name in starts}
@@ -235,6 +244,8 @@ def fake_quantize(
         moved[id(weight)] = quantizer.weights_with_codes(
             quantizer.rows(weight.detach()), starts[name].codes.to(weight.device), inset
         )
+    known = ranges or {}
+    inputs = {name: InputQuantizer(scheme, known.get(name)) for name, scheme in policy.inputs().items()}
     weights = [weight for layer, _ in quantizers.values() if isinstance(weight := layer.weight, nn.Parameter)]
     before = {weight: weight.detach().clone() for weight in weights}
 
@@ -247,9 +258,9 @@ def fake_quantize(
     with after_errors(undo):
         for key, (layer, quantizer) in quantizers.items():
             quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
-        for layer in layers.values():
-            start_fake_quantization(layer, quantizers[id(layer.weight)][1])
-    return FakeQuantization(model, policy)
+        for name, layer in layers.items():
+            start_fake_quantization(layer, quantizers[id(layer.weight)][1], inputs.get(name))
+    return FakeQuantization(model, policy, ranges or {})
 
 
 def _rounded(layer: nn.Module) -> QuantizedRows:

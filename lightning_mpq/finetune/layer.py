@@ -14,8 +14,12 @@ from ..tools.attributes import FreshRecurrentWeights
 from ..tools.changed_class import change_back, change_class
 from ..tools.clean_up import afterwards
 from ..tools.scripting import NotScriptable
+from .inputs import InputQuantizer, input_quantizer_of, round_inputs_by
 from .quantizer import WeightQuantizer
 from .straight_through import DenseGradient
+
+Quantizers = tuple[dict[str, WeightQuantizer], InputQuantizer | None]
+"""Those of a layer's weights by name, and that of its inputs."""
 
 QUANTIZERS = "weight_quantizers"
 
@@ -56,10 +60,16 @@ class FakeQuantizedRecurrentLayer(FreshRecurrentWeights, FakeQuantizedLayer):
     """LSTM, GRU or RNN with fake-quantized weights."""
 
 
-def start_fake_quantization(layer: nn.Module, quantizer: WeightQuantizer) -> None:
-    """Let a weight be fake-quantized wherever its layer reads it from now on; ``layer`` may be a `ParameterView`."""
+def start_fake_quantization(layer: nn.Module, quantizer: WeightQuantizer, inputs: InputQuantizer | None = None) -> None:
+    """Let a weight be fake-quantized wherever its layer reads it from now on; ``layer`` may be a `ParameterView`.
+
+    Args:
+        layer: The layer.
+        quantizer: Rounds its weight.
+        inputs: Rounds what it is called on; None to leave that as it is.
+    """
     owner, attribute = held_by(layer)
-    _start(owner, {**owner.__dict__.get(QUANTIZERS, {}), attribute: quantizer})
+    _start(owner, {**owner.__dict__.get(QUANTIZERS, {}), attribute: quantizer}, inputs)
 
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
@@ -77,24 +87,26 @@ def fake_quantized_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter
             yield (name if known_by_layer else f"{name}.{attribute}".lstrip("."), parameter, quantizer)
 
 
-def quantizers_in(model: nn.Module) -> dict[FakeQuantizedLayer, dict[str, WeightQuantizer]]:
+def quantizers_in(model: nn.Module) -> dict[FakeQuantizedLayer, Quantizers]:
     """Return the fake-quantized layers with their quantizers, for `start_all`."""
-    return {layer: layer.weight_quantizers for layer in fake_quantized_layers(model).values()}
+    layers = fake_quantized_layers(model).values()
+    return {layer: (layer.weight_quantizers, input_quantizer_of(layer)) for layer in layers}
 
 
 def stop_all(model: nn.Module) -> None:
     """Make all layers float ones again."""
     for layer in fake_quantized_layers(model).values():
         layer.__dict__.pop(QUANTIZERS, None)
+        round_inputs_by(layer, None)
         change_back(layer)
         if isinstance(layer, nn.RNNBase):
             layer._init_flat_weights()
 
 
-def start_all(found: Mapping[FakeQuantizedLayer, dict[str, WeightQuantizer]]) -> None:
+def start_all(found: Mapping[FakeQuantizedLayer, Quantizers]) -> None:
     """Undo `stop_all` with what `quantizers_in` returned before; layers that have not been stopped go on."""
     for layer, quantizers in found.items():
-        _start(layer, quantizers)
+        _start(layer, *quantizers)
 
 
 @contextmanager
@@ -106,10 +118,12 @@ def float_weights(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _start(owner: nn.Module, quantizers: dict[str, WeightQuantizer]) -> None:
+def _start(owner: nn.Module, quantizers: dict[str, WeightQuantizer], inputs: InputQuantizer | None) -> None:
     owner.__dict__[QUANTIZERS] = quantizers
     recurrent = isinstance(owner, nn.RNNBase)
     mixin = FakeQuantizedRecurrentLayer if recurrent else FakeQuantizedLayer
+    if inputs is not None:
+        round_inputs_by(owner, inputs)
     change_class(owner, mixin, tuple(quantizers))
     if recurrent:
         owner._init_flat_weights()  # type: ignore[operator]

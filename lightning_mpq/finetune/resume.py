@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..inputs.quantizer import InputRange
 from ..network.layer_kinds import rows_and_columns
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
@@ -63,7 +64,8 @@ def resume_fake_quantization(
                 parameter.copy_(weights[name])
 
     with afterwards(as_loaded), after_errors(lambda: stop_all(model)):
-        handle = fake_quantize(model, policy, known, learn_scales=learn_scales, margin=margin)
+        ranges = {name: InputRange(**found) for name, found in state.get("ranges", {}).items()}
+        handle = fake_quantize(model, policy, known, ranges=ranges, learn_scales=learn_scales, margin=margin)
         handle.load_state_dict(state)
     return handle
 

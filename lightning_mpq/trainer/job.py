@@ -155,7 +155,9 @@ class QuantizationJob:
                 else:
                     decision.settle()
                 policy, quantizer = decision.allocation.policy, decision.quantizer
-            finetuning.begin(trainer, module, policy, quantizer.codes(policy), quantizer.repair.apply)
+            finetuning.begin(
+                trainer, module, policy, quantizer.codes(policy), quantizer.repair.apply, quantizer.ranges(policy)
+            )
             finetuning.note_loss(module, self.pipeline.calibration(module, batches))
         return decision, report
 

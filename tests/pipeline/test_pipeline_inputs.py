@@ -117,3 +117,19 @@ def test_the_callback_decides_both_and_its_checkpoint_loads(tmp_path):
     again = load(tmp_path / "last.ckpt", Module())
     x, _ = data(1, 5)[0]
     assert torch.equal(again.eval()(x), module.eval()(x))
+
+
+def test_a_fit_goes_on_with_quantized_inputs():
+    candidates = CandidateOptions(bits=(4,), inputs=(4,))
+    mixed = MixedPrecisionQuantization(
+        Budget(average_bits=6.0), candidates=candidates, compare=False, finetune_epochs=1
+    )
+    module = Module()
+    trainer = L.Trainer(
+        max_epochs=1, callbacks=[mixed], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module)
+    assert policy_of(module) == mixed.policy
+    assert {scheme.input_bits for scheme in mixed.policy.values()} == {4}
+    assert accuracy(module.eval()) > 0.6

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...finetune import FakeQuantization, fake_quantize, freeze_batchnorm, unfreeze_batchnorm
 from ...finetune.resume import resume_fake_quantization
+from ...inputs.quantizer import InputRange
 from ...network.calibration import Calibration
 from ...options import FinetuneOptions
 from ...policy import BitPolicy
@@ -154,6 +155,7 @@ class FinetunePhase:
         policy: BitPolicy,
         codes: Mapping[str, QuantizedRows],
         repair: Callable[[], Any],
+        ranges: Mapping[str, InputRange],
     ) -> None:
         """Fake-quantize the model in place, repair it, and go on training with fresh optimizers.
 
@@ -163,10 +165,13 @@ class FinetunePhase:
             policy: The policy.
             codes: Codes to start from, by layer.
             repair: What is to be done once the layers are fake-quantized, such as measuring statistics again.
+            ranges: Ranges of quantized inputs, by layer.
         """
         options = self.options
         self._distillation.watch(module)
-        self.handle = fake_quantize(module, policy, codes, learn_scales=options.learn_scales, margin=options.margin)
+        self.handle = fake_quantize(
+            module, policy, codes, ranges=ranges, learn_scales=options.learn_scales, margin=options.margin
+        )
         self.fit.begin_training(trainer)
 
         def undo() -> None:
