@@ -45,10 +45,15 @@ def with_file_rest(
         example_inputs: What ``forward`` takes.
 
     Raises:
-        ValueError: If the target cannot write such a model.
+        ValueError: If the target cannot write such a model, or candidates quantize inputs.
     """
     if not budget.needs_file_rest:
         return budget
+    if any(candidate.scheme.quantized_input is not None for candidate in candidates):
+        raise ValueError(
+            "file_bytes is counted for layers whose inputs stay in float, and some candidates quantize theirs. Bound "
+            "bytes instead, and give export_for most_bytes=."
+        )
     inputs = ExampleInputs.of(example_inputs)
     rests = [_rest(target, model, policy, inputs) for policy in _references(groups, candidates)]
     return replace(budget, file_rest=max(rests) + _SLACK * sum(len(group.layers) for group in groups))
