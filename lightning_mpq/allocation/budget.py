@@ -64,7 +64,7 @@ class Budget:
         largest_group_bytes: Bytes of the largest single group.
         file_bytes: Bytes of the target's whole file, or of all in its folder: headers, graph and metadata included.
         file_rest: What of these no decision changes. The callback measures it by writing a file before anything is
-            decided, where ``file_bytes`` needs it; `lightning_mpq.targets.with_file_rest` does that by hand.
+            decided, where ``file_bytes`` needs it; ``lightning_mpq.targets.with_file_rest`` does that by hand.
         device_bytes: Bytes in memory while the model runs: ``bytes``, what the ``kernel`` keeps of weights beside them,
             the most that one layer reads, writes and dequantizes at once, and keys and values, for ``batch`` samples of
             ``context`` positions. What functions make that are no modules (the products of attention) is not seen.

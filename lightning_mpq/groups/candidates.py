@@ -86,7 +86,7 @@ def make_candidates(
         grids: Grids to offer; `round_candidates` keeps the best of them.
         schemes: Schemes offered to all groups, or group name to the schemes offered to it, instead of all the above.
         inputs: How inputs may be quantized, each way with every scheme of a weight: widths, schemes, or ``"float"``.
-            Groups with a layer whose inputs cannot be quantized so (`LayerGroup.inputs`) keep theirs in float. None:
+            Groups with a layer whose inputs cannot be quantized so (``LayerGroup.inputs``) keep theirs in float. None:
             all do.
 
     Returns:
