@@ -21,6 +21,7 @@ from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
+from ..tools.distributed import rank
 from ..tools.progress import Progress
 from .few_rows import say_few_rows
 from .unseen import causes_of
@@ -52,7 +53,7 @@ def input_moments(
     recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], _RECURRENT)}
     known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
     found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
-    number, mask = 0, None
+    number, mask, first = 0, None, rank() == 0  # one batch is halved, in case that there are no others
     latest = _LatestInputs()
 
     def add(call: LayerCall, output: Tensor) -> Tensor:
@@ -61,9 +62,9 @@ def input_moments(
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         if _operation(layer) != "linear" or moment.part_counts is not None or inputs.is_inference():
-            moment.update(layer, inputs, output.shape, call.rows, halved=number == 1)
+            moment.update(layer, inputs, output.shape, call.rows, halved=first and number == 1)
         else:
-            moment.add(latest.moment(layer, call.inputs, inputs, output.shape, halved=number == 1))
+            moment.add(latest.moment(layer, call.inputs, inputs, output.shape, halved=first and number == 1))
         return output
 
     def forward(batch_number: int, batch: Any) -> None:

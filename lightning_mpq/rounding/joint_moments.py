@@ -17,7 +17,7 @@ from ..network.layer_kinds import row_parts, rows_and_columns
 from ..network.layerwise import Stop
 from ..network.tokens import token_mask
 from ..quantizers.input_moments import unfolded_chunks
-from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks
+from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks, world_size
 
 PARTS = 2
 
@@ -88,12 +88,16 @@ class PartOfBatch(NamedTuple):
 def parts_of_batches(batches: Sequence[Any]) -> list[PartOfBatch]:
     """Divide batches between two parts; a batch that is alone in all processes is divided by its samples.
 
+    Processes are taken to have drawn the batches by turns, as a distributed sampler lets them.
+
     Args:
         batches: This process's own; every process must call it.
     """
     alone = sum(gather(len(batches))) == 1
     return [
-        PartOfBatch((number + rank()) % PARTS, alone, sample_count(batch), token_mask(batch) if alone else None)
+        PartOfBatch(
+            (number * world_size() + rank()) % PARTS, alone, sample_count(batch), token_mask(batch) if alone else None
+        )
         for number, batch in enumerate(batches)
     ]
 
