@@ -69,7 +69,7 @@ def round_candidates(
             the rate at which the error of rounding falls.
         centred: Leave out of account what a shift of mean outputs costs: right only where biases or BatchNorm
             statistics are corrected for certain.
-        damping: See `ErrorFeedback.factorise`; by default what is known of each moment decides, ``InputMoment.damping``.
+        damping: See `ErrorFeedback.factorise`; by default as uncertain as each moment is, ``InputMoment.damping``.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
         kept: Knows groups that were rounded before, and keeps each new one at once.
