@@ -45,6 +45,7 @@ AT_HOME = {
     "matplotlib": {"allocation", "report"},
     "sklearn": {"demo"},
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnx_ir", "compressed_tensors", "torchao"), {"export"}),
+    "openvino": {"targets"},
 }
 FILES = {
     str(path.relative_to(PACKAGE).with_suffix("")): path

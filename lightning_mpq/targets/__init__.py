@@ -5,6 +5,7 @@ from .exporting import export_for
 from .file_size import with_file_rest
 from .menu import offer
 from .onnxruntime import OnnxRuntime
+from .openvino import OpenVino
 from .registry import target_named
 from .torch import Torch
 from .verification import Verification, verify
@@ -12,6 +13,7 @@ from .vllm import Vllm
 
 __all__ = [
     "OnnxRuntime",
+    "OpenVino",
     "StoredLayer",
     "Target",
     "Torch",

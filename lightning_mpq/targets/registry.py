@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..tools.checks import check_one_of, shown
 from .base import Target
 from .onnxruntime import OnnxRuntime
+from .openvino import OpenVino
 from .torch import Torch
 from .vllm import Vllm
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime, Vllm)}
+TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime, OpenVino, Vllm)}
 """Name to class."""
 
 

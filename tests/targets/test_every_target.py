@@ -14,6 +14,7 @@ from lightning_mpq.targets.registry import TARGETS
 
 PACKAGES = {
     "onnxruntime": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnxruntime", "onnxscript"),
     "vllm": ("compressed_tensors", "transformers"),
 }
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,7 +102,8 @@ def test_a_file_never_takes_more_than_was_counted_before(exported, tmp_path):
     budget = with_file_rest(Budget(file_bytes=10**6), target, net, groups, candidates, inputs)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     counted = sum(stored.bytes for stored in target.read(found.path).values()) + budget.file_rest
-    assert found.file_bytes <= counted <= found.file_bytes + 320 * found.layers
+    loose = 1600 if target.name == "openvino" else 320  # its XML says of a weight on another grid so much more
+    assert found.file_bytes <= counted <= found.file_bytes + loose * found.layers
     _, _, chosen = packed_for(target, net, seed=1)
     with pytest.raises(ValueError, match="bytes, more than the 1,000 that it may; nothing was written"):
         export_for(target, net, tmp_path / "model", inputs, most_bytes=1000, verify=False)
