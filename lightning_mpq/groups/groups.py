@@ -39,7 +39,7 @@ class LayerGroup:
         bits: Widths that the rules allow, ascending.
         block: Length of the blocks of columns that are offered beside channels to share a scale; None for layers that
             are no wide matrices.
-        inputs: What may share the range of quantized inputs in all its layers (see ``InputScheme.granularity``); nothing
+        inputs: What may share the range of quantized inputs in all its layers (see `InputScheme`); nothing
             where inputs of some layer cannot be quantized.
     """
 

@@ -29,6 +29,8 @@ from ..tools.files import unless_impossible, write_bytes_atomically
 from ..tools.reading import parse_json, require_ordinary
 
 _SUFFIX = ".rounded.safetensors"
+_MADE = 2
+"""Counts changes of how weights are rounded, so that codes of another way are not taken for those of this one."""
 
 
 class KeptRounding:
@@ -48,7 +50,7 @@ class KeptRounding:
         parts = gather([hash_batch(batch) for batch in calibration.filled()])
         self._batches = [digest for part in parts for digest in part]
         self._folder, self._device = Path(folder), str(device_of(calibration.model))
-        self._settings = hash_settings(calibration.model, [], [], {"forward_fn": calibration.forward_fn})
+        self._settings = hash_settings(calibration.model, [], [], {"forward_fn": calibration.forward_fn, "made": _MADE})
 
     def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:
         """See `KeptGroups`."""

@@ -16,7 +16,7 @@ SHORT = [name for name in RUNS if name not in ("inference_gpu", "curvature_memor
 """Without a GPU, and without three processes that import everything anew."""
 LIGHT = ("allocation", "inference", "repair")
 """Those that take seconds; ``make benchmarks`` and ``pytest -m slow`` run all."""
-NEEDS = {"finetune_torchao": "torchao", "inference": "onnxruntime", "main_job": "sklearn"}
+NEEDS = {"activations": "onnxscript", "finetune_torchao": "torchao", "inference": "onnxruntime", "main_job": "sklearn"}
 
 
 def main_of(name):
