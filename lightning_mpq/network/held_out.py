@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..tools.distributed import gather
+from ..tools.distributed import gather, rank, world_size
 from .batches import batch_weight, sample_count, slice_batch
 from .calibration import Calibration
 
@@ -29,7 +29,8 @@ def hold_out(calibration: Calibration) -> HeldOut:
     """Hold out a fifth of the batches, spread over all; of one to three batches so many samples, the last ones.
 
     Nothing is held out where a process has a single sample, or a single batch that cannot be cut into samples. Where
-    torch.distributed is in use, every process holds out some of its own batches, or none does.
+    torch.distributed is in use, batches are numbered as a DistributedSampler hands them out, so that the same are held
+    out as in one process; where a process would be left without, each holds out a fifth of its own.
 
     Example:
         >>> import torch
@@ -38,17 +39,33 @@ def hold_out(calibration: Calibration) -> HeldOut:
         (32, 8)
     """
     batches = list(calibration.filled())
-    kept, held = _by_batches(batches) if len(batches) > 3 else _by_samples(batches)
+    kept, held = _by_numbers(batches)
+    if not all(gather(bool(kept and held))):
+        kept, held = _by_batches(batches) if len(batches) > 3 else _by_samples(batches)
     if not all(gather(bool(kept and held))):
         return HeldOut(replace(calibration, batches=batches), None)
     return HeldOut(replace(calibration, batches=kept), replace(calibration, batches=held))
 
 
+def _by_numbers(batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Hold out by the numbers of batches among those of all processes; nothing where there are few."""
+    total = sum(gather(len(batches)))
+    held = _held(total) if total > 3 else set()
+    numbers = range(rank(), total * world_size(), world_size())
+    kept = [batch for number, batch in zip(numbers, batches, strict=False) if number not in held]
+    return kept, [batch for number, batch in zip(numbers, batches, strict=False) if number in held]
+
+
 def _by_batches(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    count = round(len(batches) / _SHARE)
-    held = {(number + 1) * len(batches) // count - 1 for number in range(count)}
+    held = _held(len(batches))
     kept = [batch for number, batch in enumerate(batches) if number not in held]
     return kept, [batches[number] for number in sorted(held)]
+
+
+def _held(batches: int) -> set[int]:
+    """Return the numbers that are held out of so many."""
+    count = round(batches / _SHARE)
+    return {(number + 1) * batches // count - 1 for number in range(count)}
 
 
 def _by_samples(batches: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..allocation import Allocation, Budget, allocate
 from ..allocation.preparation import Preparation
+from ..allocation.workload import Workload
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
@@ -104,7 +105,7 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     calibration, judging = hold_out(calibration)
     known = measure(calibration, settings, timer)
     taylor = known.taylor
-    settings = replace(settings, budget=on_rank_zero(lambda: counted_budget(calibration, settings, known)))
+    settings = replace(settings, budget=counted_budget(calibration, settings, known))
     with timer.stage("allocate"):
         allocation = solve(taylor, settings, timer.within(0.4, 0.5))
     layers = [layer for group in known.groups for layer in group.layers]
@@ -138,13 +139,20 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
 def counted_budget(calibration: Calibration, settings: JobSettings, known: Profiled) -> Budget:
     """Return the budget with what its bounds are counted from: a forward pass, a file that is written.
 
+    Of several processes rank 0 counts, and all get the numbers: costs of the user's own may not travel.
+
     Raises:
         ValueError: If nobody can tell how the target's file is to be called.
     """
+    workload, rest = on_rank_zero(lambda: _counted(calibration, settings, known))
+    return replace(settings.budget, workload=workload, file_rest=rest)
+
+
+def _counted(calibration: Calibration, settings: JobSettings, known: Profiled) -> tuple[Workload | None, int | None]:
     model, candidates = calibration.model, known.taylor.candidates
     budget = with_workload(settings.budget, model, calibration, known.groups, candidates)
     if not budget.needs_file_rest:
-        return budget
+        return budget.workload, budget.file_rest
     if settings.forward_fn is not None:
         raise ValueError(
             "file_bytes is counted from a file that is written, and forward_fn= hides what forward takes. Say it by "
@@ -152,9 +160,9 @@ def counted_budget(calibration: Calibration, settings: JobSettings, known: Profi
             " and pass Budget(file_bytes=..., file_rest=...)."
         )
     batch = next(calibration.filled())
-    return with_file_rest(
-        budget, settings.target, model, known.groups, candidates, ExampleInputs.of_batch(model, batch)
-    )
+    inputs = ExampleInputs.of_batch(model, batch)
+    budget = with_file_rest(budget, settings.target, model, known.groups, candidates, inputs)
+    return budget.workload, budget.file_rest
 
 
 def measure(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Profiled:

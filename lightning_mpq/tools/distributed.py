@@ -84,18 +84,25 @@ def broadcast(value: T) -> T:
 
     Args:
         value: Anything that pickle takes. Rank 0 gets the very object back.
+
+    Raises:
+        TypeError: On all ranks, if pickle does not take it.
     """
     if not active():
         return value
-    content: list[bytes | None] = [None]
+    content: list[bytes | str] = [""]
     if rank() == 0:
         stream = io.BytesIO()
-        torch.save(value, stream)
-        content = [stream.getvalue()]
+        try:
+            torch.save(value, stream)
+            content = [stream.getvalue()]
+        except Exception as error:  # of any type, where others wait
+            content = [f"{type(error).__name__}: {error}"]
     dist.broadcast_object_list(content, src=0)
+    if isinstance(content[0], str):
+        raise TypeError(f"What rank 0 has found cannot be sent to other processes ({content[0]}).")
     if rank() == 0:
         return value
-    assert content[0] is not None
     # Written by this very program on rank 0 a moment ago, so that it may be any object.
     return torch.load(io.BytesIO(content[0]), map_location=_own_device, weights_only=False)
 

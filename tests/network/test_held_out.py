@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.held_out import hold_out
-from lightning_mpq.tools.distributed import rank
+from lightning_mpq.tools.distributed import rank, world_size
 
 
 def numbered(sizes: list[int]) -> list[torch.Tensor]:
@@ -62,3 +62,16 @@ def parts_of(sizes: list[list[int]]) -> tuple[list[int], list[int]]:
 def test_all_processes_hold_out_or_none_does(pool):
     assert pool.run(parts_of, [[5], [10]]) == [([0, 1, 2, 3], [4]), ([*range(8)], [8, 9])]
     assert pool.run(parts_of, [[1], [10]]) == [([0], []), ([*range(10)], [])]
+
+
+def of_this_rank(count: int) -> tuple[list[int], list[int]]:
+    batches = numbered([1] * count)[rank() :: world_size()]
+    fitted, judging = hold_out(Calibration(nn.Linear(1, 1), batches))
+    return samples(fitted), samples(judging)
+
+
+@pytest.mark.parametrize("count", [10, 32, 33])
+def test_processes_together_hold_out_what_one_does(pool, count):
+    (fitted, judging), (others, other_judging) = pool.run(of_this_rank, count)
+    alone = of_this_rank(count)
+    assert (sorted(fitted + others), sorted(judging + other_judging)) == alone

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.jobs import make_job
-from helpers.process_pool import ProcessPool
+from helpers.process_pool import ProcessPool, RankError
 from helpers.profiles import plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -19,7 +19,7 @@ from lightning_mpq.modules import pack_model, packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.network.loss_change import LossChange
-from lightning_mpq.options import CurvatureOptions
+from lightning_mpq.options import CurvatureOptions, RepairOptions
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.repair.biases import correct_biases
@@ -72,6 +72,15 @@ def exchange():
         "buffer": layer.running_mean.tolist(),
         "facts": (distributed.active(), distributed.rank(), distributed.world_size()),
     }
+
+
+def send_what_pickle_does_not_take():
+    return distributed.on_rank_zero(lambda: {"rule": lambda: 1})
+
+
+def test_what_cannot_be_sent_is_an_error_on_all_ranks(pool):
+    with pytest.raises(RankError, match="(?s)cannot be sent.*rank 1:.*cannot be sent"):
+        pool.run(send_what_pickle_does_not_take)
 
 
 def test_exchange(pool):
@@ -387,8 +396,9 @@ def whole_job():
         return {"rank": float(distributed.rank())}
 
     budget = Budget(average_bits=4.5, custom=(CustomCost("layers", lambda group, scheme: 1.0),))
-    pipeline = make_job(budget, curvature=CurvatureOptions(likelihood=Categorical()))
-    outcome = pipeline.run(model, own(batches()), evaluate)
+    repair = RepairOptions(sequential=False)  # what judges it is halved otherwise where something is held out
+    pipeline = make_job(budget, curvature=CurvatureOptions(likelihood=Categorical()), repair=repair)
+    outcome = pipeline.run(model, own(batches(10)), evaluate)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     report = outcome.report
     return (
