@@ -43,7 +43,7 @@ def test_losses_are_those_of_the_rounded_and_of_the_packed_model(tmp_path):
 
 def test_a_model_made_worse_is_said_with_both_losses(tmp_path):
     with pytest.warns(UserWarning, match=r"Fine-tuning has made the model worse: .* -> .*Lower the learning rate"):
-        trained(tmp_path, finetuning(3.0, finetune=FinetuneOptions(learning_rate=50.0)))
+        trained(tmp_path, finetuning(3.0, finetune=FinetuneOptions(learning_rate=1000.0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Fine-tuning has made")
