@@ -77,7 +77,7 @@ class InputPerturbations:
         return torch.fake_quantize_per_tensor_affine(x, found.scale, found.zero_point, 0, highest).sub_(x)
 
     def changes(self, layer: str, x: Tensor) -> Tensor:
-        """Return ``Q(x) - x`` for each scheme of a layer, [B, *x]; x is detached."""
+        """Return ``Q(x) - x`` for each scheme of a layer, ``[B, *x]``; x is detached."""
         own = self.columns[layer]
         return torch.stack([self.change(layer, index, x) for index in range(own.start, own.stop)])
 
