@@ -39,33 +39,22 @@ def hold_out(calibration: Calibration) -> HeldOut:
         (32, 8)
     """
     batches = list(calibration.filled())
-    kept, held = _by_numbers(batches)
+    total = sum(gather(len(batches)))
+    kept, held = _by_numbers(batches, range(rank(), total * world_size(), world_size()), total)
     if not all(gather(bool(kept and held))):
-        kept, held = _by_batches(batches) if len(batches) > 3 else _by_samples(batches)
+        own = len(batches)
+        kept, held = _by_numbers(batches, range(own), own) if own > 3 else _by_samples(batches)
     if not all(gather(bool(kept and held))):
         return HeldOut(replace(calibration, batches=batches), None)
     return HeldOut(replace(calibration, batches=kept), replace(calibration, batches=held))
 
 
-def _by_numbers(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Hold out by the numbers of batches among those of all processes; nothing where there are few."""
-    total = sum(gather(len(batches)))
-    held = _held(total) if total > 3 else set()
-    numbers = range(rank(), total * world_size(), world_size())
+def _by_numbers(batches: list[Any], numbers: range, total: int) -> tuple[list[Any], list[Any]]:
+    """Hold out by the numbers that batches have among so many; nothing of one to three."""
+    count = round(total / _SHARE) if total > 3 else 0
+    held = {(number + 1) * total // count - 1 for number in range(count)}
     kept = [batch for number, batch in zip(numbers, batches, strict=False) if number not in held]
     return kept, [batch for number, batch in zip(numbers, batches, strict=False) if number in held]
-
-
-def _by_batches(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    held = _held(len(batches))
-    kept = [batch for number, batch in enumerate(batches) if number not in held]
-    return kept, [batches[number] for number in sorted(held)]
-
-
-def _held(batches: int) -> set[int]:
-    """Return the numbers that are held out of so many."""
-    count = round(batches / _SHARE)
-    return {(number + 1) * batches // count - 1 for number in range(count)}
 
 
 def _by_samples(batches: list[Any]) -> tuple[list[Any], list[Any]]:
