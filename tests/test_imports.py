@@ -42,7 +42,7 @@ AT_HOME = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "lightning": {"trainer", "cli", "demo"},
-    "matplotlib": {"allocation", "report"},
+    "matplotlib": {"allocation"},
     "sklearn": {"demo"},
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnx_ir", "compressed_tensors", "torchao"), {"export"}),
     "openvino": {"targets"},

@@ -17,6 +17,7 @@ from ..tools.files import write_text_atomically
 from ..tools.progress import Progress
 from .allocation import Allocation
 from .budget import Budget
+from .plotting import figure_and_axes
 from .preparation import Preparation
 from .rules import Rules
 from .solver.engine import Solution, silent
@@ -114,13 +115,7 @@ class Frontier:
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "plot needs matplotlib. Install it with: pip install 'lightning_mpq[plots]'."
-            ) from error
-        fig, ax = plt.subplots() if ax is None else (ax.get_figure(), ax)
+        fig, ax = figure_and_axes(ax)
         cost = [point.costs[self.cost] for point in self.points]
         ax.plot(cost, [point.predicted_loss for point in self.points], "o-", label="best policy")
         ax.plot(cost, [point.lower_bound for point in self.points], "_", color="gray", label="proved lower bound")

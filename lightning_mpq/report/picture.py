@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..allocation.plotting import figure_and_axes
 from .frontier_record import FrontierRecord
 
 
@@ -18,13 +19,7 @@ def plot_losses(
         measured: (name, bytes, measured loss) of models.
         ax: Axes to draw on; a new figure by default.
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plot needs matplotlib. Install it with: pip install 'lightning_mpq[plots]'."
-        ) from error
-    fig, ax = plt.subplots() if ax is None else (ax.get_figure(), ax)
+    fig, ax = figure_and_axes(ax)
     drawn: list[float] = []
     if frontier is not None:
         for name, style in (("frontier", "o-"), ("uniform", "s"), ("additive", "D")):
