@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..grids.registry import grid_named
 from ..modules import PackedLayer, packed_layers, policy_of
-from ..network.layer_kinds import float_class, rows_and_columns
+from ..modules.inspection import shape_of
+from ..network.layer_kinds import float_class
 from ..schemes import WeightScheme
 from ..tools.changed_class import original_class
 from ..tools.temporaries import temporary_folder
@@ -122,7 +123,7 @@ def refusal(layer: nn.Module, scheme: WeightScheme) -> str | None:
     """
     kind = float_class(layer)
     form = grid_named(scheme.grid).integer_form(scheme.bits)
-    rows, columns = _shape(layer)
+    rows, columns = shape_of(layer)
     block = scheme.granularity
     grouped = isinstance(block, int) and block < columns
     if kind not in (nn.Linear, nn.Embedding):
@@ -142,7 +143,7 @@ def refusal(layer: nn.Module, scheme: WeightScheme) -> str | None:
 
 def file_bits(layer: nn.Module, scheme: WeightScheme) -> int:
     """Return the bits of a layer's codes, scales (float32), zero points and shape in the file."""
-    rows, columns = _shape(layer)
+    rows, columns = shape_of(layer)
     form = grid_named(scheme.grid).integer_form(scheme.bits)
     assert form is not None
     bits, scales = scheme.bits + form.steps - 1, scheme.scale_count(rows, columns)
@@ -150,10 +151,6 @@ def file_bits(layer: nn.Module, scheme: WeightScheme) -> int:
     if form.offset is None:
         words += ceil(rows * bits / 32) * (scales // rows)
     return 32 * words + 2 * 64
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    return layer.row_shape if isinstance(layer, PackedLayer) else rows_and_columns(layer)
 
 
 def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:

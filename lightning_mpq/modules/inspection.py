@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..network.layer_kinds import rows_and_columns
 from ..policy import BitPolicy
 from .linear import PackedLinear
 from .packed import Memory, PackedLayer
@@ -34,6 +35,11 @@ class StoredBytes(NamedTuple):
 def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
     """Return the packed layers of a model by name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """Return rows and columns of a layer's weight, packed or not."""
+    return layer.row_shape if isinstance(layer, PackedLayer) else rows_and_columns(layer)
 
 
 def policy_of(model: nn.Module) -> BitPolicy:

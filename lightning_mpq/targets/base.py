@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from ..export.example_inputs import ExampleInputs
 from ..export.outputs import relative_error
-from ..network.layer_kinds import rows_and_columns
+from ..modules.inspection import shape_of
 from ..schemes import InputScheme, WeightScheme
-
-
-def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """Return rows and columns of a layer's weight, packed or not."""
-    packed: tuple[int, int] | None = getattr(layer, "row_shape", None)
-    return rows_and_columns(layer) if packed is None else packed
 
 
 class StoredLayer(NamedTuple):

@@ -13,11 +13,12 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.onnx.containers import PRODUCTS, held_bits
 from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
+from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..policy import BitPolicy
 from ..schemes import InputScheme, WeightScheme
 from ..tools.reading import require_ordinary
-from .base import StoredLayer, Target, shape_of
+from .base import StoredLayer, Target
 
 _PARTS = ("levels", "scale", "zero_point", "half")
 

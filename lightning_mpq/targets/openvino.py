@@ -16,9 +16,10 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.onnx.containers import FOUR_BITS_OPSET, PRODUCTS, held_bits
 from ..export.onnx.exporting import export_onnx, refusal
+from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..schemes import InputScheme, WeightScheme
-from .base import StoredLayer, Target, shape_of
+from .base import StoredLayer, Target
 
 GRAPH_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
 _PARTS = ("levels", "scale", "zero_point", "half")
