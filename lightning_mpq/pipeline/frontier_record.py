@@ -16,7 +16,7 @@ from ..errors import InfeasibleBudgetError
 from ..options import SolverOptions
 from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord, GroupCandidates, PolicyPoint
-from .pair_blocks import pair_blocks
+from .pair_blocks import pair_blocks, short
 
 POINTS = 12
 """Budgets of the frontier, spread evenly in the logarithm of bits; each may take this part of the solver's time."""
@@ -24,7 +24,6 @@ PART_OF_THE_TIME = 1 / 50
 MOST_CANDIDATES = 4000
 """Beyond it a frontier takes more than the seconds that a report may cost."""
 _STRONGEST = 3
-_DIGITS = 4
 
 
 def frontier_record(
@@ -162,9 +161,9 @@ def _candidates(taylor: TaylorModel, policy: BitPolicy, schemes: Sequence[str]) 
             GroupCandidates(
                 schemes=tuple(position[repr(member.scheme)] for member in members),
                 stored_bytes=tuple(member.stored_bits / 8 for member in members),
-                alone=tuple(map(_short, alone[own])),
-                instead=tuple(map(_short, among - among[chosen[group] - start])),
-                pairs=tuple((int(at), _short(block[group, at])) for at in partners[:_STRONGEST] if at != group),
+                alone=tuple(map(short, alone[own])),
+                instead=tuple(map(short, among - among[chosen[group] - start])),
+                pairs=tuple((int(at), short(block[group, at])) for at in partners[:_STRONGEST] if at != group),
             )
         )
     return tuple(rows)
@@ -192,8 +191,3 @@ def _by_group(taylor: TaylorModel) -> list[list[Any]]:
 def _starts(taylor: TaylorModel) -> list[int]:
     """Return the index of the first candidate of each group."""
     return [0, *accumulate(len(members) for members in _by_group(taylor)[:-1])]
-
-
-def _short(value: float) -> float:
-    """Return a number to four digits, which is more than is known of it."""
-    return float(f"{value:.{_DIGITS}g}")

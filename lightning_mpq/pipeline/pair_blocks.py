@@ -85,4 +85,9 @@ def _between(starts: Sequence[int], end: int) -> list[range]:
 
 
 def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(f"{value:.4g}") for value in row) for row in matrix)
+    return tuple(tuple(map(short, row)) for row in matrix)
+
+
+def short(value: float) -> float:
+    """Return a number to four digits, which is more than is known of it."""
+    return float(f"{value:.4g}")
