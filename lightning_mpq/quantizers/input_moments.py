@@ -75,6 +75,12 @@ class InputMoment:
         part_counts = first.new_zeros(groups) if apart else None
         return cls(first, second, part_counts=part_counts, spread=Spread.zero(second))
 
+    @staticmethod
+    def bytes_of_layer(module: nn.Module) -> int:
+        """Return what `of_layer` takes, without making it."""
+        kind, columns = kind_of(module), rows_and_columns(module)[1]
+        return 8 * columns * (1 if kind is not None and kind.operation == "lookup" else columns * row_parts(module))
+
     def update(
         self,
         module: nn.Module,

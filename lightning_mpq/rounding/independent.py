@@ -15,7 +15,6 @@ from ..inputs.calibrate import InputRanges, input_ranges
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
-from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows
@@ -136,19 +135,13 @@ def _parts(
     for group in groups:
         size = 0
         if any(candidate.scheme.weight.needs_inputs for candidate in offered[group.name]):
-            size = sum(_moment_bytes(layers[layer]) for layer in group.layers)
+            size = sum(InputMoment.bytes_of_layer(layers[layer]) for layer in group.layers)
         if not parts or size > room:
             parts.append([])
             room = _MOMENT_BYTES
         parts[-1].append(group)
         room -= size
     return parts
-
-
-def _moment_bytes(layer: nn.Module) -> int:
-    kind = kind_of(layer)
-    columns = rows_and_columns(layer)[1]
-    return 8 * columns * (1 if kind is not None and kind.operation == "lookup" else columns * row_parts(layer))
 
 
 def _schemes_of_inputs(
