@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from helpers.numbers import assert_agree
 from helpers.wrapped_layers import Centred, SamePadding, ScaledEmbedding
 from torch import Tensor, nn
 
@@ -60,3 +61,12 @@ def packed_and_oracle(kind: str, scheme: WeightScheme, dtype: torch.dtype = torc
     weight = rows_to_weight(oracle, quantized.dequantize(dtype), oracle.weight.shape)
     oracle.weight.data = weight.contiguous().clone()
     return packed, oracle, inputs
+
+
+def assert_exports_and_compiles(layer: nn.Module, inputs: Tensor, expected: Tensor) -> None:
+    """Export a layer, strictly and not, and compile it whole: all compute what is expected."""
+    for strict in (True, False):
+        program = torch.export.export(layer, (inputs,), strict=strict)
+        assert_agree(program.module()(inputs), expected)
+    torch._dynamo.reset()
+    assert_agree(torch.compile(layer, fullgraph=True, backend="aot_eager")(inputs), expected)

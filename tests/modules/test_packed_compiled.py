@@ -5,7 +5,7 @@ from shutil import which
 
 import pytest
 import torch
-from helpers.layers import LAYER_CASES, LAYER_SCHEMES, packed_and_oracle
+from helpers.layers import LAYER_CASES, LAYER_SCHEMES, assert_exports_and_compiles, packed_and_oracle
 from helpers.numbers import assert_agree
 from torch import nn
 
@@ -25,11 +25,7 @@ from lightning_mpq.schemes import WeightScheme
 def test_exports_strict_and_not_and_traces_whole(kind, scheme):
     packed, _, inputs = packed_and_oracle(kind, scheme)
     expected = packed(inputs)
-    for strict in (True, False):
-        program = torch.export.export(packed, (inputs,), strict=strict)
-        assert_agree(program.module()(inputs), expected)
-    torch._dynamo.reset()
-    assert_agree(torch.compile(packed, fullgraph=True, backend="aot_eager")(inputs), expected)
+    assert_exports_and_compiles(packed, inputs, expected)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "embedding-byte-rows"])

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.layers import LAYER_CASES, LAYER_SCHEMES, packed_and_oracle
+from helpers.layers import LAYER_CASES, LAYER_SCHEMES, assert_exports_and_compiles, packed_and_oracle
 from helpers.networks import convnet, images, mlp, vectors
 from helpers.numbers import assert_agree
 from torch import nn
@@ -60,11 +60,7 @@ def test_exports_compiles_and_copies(kind):
     packed, _, inputs = packed_and_oracle(kind, LAYER_SCHEMES[1])
     packed.set_inputs(InputScheme(6), range_between(-1.5, 2.0, InputScheme(6)))
     expected = packed(inputs)
-    for strict in (True, False):
-        program = torch.export.export(packed, (inputs,), strict=strict)
-        assert_agree(program.module()(inputs), expected)
-    torch._dynamo.reset()
-    assert_agree(torch.compile(packed, fullgraph=True, backend="aot_eager")(inputs), expected)
+    assert_exports_and_compiles(packed, inputs, expected)
     assert torch.equal(copy.deepcopy(packed)(inputs), expected)
 
 

@@ -25,6 +25,11 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.middle(self.embedding(tokens))))
 
 
+def job():
+    torch.manual_seed(0)
+    return Net(), list(torch.randint(9, (4, 8, 5)))
+
+
 class Watched(KeptRounding):
     """Notes the groups that were not found."""
 
@@ -51,8 +56,7 @@ def kept(tmp_path):
 
 
 def test_what_is_found_is_what_was_rounded(kept, tmp_path):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     rounded, anew = kept(model, batches)
     assert anew
     found, anew = kept(model, batches)
@@ -67,8 +71,7 @@ def test_what_is_found_is_what_was_rounded(kept, tmp_path):
 
 
 def test_other_weights_data_or_candidates_are_rounded_anew(kept):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     kept(model, batches)
     assert kept(model, batches[:3])[1]
     assert kept(model, batches, bits=(2, 3))[1]
@@ -78,8 +81,7 @@ def test_other_weights_data_or_candidates_are_rounded_anew(kept):
 
 
 def test_a_job_that_was_stopped_goes_on_where_it_was(kept, monkeypatch):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     whole = round_candidates(model, batches, candidates=make_candidates(find_groups(model), bits=(2, 4)))
     first, second = [group.name for group in find_groups(model)]
     keep = KeptRounding.keep
@@ -99,8 +101,7 @@ def test_a_job_that_was_stopped_goes_on_where_it_was(kept, monkeypatch):
 
 
 def test_a_damaged_file_counts_as_absent(kept, tmp_path):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     before = kept(model, batches)[0].fingerprint  # of codes that are mapped from the file
     file, _ = sorted(tmp_path.iterdir())
     content = bytearray(file.read_bytes())
@@ -115,8 +116,7 @@ def test_a_damaged_file_counts_as_absent(kept, tmp_path):
 
 
 def test_a_file_that_says_other_schemes_counts_as_absent(kept, tmp_path):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     kept(model, batches)
     file, _ = sorted(tmp_path.iterdir())
     content = file.read_bytes()
@@ -127,8 +127,7 @@ def test_a_file_that_says_other_schemes_counts_as_absent(kept, tmp_path):
 
 
 def test_what_is_no_file_is_not_waited_for(kept, tmp_path):
-    torch.manual_seed(0)
-    model, batches = Net(), list(torch.randint(9, (4, 8, 5)))
+    model, batches = job()
     kept(model, batches)
     file, _ = sorted(tmp_path.iterdir())
     file.unlink()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.jobs import make_job
 from helpers.networks import convnet, images, with_labels
+from helpers.trainer import make_trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -106,11 +107,7 @@ class Module(L.LightningModule):
 def test_the_callback_decides_both_and_its_checkpoint_loads(tmp_path):
     candidates = CandidateOptions(bits=(4, 8), inputs=(8, InputScheme(4, symmetric=True), "float"))
     mixed = MixedPrecisionQuantization(Budget(average_bits=6.0), candidates=candidates, compare=False)
-    module = Module()
-    trainer = L.Trainer(
-        max_epochs=1, callbacks=[mixed], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
+    module, trainer = Module(), make_trainer(tmp_path, mixed, max_epochs=1)
     trainer.fit(module)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert policy_of(module) == mixed.policy
@@ -119,17 +116,13 @@ def test_the_callback_decides_both_and_its_checkpoint_loads(tmp_path):
     assert torch.equal(again.eval()(x), module.eval()(x))
 
 
-def test_a_fit_goes_on_with_quantized_inputs():
+def test_a_fit_goes_on_with_quantized_inputs(tmp_path):
     candidates = CandidateOptions(bits=(4,), inputs=(4,))
     mixed = MixedPrecisionQuantization(
         Budget(average_bits=6.0), candidates=candidates, compare=False, finetune_epochs=1
     )
     module = Module()
-    trainer = L.Trainer(
-        max_epochs=1, callbacks=[mixed], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module)
+    make_trainer(tmp_path, mixed, max_epochs=1).fit(module)
     assert policy_of(module) == mixed.policy
     assert {scheme.input_bits for scheme in mixed.policy.values()} == {4}
     assert accuracy(module.eval()) > 0.6
