@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..curvature.resampling import blocks_of, resampled
 from ..curvature.taylor_model import TaylorModel
 from .solver.engine import solve
 from .solver.local_search import LocalSearch, first_selection, iterated_local_search
-from .solver.problem import Array, Indices, Mask, Problem
+from .solver.problem import Indices, Mask, Problem
 from .solver.reduction import Reduction
 
 _FEW = 12
@@ -126,7 +126,7 @@ def stability_of(
     for gradient, curvature in resampled(taylor, resamples, seed):
         drawn = reduction.problem(gradient, curvature)
         if additive:
-            drawn = _without_pairs(drawn)
+            drawn = drawn.without_pairs
         found = _searched(drawn, selection, allowed, random)
         chosen.append(drawn.value(selection))
         best.append(drawn.value(found))
@@ -168,11 +168,6 @@ def _searched(problem: Problem, selection: Indices, allowed: Mask, random: np.ra
     value, start = min(found, key=lambda pair: pair[0])
     best, least = iterated_local_search(search, start, random, kicks=20 + problem.group_count // 4)
     return best if least < value else start
-
-
-def _without_pairs(problem: Problem) -> Problem:
-    nothing: Array = np.broadcast_to(0.0, problem.curvature.shape)
-    return replace(problem, gradient=problem.additive_cost, curvature=nothing)
 
 
 def _note(blocks: int, samples: int, spread: float, magnitude: float) -> str:

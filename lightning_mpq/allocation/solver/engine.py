@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -112,9 +112,8 @@ def solve(
         )
         proved *= unit
         clock.note("integer program")
-        alone = replace(problem, gradient=cost, curvature=np.broadcast_to(0.0, problem.curvature.shape))
         tolerance = 1e-12 * max(float(np.abs(cost[selection]).sum()), 1e-300)
-        selection = break_ties(alone, selection, allowed, tolerance, clock.out_of_time)
+        selection = break_ties(problem.without_pairs, selection, allowed, tolerance, clock.out_of_time)
         clock.note("ties")
         value, nodes = float(cost[selection].sum()), 0
     else:

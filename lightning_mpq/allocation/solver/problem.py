@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -62,6 +62,12 @@ class Problem:
     def additive_cost(self) -> Array:
         """What each candidate costs alone, ``a + diag(G) / 2``, shape [K]."""
         return self.gradient + self.diagonal / 2
+
+    @cached_property
+    def without_pairs(self) -> Problem:
+        """The problem in which no two candidates interact, at the cost that each has alone."""
+        nothing: Array = np.broadcast_to(0.0, self.curvature.shape)
+        return replace(self, gradient=self.additive_cost, curvature=nothing)
 
     @cached_property
     def is_additive(self) -> bool:
