@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,17 +137,3 @@ class ExampleInputs:
 
 def _has_tokens(value: Tensor) -> bool:
     return value.dim() == 2 and not value.is_floating_point()
-
-
-@contextmanager
-def without_cache(model: nn.Module) -> Iterator[None]:
-    """Let models of transformers return no keys and values of earlier tokens, which are no tensors."""
-    found: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
-    try:
-        for config in configs.values():
-            config.use_cache = False
-        yield
-    finally:
-        for config in configs.values():
-            config.use_cache = True

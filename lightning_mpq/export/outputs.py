@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..network.caching import caching
 from ..network.modes import evaluating
-from .example_inputs import ExampleInputs, without_cache
+from .example_inputs import ExampleInputs
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor], runtime: str = "onnxruntime") -> float:
@@ -41,5 +42,5 @@ def flat(outputs: Any) -> list[Tensor]:
 
 def outputs_of(model: nn.Module, batch: ExampleInputs) -> list[Tensor]:
     """Return the tensors that a model computes in evaluation mode; it is left as it was."""
-    with evaluating(model), torch.no_grad(), without_cache(model):
+    with evaluating(model), torch.no_grad(), caching(model, use_cache=False):
         return [value.detach().cpu() for value in flat(batch.call(model))]

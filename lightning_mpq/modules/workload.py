@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -16,13 +15,13 @@ from ..allocation.workload import Workload
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup, LayerGroups
 from ..network.batches import tensors_of
+from ..network.caching import caching
 from ..network.calibration import Calibration
 from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
 from ..network.layer_kinds import kind_of, weight_rows
 from ..network.named_weights import held_by, named_layers
-from ..tools.attributes import shadowed
 from .kernel_bytes import kernel_bytes
 from .kernels import PLAIN, check_kernel_name
 from .pass_scale import PassScale, piece_of
@@ -132,7 +131,7 @@ def measure_workload(
     with (
         isolated(model),
         torch.no_grad(),
-        _with_cache(model),
+        caching(model, use_cache=True),
         watched(model, layers, on_call),
         hooked(every, with_kwargs=True),
     ):
@@ -176,13 +175,3 @@ def _keys_and_values(output: Any) -> list[Tensor]:
     for layer in getattr(cache, "layers", ()):
         found += [part for name in ("keys", "values") if isinstance(part := getattr(layer, name, None), Tensor)]
     return found
-
-
-@contextmanager
-def _with_cache(model: nn.Module) -> Iterator[None]:
-    """Let models of transformers return keys and values."""
-    with ExitStack() as stack:
-        configs = {id(c): c for module in model.modules() if hasattr(c := getattr(module, "config", None), "use_cache")}
-        for config in configs.values():
-            stack.enter_context(shadowed(config, use_cache=True))
-        yield

@@ -14,10 +14,11 @@ from torch import nn
 
 from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
+from ...network.caching import caching
 from ...network.modes import evaluating
 from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
-from ..example_inputs import ExampleInputs, Examples, without_cache
+from ..example_inputs import ExampleInputs, Examples
 from ..extras import require
 from ..float_twins import float_twins, weight_names
 from .containers import FOUR_BITS_OPSET, PRODUCTS, TWO_BITS_OPSET
@@ -129,7 +130,7 @@ def export_onnx(
     owners = {name: (layer, layers[layer]) for name, layer in weight_names(model).items()}
     batches = inputs.in_two_sizes(dynamic_length=dynamic_length) if dynamic_batch else [inputs]
     shapes = inputs.dynamic_shapes(dynamic_length=dynamic_length) if dynamic_batch else None
-    with evaluating(model), torch.no_grad(), without_cache(model):
+    with evaluating(model), torch.no_grad(), caching(model, use_cache=False):
         expected = [_outputs(model, batch, batches) for batch in batches]
         with float_twins(model):
             exported = trace(model, batches[0], opset, shapes, input_names, output_names)

@@ -16,10 +16,11 @@ from onnxscript import optimizer
 from torch import nn
 
 from ...modules import PackedLayer
+from ...network.caching import caching
 from ...quantizers import QuantizedRows
 from ...tools.clean_up import afterwards
 from ...tools.process_wide import quiet
-from ..example_inputs import ExampleInputs, without_cache
+from ..example_inputs import ExampleInputs
 from ..float_twins import layer_groups, shared_key, to_weight
 from .containers import PRODUCTS, TWO_BITS_OPSET, hold, may_have_two_bits
 from .graph import merge_shared, put_weight_in, take_weight_out
@@ -56,7 +57,7 @@ def trace(
     names: dict[str, Any] = {"input_names": input_names, "output_names": output_names, "opset_version": opset}
 
     def export(**shapes: Any) -> torch.onnx.ONNXProgram | None:
-        with _quiet(), without_cache(model):
+        with _quiet(), caching(model, use_cache=False):
             return torch.onnx.export(
                 model, inputs.args, kwargs=dict(inputs.kwargs) or None, dynamo=True, optimize=False, verbose=False,
                 **names, **shapes,
