@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -94,26 +95,47 @@ def rank_trials(
     Returns:
         [V, S, blocks].
     """
-    count, columns = len(trials.scale), rows.shape[1]
-    if count == 1:
+    if len(trials.scale) == 1:
         return torch.zeros(trials.scale.shape, dtype=torch.long, device=rows.device)
+    weights = row_weights if scheme.granularity == "tensor" else None
+    return torch.cat([each.argsort(dim=0, stable=True) for each in _errors(rows, costs, scheme, trials, weights)], 1)
+
+
+def least_error(rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, row_weights: Tensor) -> float:
+    """Return the sum by which `rank_trials` ranks, with the best trial for each scale.
+
+    Args:
+        rows: As in `rank_trials`.
+        costs: Likewise.
+        scheme: Likewise.
+        trials: Likewise.
+        row_weights: [R], how much a row counts.
+    """
+    return sum(float(each.amin(0).sum()) for each in _errors(rows, costs, scheme, trials, row_weights))
+
+
+def _errors(
+    rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, row_weights: Tensor | None
+) -> Iterator[Tensor]:
+    """Yield the weighted sums of squared errors of all trials, [V, ...], for some scales [S, blocks] at a time."""
     height, shared = len(rows) // len(costs), scheme.granularity == "tensor"
-    step = max(1, _CACHED_ELEMENTS // columns)
+    step = max(1, _CACHED_ELEMENTS // rows.shape[1])
     sums: Tensor | None = None
-    found = []
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
         own = costs[torch.arange(part.start, part.stop, device=rows.device) // height]
-        if shared and row_weights is not None:
+        if row_weights is not None:
             own = own * row_weights[part, None].to(own)
         zero_point = None if trials.zero_point is None else trials.zero_point[:, part]
         scales = trials if shared else Scales(trials.scale[:, part], zero_point)
-        errors = torch.stack([_weighted_errors(rows[part], own, scheme, scales, number) for number in range(count)])
-        if shared:
-            sums = errors if sums is None else sums + errors
+        each = [_weighted_errors(rows[part], own, scheme, scales, number) for number in range(len(trials.scale))]
+        errors = torch.stack(each)
+        if not shared:
+            yield errors
         else:
-            found.append(errors.argsort(dim=0, stable=True))
-    return torch.cat(found, dim=1) if sums is None else sums.argsort(dim=0, stable=True)
+            sums = errors if sums is None else sums + errors
+    if sums is not None:
+        yield sums
 
 
 def _weighted_errors(rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, number: int) -> Tensor:

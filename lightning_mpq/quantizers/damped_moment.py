@@ -13,31 +13,30 @@ _INDEFINITE = "The moment of the layer's inputs is not positive semidefinite; is
 
 
 @dataclass(frozen=True)
-class DampedMoment:
-    """V, upper triangular, with M / unit + d I = V V^T for columns in a certain order.
+class OrderedMoment:
+    """M with its columns in the order in which error feedback rounds them, read backwards: ready for any damping.
 
     Attributes:
         order: [G, C]: columns with the largest inputs first, while there are still columns left to make up for them.
-        root: V, [G, C, C].
+        backwards: M / unit, from the last column in that order to the first, [G, C, C].
         unit: [G, 1, 1], the mean of M's diagonal; 1 where that is zero.
     """
 
     order: Tensor
-    root: Tensor
+    backwards: Tensor
     unit: Tensor
 
     @classmethod
-    def of(cls, moment: Tensor, damping: float) -> DampedMoment:
-        """Factorise a moment; one that rounding errors make singular gets more damping.
+    def of(cls, moment: Tensor) -> OrderedMoment:
+        """Order the columns of a moment.
 
         Args:
             moment: M, [G, C, C], symmetric and positive semidefinite, one for each convolution group, in the type to
                 compute in.
-            damping: d in units of the mean of M's diagonal.
 
         Raises:
             NonFiniteError: If the moment holds NaN or infinite values.
-            ValueError: If it is not positive semidefinite.
+            ValueError: If its diagonal has negative values.
         """
         if not torch.isfinite(moment).all():
             raise NonFiniteError("The moment of the layer's inputs holds NaN or infinite values.")
@@ -47,18 +46,42 @@ class DampedMoment:
             raise ValueError(_INDEFINITE)
         mean = diagonal.mean(1)
         unit = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
-        columns = order[:, None, :].expand_as(moment)
-        ordered = moment.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit
-        # The lower factor of the matrix read backwards is V read backwards.
-        backwards = ordered.flip(1, 2)
+        columns = order.flip(1)[:, None, :].expand_as(moment)
+        return cls(order, moment.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit, unit)
+
+    def damped(self, damping: float) -> DampedMoment:
+        """Factorise it with damping on its diagonal; one that rounding errors make singular gets more.
+
+        Args:
+            damping: d in units of the mean of M's diagonal.
+
+        Raises:
+            ValueError: If it is not positive semidefinite.
+        """
         for _ in range(4):
-            damped = backwards.clone()
+            damped = self.backwards.clone()
             damped.diagonal(dim1=1, dim2=2).add_(damping)
             lower, failed = torch.linalg.cholesky_ex(damped)
             if not failed.any():
-                return cls(order, lower.flip(1, 2), unit)
+                # The lower factor of the matrix read backwards is V read backwards.
+                return DampedMoment(self.order, lower.flip(1, 2), self.unit)
             damping = max(10 * damping, 1e-8)
         raise ValueError(_INDEFINITE)
+
+
+@dataclass(frozen=True)
+class DampedMoment:
+    """V, upper triangular, with M / unit + d I = V V^T for columns in the order of an `OrderedMoment`.
+
+    Attributes:
+        order: As there.
+        root: V, [G, C, C].
+        unit: As there.
+    """
+
+    order: Tensor
+    root: Tensor
+    unit: Tensor
 
     def inverse_root(self) -> Tensor:
         """Return U = V^-1, [G, C, C], in the order of columns."""

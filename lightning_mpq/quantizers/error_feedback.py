@@ -7,6 +7,7 @@ change of a layer's output, greedily; M is the moment of its inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..grids.levels import Levels
-from .damped_moment import DampedMoment
+from .damped_moment import OrderedMoment
 
 _LEAF = 8
 """Columns that are rounded one by one. Of a longer run the first half is rounded, its errors are fed to the second half
@@ -66,7 +67,7 @@ class ErrorFeedback:
             ValueError: If it is not positive semidefinite.
         """
         wide = moment.to(torch.float32 if moment.device.type == "mps" else torch.float64)
-        damped = DampedMoment.of(wide, damping)
+        damped = OrderedMoment.of(wide).damped(damping)
         return cls(damped.order, damped.inverse_root().to(dtype))
 
     def column_costs(self) -> Tensor:
@@ -97,20 +98,28 @@ class ErrorFeedback:
         pending, ordered = in_order(rows), levels.map(in_order)
         codes = torch.empty_like(pending, dtype=torch.uint8)
         errors = torch.empty_like(pending)
-        self._round_run(0, rows.shape[2], pending, ordered, codes, errors)
+        self._round_run(0, rows.shape[2], pending, _by_column(ordered), codes, errors)
         loss = errors.square_().sum(1)
         inverse = self.order.argsort(dim=1)
         as_given = [values[parts, inverse].transpose(1, 2) for values in (codes, pending)]
         return Feedback(as_given[0], loss, as_given[1])
 
-    def _round_run(self, start: int, stop: int, pending: Tensor, levels: Levels, codes: Tensor, errors: Tensor) -> None:
+    def _round_run(
+        self,
+        start: int,
+        stop: int,
+        pending: Tensor,
+        levels: Callable[[int], Levels],
+        codes: Tensor,
+        errors: Tensor,
+    ) -> None:
         """Round columns ``start`` .. ``stop``, in place; pending values beyond ``stop`` are left to the caller.
 
         Args:
             start: The first column.
             stop: The one after the last.
             pending: [G, C, N], what is to be rounded; each column is final once it has been.
-            levels: In the order of columns.
+            levels: Column to its levels, in the order of columns.
             codes: [G, C, N].
             errors: [G, C, N], the rounding error of each column over U's diagonal.
         """
@@ -122,15 +131,23 @@ class ErrorFeedback:
             self._round_run(middle, stop, pending, levels, codes, errors)
             return
         for j in range(start, stop):
-            at_column = levels.map(partial(_row, number=j))
+            at_column = levels(j)
             column, weights = pending[:, j], self.upper[:, j]
             code = at_column.nearest(column)
             codes[:, j] = code
             error = errors[:, j]
             torch.sub(column, at_column.values(code), out=error)
             error /= weights[:, j, None]
-            for later in range(j + 1, stop):
-                pending[:, later].addcmul_(weights[:, later, None], error, value=-1)
+            if j + 1 < stop:
+                pending[:, j + 1 : stop].addcmul_(weights[:, j + 1 : stop, None], error[:, None], value=-1)
+
+
+def _by_column(levels: Levels) -> Callable[[int], Levels]:
+    """Return column to levels [G, N], of levels [G, C, N] or, where all columns share one, [G, 1, N]."""
+    if levels.step.shape[1] == 1:
+        shared = levels.map(lambda values: values[:, 0])
+        return lambda number: shared
+    return lambda number: levels.map(partial(_row, number=number))
 
 
 def _row(values: Tensor, number: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
-from .clip_search import Scales
+from .clip_search import Scales, least_error, trial_scales
 from .error_feedback import ErrorFeedback
 from .feedback_search import search_with_feedback
 from .nearest import finite_rows
@@ -47,6 +47,33 @@ class RowRounding:
         self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None
     ) -> list[RoundedRows]:
         """Round one weight to several schemes; see `round_rows`."""
+        wide, costs = self._checked(rows, row_weights)
+        found: dict[int, RoundedRows] = {}
+        for kind in dict.fromkeys(map(_side_by_side_with, schemes)):
+            numbers = [number for number, scheme in enumerate(schemes) if _side_by_side_with(scheme) == kind]
+            chosen = [schemes[number] for number in numbers]
+            found |= dict(zip(numbers, self._round_alike(wide, chosen, costs), strict=True))
+        return [found[number] for number in range(len(schemes))]
+
+    def errors(self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None) -> list[float]:
+        """Return about what `round` would return as errors: enough to tell which of several grids is the best.
+
+        Where that took error feedback it is a bound: the error of the weights themselves, rounded to nearest in the
+        range that suits each scale best, at what each column costs (`ErrorFeedback.column_costs`).
+        """
+        wide, weights = self._checked(rows, row_weights)
+        found = []
+        for scheme in schemes:
+            if scheme.clip == "moment" and self._feeds_on(scheme):
+                unit = self.moment.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).to(wide.dtype)
+                costs = unit * self._factorised(wide.dtype).column_costs()
+                found.append(least_error(wide, costs, scheme, trial_scales(wide, scheme), weights))
+            else:
+                found.append(self._round_alike(wide, [scheme], weights)[0].error)
+        return found
+
+    def _checked(self, rows: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the rows in the type to compute in, and how much each counts."""
         wide = finite_rows(rows)
         parts, columns = len(self.moment), self.moment.shape[-1]
         shape = (parts, columns, columns)[: self.moment.dim()]
@@ -55,26 +82,27 @@ class RowRounding:
                 f"Expected a moment of shape [groups, {wide.shape[1]}, {wide.shape[1]}] for {list(wide.shape)} weights "
                 f"and groups that divide the rows, got {list(self.moment.shape)}."
             )
-        costs = torch.ones(len(wide)).to(wide) if row_weights is None else row_weights.to(wide)
-        found: dict[int, RoundedRows] = {}
-        for kind in dict.fromkeys(map(_side_by_side_with, schemes)):
-            numbers = [number for number, scheme in enumerate(schemes) if _side_by_side_with(scheme) == kind]
-            chosen = [schemes[number] for number in numbers]
-            found |= dict(zip(numbers, self._round_alike(wide, chosen, costs), strict=True))
-        return [found[number] for number in range(len(schemes))]
+        return wide, torch.ones(len(wide)).to(wide) if row_weights is None else row_weights.to(wide)
+
+    def _feeds_on(self, scheme: WeightScheme) -> bool:
+        """Tell whether errors are fed on: not where inputs do not correlate."""
+        return scheme.rounding == "second_order" and self.moment.dim() == 3
+
+    def _factorised(self, dtype: torch.dtype) -> ErrorFeedback:
+        if self._factor is None:
+            self._factor = ErrorFeedback.factorise(self.moment, self.damping, dtype)
+        return self._factor
 
     def _round_alike(self, rows: Tensor, schemes: Sequence[WeightScheme], costs: Tensor) -> list[RoundedRows]:
         """Round to schemes that can be rounded side by side."""
         moment = self.moment.to(rows.dtype)
-        if schemes[0].rounding == "nearest" or moment.dim() == 2:  # nothing is fed on where inputs do not correlate
+        if not self._feeds_on(schemes[0]):
             scales = [search_nearest(rows, moment, scheme, costs) for scheme in schemes]
             nearest = [nearest_error(rows, moment, *pair) for pair in zip(schemes, scales, strict=True)]
             triples = zip(schemes, scales, nearest, strict=True)
             return [_rounded(codes, error, trial, scheme, costs) for scheme, trial, (codes, error) in triples]
-        if self._factor is None:
-            self._factor = ErrorFeedback.factorise(self.moment, self.damping, rows.dtype)
         results = []
-        searched = search_with_feedback(rows, self._factor, schemes, costs)
+        searched = search_with_feedback(rows, self._factorised(rows.dtype), schemes, costs)
         for scheme, (codes, trial) in zip(schemes, searched, strict=True):
             error = error_of_codes(rows, moment, scheme, trial, codes)
             nearest_codes, nearest_errors = nearest_error(rows, moment, scheme, trial)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..quantizers.damped_moment import DampedMoment
+from ..quantizers.damped_moment import OrderedMoment
 from .joint_moments import JointMoment
 
 DAMPINGS = (0.01, 0.04, 0.16, 0.64, 2.56, 10.24)
@@ -63,12 +63,26 @@ def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Tensor:
     """
     if not fit.strength:
         return weights
-    return weights + fit.strength * DampedMoment.of(moment.own, fit.ridge).solve(_pull(weights, moment))
+    return weights + fit.strength * OrderedMoment.of(moment.own).damped(fit.ridge).solve(_pull(weights, moment))
 
 
 def _pull(weights: Tensor, moment: JointMoment) -> Tensor:
     """Return W (X - M): the step from W to W', times M + d I."""
     return weights @ (moment.cross - moment.own)
+
+
+class _Half(NamedTuple):
+    """One part of the samples, and what it says of a few rows of the weight.
+
+    Attributes:
+        own: Mean of z z^T.
+        ordered: The same, ready to be damped.
+        pull: W (X - M).
+    """
+
+    own: Tensor
+    ordered: OrderedMoment
+    pull: Tensor
 
 
 @dataclass
@@ -107,11 +121,12 @@ def choose_fit(weights: Tensor, parts: Sequence[JointMoment]) -> Fit:
     step = max(1, weights.shape[1] // _ROWS)
     rows = weights[:, ::step].float()  # a choice among a few needs no more
     narrow = [JointMoment(part.cross.float(), part.own.float(), part.rows) for part in parts]
+    halves = [_Half(part.own, OrderedMoment.of(part.own), _pull(rows, part)) for part in narrow]
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (_SIGNS, weights.shape[2]), generator=generator).to(rows) * 2 - 1
     tried: dict[float, _Sums] = {}
     for damping in DAMPINGS:
-        tried[damping] = _judged(rows, signs, narrow, damping)
+        tried[damping] = _judged(signs, halves, damping)
         if len(tried) > 2 and _is_over(list(tried.values())):
             break
     pull = max(tried, key=lambda damping: tried[damping].gain)
@@ -125,12 +140,12 @@ def _is_over(sums: Sequence[_Sums]) -> bool:
     return last.gain <= max(each.gain for each in before) and last.noise >= min(each.noise for each in before)
 
 
-def _judged(rows: Tensor, signs: Tensor, parts: Sequence[JointMoment], damping: float) -> _Sums:
+def _judged(signs: Tensor, halves: Sequence[_Half], damping: float) -> _Sums:
     sums = _Sums()
-    for fitted, judge in ((parts[0], parts[1]), (parts[1], parts[0])):
-        damped = DampedMoment.of(fitted.own, damping)
-        step = damped.solve(_pull(rows, fitted))
-        sums.gained += float((step * _pull(rows, judge)).sum())
+    for fitted, judge in (halves, reversed(halves)):
+        damped = fitted.ordered.damped(damping)
+        step = damped.solve(fitted.pull)
+        sums.gained += float((step * judge.pull).sum())
         sums.spent += float(((step @ judge.own) * step).sum())
         errors = damped.fed_on(signs.expand(len(judge.own), -1, -1))
         cost = ((errors @ judge.own) * errors).sum() / len(signs)

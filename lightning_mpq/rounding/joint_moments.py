@@ -16,7 +16,7 @@ from ..network.batches import sample_count
 from ..network.layer_kinds import row_parts, rows_and_columns
 from ..network.layerwise import Stop
 from ..network.tokens import token_mask
-from ..quantizers.input_moments import unfolded_chunks
+from ..quantizers.input_moments import gram, unfolded_chunks
 from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks, world_size
 
 PARTS = 2
@@ -127,7 +127,7 @@ def joint_moments(
             known = None if with_x is None else with_x.output.shape
             xs = _chunks(module, with_x, known, place) if paired else repeat((0, None))
             for (part, z), (_, x) in zip(_chunks(module, with_z, known if paired else None, place), xs, strict=paired):
-                own[part] += z.mT @ z
+                own[part] += gram(z)
                 counts[part] += z.shape[1]
                 if x is not None:
                     cross[part] += x.mT @ z

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..network.layer_kinds import row_parts, weight_rows
 from ..quantizers import InputMoment, RoundedRows, RowRounding
 from ..schemes import WeightScheme
 
+_Found = TypeVar("_Found")
 _SAMPLED_WEIGHTS = 24576
 """By so many weights, in whole rows, the grid of all is chosen."""
 
@@ -26,12 +28,14 @@ class WeightRounding:
         rows: [R, C].
         rounding: Rounds by the moment, which is factorised once for all.
         counts: [R], how often each row of an embedding was looked up; None for other layers.
+        known: What was rounded already.
     """
 
     layer: str
     rows: Tensor
     rounding: RowRounding
     counts: Tensor | None
+    known: dict[WeightScheme, RoundedRows] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -63,20 +67,42 @@ class WeightRounding:
         stands_for = torch.ones_like(index, dtype=self.rows.dtype)
         stands_for[:, widest.shape[1] :] = others.shape[1] / len(spaced)
         index = (torch.arange(parts, device=index.device)[:, None] * height + index).flatten()
-        return replace(self, rows=self.rows[index], counts=weights[index] * stands_for.flatten())
+        return replace(self, rows=self.rows[index], counts=weights[index] * stands_for.flatten(), known={})
 
     def round(self, schemes: Sequence[WeightScheme]) -> list[RoundedRows]:
         """Round to several schemes; errors are relative to the mean square of the layer's output."""
+        left = [scheme for scheme in schemes if scheme not in self.known]
+        unit = self._unit()
+        for scheme, result in zip(left, self._named(self.rounding.round, left), strict=True):
+            self.known[scheme] = result._replace(error=result.error * unit)
+        return [self.known[scheme] for scheme in schemes]
+
+    def errors(self, schemes: Sequence[WeightScheme]) -> list[float]:
+        """Return errors to compare grids by: about those of all rows, told by some of them and by a bound.
+
+        A layer of few weights is rounded: that is quick, and chance tells its grids apart.
+        """
+        sample = self.sample()
+        if sample is self:
+            return [result.error for result in self.round(schemes)]
+        unit = sample._unit()
+        return [error * unit for error in sample._named(sample.rounding.errors, schemes)]
+
+    def _named(self, work: Callable[..., list[_Found]], schemes: Sequence[WeightScheme]) -> list[_Found]:
+        """Return what work finds; its errors name the layer."""
         try:
-            results = self.rounding.round(self.rows, schemes, self.counts)
+            return work(self.rows, schemes, self.counts)
         except ValueError as error:
             raise type(error)(f"Layer {self.layer!r}: {error}") from error
+
+    def _unit(self) -> float:
+        """Return one over the mean square of the layer's output, 0 where that is zero."""
         moment = self.rounding.moment
         weights = self.rows.unflatten(0, (len(moment), -1)).to(moment.dtype)
         products = weights * moment[:, None] if moment.dim() == 2 else weights @ moment
         energy = (products * weights).sum(2).flatten()
         total = float((energy if self.counts is None else energy * self.counts).sum())
-        return [result._replace(error=result.error / total if total > 0 else 0.0) for result in results]
+        return 1 / total if total > 0 else 0.0
 
 
 def best_grids(candidates: Sequence[Candidate], group: Sequence[WeightRounding], weights: int) -> list[Candidate]:
@@ -89,10 +115,10 @@ def best_grids(candidates: Sequence[Candidate], group: Sequence[WeightRounding],
     kinds = [_without_grid(scheme) for scheme in schemes]
     if len(set(kinds)) == len(kinds):
         return list(candidates)
-    sampled = [each.sample().round(schemes) for each in group]
+    sampled = [each.errors(schemes) for each in group]
     # A bit more per weight makes steps half as wide and squared errors a quarter.
     costs = [
-        sum(results[i].error for results in sampled) * 4 ** (first[scheme].stored_bits / weights - scheme.bits)
+        sum(errors[i] for errors in sampled) * 4 ** (first[scheme].stored_bits / weights - scheme.bits)
         for i, scheme in enumerate(schemes)
     ]
     best = {kind: min((i for i, own in enumerate(kinds) if own == kind), key=costs.__getitem__) for kind in kinds}

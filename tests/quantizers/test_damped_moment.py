@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.quantizers.damped_moment import DampedMoment
+from lightning_mpq.quantizers.damped_moment import OrderedMoment
 
 
 def moments(groups: int, columns: int) -> torch.Tensor:
@@ -19,13 +19,13 @@ def test_it_solves_for_rows_in_their_own_order_of_columns(damping):
     moment, rows = moments(3, 7), torch.randn(3, 5, 7, dtype=torch.float64)
     unit = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     expected = rows @ torch.linalg.inv(moment + damping * unit * torch.eye(7))
-    torch.testing.assert_close(DampedMoment.of(moment, damping).solve(rows), expected)
+    torch.testing.assert_close(OrderedMoment.of(moment).damped(damping).solve(rows), expected)
 
 
 def test_errors_are_fed_on_as_by_least_squares_over_the_columns_that_are_left():
     moment, damping = moments(2, 6), 0.05
     errors = torch.randn(2, 4, 6, dtype=torch.float64)
-    damped = DampedMoment.of(moment, damping)
+    damped = OrderedMoment.of(moment).damped(damping)
     found = damped.fed_on(errors)
     for group in range(2):
         unit = moment[group].diagonal().mean()
@@ -45,8 +45,8 @@ def test_errors_are_fed_on_as_by_least_squares_over_the_columns_that_are_left():
 
 
 def test_a_singular_moment_gets_more_damping_and_what_is_no_moment_is_refused():
-    assert torch.isfinite(DampedMoment.of(torch.ones(1, 4, 4), 0.0).root).all()
+    assert torch.isfinite(OrderedMoment.of(torch.ones(1, 4, 4)).damped(0.0).root).all()
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        DampedMoment.of(torch.full((1, 2, 2), torch.nan), 0.1)
+        OrderedMoment.of(torch.full((1, 2, 2), torch.nan))
     with pytest.raises(ValueError, match="not positive semidefinite"):
-        DampedMoment.of(-torch.eye(3)[None], 0.1)
+        OrderedMoment.of(-torch.eye(3)[None])
