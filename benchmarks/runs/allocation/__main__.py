@@ -6,22 +6,22 @@ python -m benchmarks.runs.allocation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
-
-from lightning_mpq.allocation.solver.engine import solve
 
 from ...methods.allocation_peers import PEERS
 from ...methods.relaxation_peers import RELAXATIONS, RelaxationPeer
 from ...problems.allocation_instances import resnet20, synthetic
 from ...recorded_instances.files import recorded_problem
 from ...tools.environment import PACKAGES
+from ...tools.parts import Parts
 from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
-from ..arguments import parsed, parser_of
-from .cases import cases, quick_cases, targets
+from ..arguments import parsed, parser_of, parts_of
+from .cases import cases, largest, quick_cases, targets
 from .measuring import GAP, measure, measure_frontier, measure_peer, measure_root
 
 
@@ -31,13 +31,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-seconds", type=float, default=30.0, help="time limit of other solvers")
     parser.add_argument("--budgets", type=int, default=30, help="budgets of the frontier")
     arguments = parsed(parser, words, peer_seconds=1.0, budgets=2)
-    rows: list[Row] = []
-    for case in quick_cases() if arguments.quick else cases():
-        print(case.name, flush=True)
-        rows.append(measure(case))
-    rows.append(measure_frontier(arguments.budgets, 60))
-    by_peers, skipped = measure_peers(arguments.peer_seconds, arguments.quick)
-    roots, missing = measure_roots(arguments.peer_seconds, arguments.quick)
+    parts = parts_of(arguments)
+    solved = quick_cases() if arguments.quick else [*cases(), largest()]
+    rows = [row for case in solved for row in parts.rows(case.name, partial(measure, case))]
+    rows += parts.rows(f"frontier {arguments.budgets}", partial(measure_frontier, arguments.budgets, 60))
+    by_peers, skipped = measure_peers(parts, arguments.peer_seconds, arguments.quick)
+    roots, missing = measure_roots(parts, arguments.peer_seconds, arguments.quick)
     rows += by_peers + roots
     skipped += missing
     print_table(rows)
@@ -61,9 +60,10 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"written to {path}")
 
 
-def measure_peers(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
+def measure_peers(parts: Parts, seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
     """Return the rows of the solvers that are installed, and why others were left out."""
-    rows, skipped = [], []
+    rows: list[Row] = []
+    skipped = []
     problems = {"resnet20 fisher at 3 bits": resnet20("fisher", 3.0)}
     if not quick:
         problems["mid 54 x 7 at 3 bits"] = synthetic("mid", 54, 7, 3.0)
@@ -72,13 +72,14 @@ def measure_peers(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
             skipped.append(f"{name}: {peer.package} is not installed")
             continue
         try:
-            rows += [measure_peer(name, instance, problem, seconds) for instance, problem in problems.items()]
+            for instance, problem in problems.items():
+                rows += parts.rows(f"{instance}, {name}", partial(measure_peer, name, instance, problem, seconds))
         except ImportError as error:
             skipped.append(f"{name}: {peer.package} cannot be imported ({error})")
     return rows, skipped
 
 
-def measure_roots(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
+def measure_roots(parts: Parts, seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
     """Return the rows of all ways to a root bound, on problems small enough for a conic solver, and what is missing."""
     problems = {
         "mid 8 x 7 at 3 bits" if quick else "mid 12 x 7 at 3 bits": synthetic("mid", 8 if quick else 12, 7, 3.0)
@@ -86,11 +87,10 @@ def measure_roots(seconds: float, quick: bool) -> tuple[list[Row], list[str]]:
     if not quick:
         problems["minilm-nearest at 1 bits above the least"] = recorded_problem("minilm-nearest", 1.0)
     skipped = [f"{name}: {way.package} is not installed" for name, way in RELAXATIONS.items() if not _installed(way)]
-    rows = []
+    rows: list[Row] = []
     for instance, problem in problems.items():
-        best = solve(problem, gap=GAP, time_limit=20).value
-        ways = [name for name, way in RELAXATIONS.items() if _installed(way)]
-        rows += [measure_root(name, instance, problem, best, seconds) for name in ways]
+        for name in (name for name, way in RELAXATIONS.items() if _installed(way)):
+            rows += parts.rows(f"{instance}, {name}", partial(measure_root, name, instance, problem, seconds))
     return rows, skipped
 
 

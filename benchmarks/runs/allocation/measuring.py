@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import cast
@@ -24,8 +25,8 @@ from .cases import Case, frontier_name
 GAP = 1e-3
 
 
-def measure(case: Case) -> Row:
-    """Solve a case and return its row: value, gap, seconds, memory in matrices, the additive excess."""
+def measure(case: Case) -> Iterator[Row]:
+    """Solve a case and yield its row: value, gap, seconds, memory in matrices, the additive excess."""
     problem = cast(Problem, case.problem())
     found: list[Solution] = []
     wall, processor = time.perf_counter(), time.process_time()
@@ -49,7 +50,7 @@ def measure(case: Case) -> Row:
     if not case.additive:
         additive = solve(problem, gap=GAP, time_limit=10, additive=True)
         row["additive_excess"] = (problem.value(additive.selection) - solution.value) / abs(solution.value)
-    return row
+    yield row
 
 
 def _in_matrices(memory: int | None, problem: Problem) -> float | None:
@@ -62,21 +63,21 @@ def _solved(problem: Problem, case: Case) -> Solution:
     return solve(problem, gap=GAP, time_limit=case.time_limit, additive=case.additive, timer=time.process_time)
 
 
-def measure_root(solver: str, name: str, problem: Problem, value: float, seconds: float) -> Row:
-    """Bound one problem at its root and return the row.
+def measure_root(solver: str, name: str, problem: Problem, seconds: float) -> Iterator[Row]:
+    """Bound one problem at its root and yield the row.
 
     Args:
         solver: One of `RELAXATIONS`.
         name: Name of the problem.
         problem: It.
-        value: The best value that is known.
         seconds: Time limit.
     """
+    value = solve(problem, gap=GAP, time_limit=20, timer=time.process_time).value
     form = difference_form(problem, np.ones(len(problem.group), dtype=bool))
     wall, processor = time.perf_counter(), time.process_time()
     bound = RELAXATIONS[solver].bound(form, value, seconds)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return {
+    yield {
         "instance": name,
         "solver": solver,
         "groups": problem.group_count,
@@ -88,16 +89,16 @@ def measure_root(solver: str, name: str, problem: Problem, value: float, seconds
     }
 
 
-def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Row:
-    """Solve one problem by another solver and return its row.
+def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Iterator[Row]:
+    """Solve one problem by another solver and yield its row.
 
     It runs in a process of its own: OR-Tools and highspy bundle the same library and cannot share one.
     """
     wall = time.perf_counter()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        value, bound = process.submit(PEERS[solver].solve, problem, seconds).result()
+        value, bound, processor = process.submit(_solved_by_peer, solver, problem, seconds).result()
     found = np.isfinite(value)
-    return {
+    yield {
         "instance": name,
         "solver": solver,
         "groups": problem.group_count,
@@ -105,16 +106,22 @@ def measure_peer(solver: str, name: str, problem: Problem, seconds: float) -> Ro
         "value": value if found else None,
         "gap": relative_gap(value, bound) if found else None,
         "wall_seconds": round(time.perf_counter() - wall, 3),
+        "processor_seconds": round(processor, 3),
     }
 
 
-def measure_frontier(budgets: int, time_limit: float) -> Row:
+def _solved_by_peer(solver: str, problem: Problem, seconds: float) -> tuple[float, float, float]:
+    value, bound = PEERS[solver].solve(problem, seconds)
+    return value, bound, time.process_time()
+
+
+def measure_frontier(budgets: int, time_limit: float) -> Iterator[Row]:
     """Prove a sweep of budgets on ResNet-20's Fisher model."""
     taylor = resnet20_taylor()
     wall, processor = time.perf_counter(), time.process_time()
     swept = frontier(taylor, average_bits=np.linspace(2.1, 7.9, budgets).tolist(), time_limit=time_limit, gap=GAP)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return {
+    yield {
         "instance": frontier_name(budgets),
         "solver": "lightning_mpq",
         "groups": len(taylor.groups),
