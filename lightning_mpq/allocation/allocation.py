@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from ..curvature.taylor_model import Prediction
 from ..policy import BitPolicy
+from ..tools.progress import Progress, silent
 from .stability import Stability
 from .status import SolveStatus
 
@@ -26,7 +27,9 @@ class SolvedProblem(Protocol):
     def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
         """Return what an allocation says of its policy, whoever found it."""
 
-    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int) -> Stability:
+    def stability(
+        self, policy: BitPolicy, additive: bool, resamples: int, seed: int, progress: Progress
+    ) -> Stability:
         """Return how much a policy depends on the samples that were profiled."""
 
 
@@ -120,7 +123,7 @@ class Allocation:
         assert self.preparation is not None
         return replace(self, **self.preparation.facts(policy, self.objective))
 
-    def stability(self, resamples: int = 100, seed: int = 0) -> Stability:
+    def stability(self, resamples: int = 100, seed: int = 0, progress: Progress = silent) -> Stability:
         """Draw the profiled samples again (bootstrap), and look for the best policy of each draw, from this one.
 
         Whole samples are drawn, a sequence with all its positions being one, from the 16 (of more than 2,048
@@ -132,6 +135,7 @@ class Allocation:
         Args:
             resamples: How often samples are drawn again.
             seed: Decides draws and searches.
+            progress: Called with the fraction done and a message.
 
         Returns:
             For each group how often it keeps its width, the spread of the predicted loss, and how often the policy is
@@ -143,7 +147,7 @@ class Allocation:
         """
         assert self.preparation is not None
         additive = self.objective == "additive" or "pairs" in self.details
-        return self.preparation.stability(self.policy, additive, resamples, seed)
+        return self.preparation.stability(self.policy, additive, resamples, seed, progress)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

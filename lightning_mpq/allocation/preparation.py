@@ -11,6 +11,7 @@ import numpy as np
 from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
 from ..policy import BitPolicy
+from ..tools.progress import Progress
 from .allocation import Allocation, Objective
 from .budget import Budget
 from .costs import CostRow, cost_rows
@@ -115,7 +116,7 @@ class Preparation:
             "prediction_error": prediction.standard_error,
         }
 
-    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int) -> Stability:
+    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int, progress: Progress) -> Stability:
         """Return how much a policy depends on the samples that were profiled; see `Allocation.stability`."""
         selection = self.reduction.selection(self.taylor.indices(policy))
         if selection is None:
@@ -135,6 +136,7 @@ class Preparation:
             reference=self.reference,
             resamples=resamples,
             seed=seed,
+            progress=progress,
         )
 
     @property

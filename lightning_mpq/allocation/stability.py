@@ -10,6 +10,7 @@ import numpy as np
 
 from ..curvature.resampling import blocks_of, resampled
 from ..curvature.taylor_model import TaylorModel
+from ..tools.progress import Progress
 from .solver.engine import solve
 from .solver.local_search import LocalSearch, first_selection, iterated_local_search
 from .solver.problem import Indices, Mask, Problem
@@ -92,6 +93,7 @@ def stability_of(
     reference: float,
     resamples: int,
     seed: int,
+    progress: Progress,
 ) -> Stability:
     """Draw samples again, and look for the best policy of each draw from the given one.
 
@@ -107,6 +109,7 @@ def stability_of(
         reference: Magnitude that excesses are measured against where the best loss is smaller.
         resamples: How often.
         seed: Decides draws and searches.
+        progress: Called with the fraction done and a message.
 
     Raises:
         ValueError: If resamples is not positive, or the model was made from fewer than two samples.
@@ -123,7 +126,8 @@ def stability_of(
     allowed = np.isin(bits, bits[selection]) if widths is not None else np.ones(len(bits), dtype=bool)
     chosen, best, same = [], [], np.zeros(len(selection))
     random = np.random.default_rng([seed, 1])
-    for gradient, curvature in resampled(taylor, resamples, seed):
+    for number, (gradient, curvature) in enumerate(resampled(taylor, resamples, seed)):
+        progress(number / resamples, "draw the samples again")
         drawn = reduction.problem(gradient, curvature)
         if additive:
             drawn = drawn.without_pairs

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sized
 
-from ..tools.progress import Progress
+from ..tools.progress import Progress, with_time_left
 
 
 class ProfileProgress:
@@ -21,24 +20,16 @@ class ProfileProgress:
         """
         self._total = len(batches) if isinstance(batches, Sized) else None
         self._estimator = estimator
-        self._progress = progress
-        self._start = time.monotonic()
-        self._done = self._skipped = 0
+        self._progress = None if progress is None else with_time_left(progress)
+        self._done = 0
 
     def skip(self) -> None:
         """Count a batch that was measured earlier."""
         self._done += 1
-        self._skipped += 1
 
     def tick(self, samples: int) -> None:
         """Count a batch that was measured now and report."""
         self._done += 1
-        if self._progress is None:
-            return
-        message = f"{self._estimator}: {samples} samples"
-        if not self._total:
-            self._progress(0.0, message)
-            return
-        seconds_each = (time.monotonic() - self._start) / (self._done - self._skipped)
-        left = seconds_each * max(0, self._total - self._done)
-        self._progress(min(1.0, self._done / self._total), f"{message}, {left:.0f} s left")
+        if self._progress is not None:
+            done = min(1.0, self._done / self._total) if self._total else 0.0
+            self._progress(done, f"{self._estimator}: {samples} samples")

@@ -20,7 +20,7 @@ from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord
 from ..report.records import PairsRow, Report
 from ..tools.distributed import active, errors_shared, mean_over_ranks, on_rank_zero, share_buffers
-from ..tools.progress import StageTimer
+from ..tools.progress import Progress, StageTimer, silent
 from .comparison import Comparison
 from .frontier_record import frontier_record
 from .planning import Decision, decide
@@ -142,16 +142,16 @@ class Pipeline:
         with timer.stage("quantize"):
             quantizer.codes(decision.allocation.policy)
         with timer.stage("frontier"):
-            timer.report(0.5, "look at other budgets")
+            timer.report(0.6, "look at other budgets")
             others = self._frontier(decision)
         with timer.stage("compare"):
             evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
             reestimated = self.settings.predicts_repaired(quantizer.model)
             over_ranks = partial(metrics_over_ranks, metrics)
             comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, reestimated)
-            rows = comparison.measure(decision.allocation, timer.within(0.5, 0.9), keep=keep)
+            rows = comparison.measure(decision.allocation, timer.within(0.65, 0.9), keep=keep)
         with timer.stage("stability"):
-            stability = stability_row(decision, self.settings.selection.resamples)
+            stability = stability_row(decision, self.settings.selection.resamples, timer.within(0.9, 1.0))
         return Report(
             loss=decision.taylor.loss,
             models=rows.models,
@@ -188,12 +188,12 @@ def pairs_row(decision: Decision) -> PairsRow:
     return PairsRow(measured.between, measured.between_error, solved.between, measured.value)
 
 
-def stability_row(decision: Decision, resamples: int) -> dict[str, Any] | None:
+def stability_row(decision: Decision, resamples: int, progress: Progress = silent) -> dict[str, Any] | None:
     """Return how stable the policy is; None where nobody asks, or nobody can tell."""
     allocation = decision.allocation
     if not resamples or allocation.minimised == "bytes" or blocks_of(decision.taylor) < 2:
         return None
-    return on_rank_zero(lambda: allocation.stability(resamples).to_dict())
+    return on_rank_zero(lambda: allocation.stability(resamples, progress=progress).to_dict())
 
 
 def metrics_over_ranks(metrics: Metrics) -> dict[str, float]:

@@ -120,7 +120,6 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         count = settings.selection.policies
         others = other_policies(taylor, known.unshrunk, settings.budget, allocation, count, settings.solver)
     with timer.stage("select"):
-        timer.report(0.5, "measure the best policies")
         evaluator = PolicyEvaluator(quantizer, taylor.loss)
         selection = PolicySelection(evaluator, known.groups, taylor, settings.selection)
         again = {
@@ -130,7 +129,8 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
             "seed": settings.curvature.seed,
             "reestimated": settings.predicts_repaired(calibration.model),
         }
-        found = selection.run(allocation, others, lambda local: solve(local, settings), **again)
+        progress = timer.within(0.5, 0.6)
+        found = selection.run(allocation, others, lambda local: solve(local, settings), progress=progress, **again)
     return replace(decision, allocation=found.allocation, evaluator=evaluator, trials=found.trials).recounting(
         settings.target
     )

@@ -25,6 +25,7 @@ from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
 from ..tools.distributed import on_rank_zero
 from ..tools.process_wide import quiet
+from ..tools.progress import Progress, silent
 from .policy_evaluator import Measured, PolicyEvaluator
 from .reexpansion import expand_at
 
@@ -69,7 +70,14 @@ class PolicySelection:
     taylor: TaylorModel
     options: SelectionOptions
 
-    def run(self, allocation: Allocation, others: Mapping[str, BitPolicy], solve: Solve, **settings: Any) -> Selection:
+    def run(
+        self,
+        allocation: Allocation,
+        others: Mapping[str, BitPolicy],
+        solve: Solve,
+        progress: Progress = silent,
+        **settings: Any,
+    ) -> Selection:
         """Measure the solved policy and others, keep the best, and expand again if the prediction for it was wrong.
 
         Another policy is kept only if it is better by two standard errors of the paired difference.
@@ -78,19 +86,24 @@ class PolicySelection:
             allocation: The solved policy.
             others: Name to other policies within the budget; those that stand twice are measured once.
             solve: Taylor model to allocation, for the rounds.
+            progress: Called with how far that is.
             settings: Those of `expand_at` for the rounds.
         """
         policies = {"solved": allocation.policy}
         for name, policy in others.items():
             if policy not in policies.values():
                 policies[name] = policy
-        trials = [self._trial(0, name, policy, self.taylor.predict(policy).value) for name, policy in policies.items()]
+        steps, trials = len(policies) + self.options.rounds, list[TrialRow]()
+        for name, policy in policies.items():
+            progress(len(trials) / steps, f"measure the {name} policy")
+            trials.append(self._trial(0, name, policy, self.taylor.predict(policy).value))
         tried = list(policies.values())
         best = self._best(tried)
         for number in range(1, self.options.rounds + 1):
             base = trials[best]
             if tried[best].inputs() or not self._disagrees(base):
                 break
+            progress((len(policies) + number - 1) / steps, "expand the loss again")
             local = self._expanded(tried[best], settings)
             policy = solve(local).policy
             step = local.predict(policy).value - local.predict(tried[best]).value
