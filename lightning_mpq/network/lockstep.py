@@ -49,6 +49,7 @@ class LockstepForward:
             when: Whether to stop before a layer runs or after it.
         """
         self._layers, self._when = layers, when
+        self._last = next(reversed(layers), "")
         self._gate = _Gate()
         self._over: set[str] = set()
         self.repeated: set[str] = set()
@@ -77,6 +78,9 @@ class LockstepForward:
         self._over.add(layer)
         for each in self._passes:
             yield self._advance(each, layer)
+            if layer == self._last:  # nobody asks for more: what is behind it, such as logits, need not be held
+                each.cancel()
+                each.join()
 
     def _advance(self, each: _Pass, layer: str) -> Stop | None:
         """Let a pass go on from calls of layers whose turn is over."""

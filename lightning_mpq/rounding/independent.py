@@ -28,8 +28,9 @@ from .packed_rows import PackedRows
 from .rounded_weights import RoundedWeights
 from .weight_rounding import WeightRounding, best_grids
 
-_MOMENT_BYTES = 2**30
-"""What the moments of layers that are rounded by one pass may take together, if there is more than one layer."""
+_LEAST_BYTES = 2**27
+"""What the moments of layers that are rounded by one pass may take together, or half of the weights if these are more:
+a pass for each part then takes time that grows with the model and not with its square."""
 
 
 @torch.inference_mode(False)  # its caller may evaluate
@@ -51,8 +52,8 @@ def round_candidates(
     Where schemes quantize inputs, their ranges are found on the same batches, in a pass of their own.
 
     The model runs over the batches in evaluation mode, and is left exactly as it was. Moments take 8 bytes times
-    columns squared for each layer until it is rounded: where those of all layers take more than a gibibyte, layers are
-    rounded in parts, with a pass for each.
+    columns squared for each layer until it is rounded: where those of all layers take more than half of the weights,
+    layers are rounded in parts, with a pass for each.
 
     Where torch.distributed is in use, every process calls this with its own batches: moments are summed over all of
     them, rank 0 rounds, and every process gets its codes.
@@ -131,17 +132,23 @@ def _parts(
 ) -> list[list[LayerGroup]]:
     """Cut groups into parts whose moments fit into memory together; each takes a pass of its own."""
     parts: list[list[LayerGroup]] = []
-    room = 0
+    most, room = moment_room(layers.values()), 0
     for group in groups:
         size = 0
         if any(candidate.scheme.weight.needs_inputs for candidate in offered[group.name]):
             size = sum(InputMoment.bytes_of_layer(layers[layer]) for layer in group.layers)
         if not parts or size > room:
             parts.append([])
-            room = _MOMENT_BYTES
+            room = most
         parts[-1].append(group)
         room -= size
     return parts
+
+
+def moment_room(layers: Iterable[nn.Module]) -> int:
+    """Return how many bytes the moments of layers that are rounded by one pass may take together."""
+    weights = {id(layer.weight): layer.weight for layer in layers}
+    return max(_LEAST_BYTES, sum(w.numel() * w.element_size() for w in weights.values()) // 2)  # type: ignore[operator,union-attr]
 
 
 def _schemes_of_inputs(

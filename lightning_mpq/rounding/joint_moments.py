@@ -135,9 +135,10 @@ def joint_moments(
     rows = [sum(of_ranks) for of_ranks in zip(*gather(counts), strict=True)]
     own = sum_over_ranks(own)
     cross = sum_over_ranks(cross) if paired else own
-    found = [
-        JointMoment(cross[part] / rows[part], own[part] / rows[part], rows[part]) for part in range(PARTS) if rows[part]
-    ]
+    for sums in (own, cross)[: 1 + paired]:
+        for part in range(PARTS):
+            sums[part] /= max(rows[part], 1)
+    found = [JointMoment(cross[part], own[part], rows[part]) for part in range(PARTS) if rows[part]]
     return JointMoments(tuple(found), paired)
 
 

@@ -120,7 +120,7 @@ def test_layers_whose_moments_do_not_fit_together_take_passes_of_their_own(monke
     offered = make_candidates(groups, bits=[2, 4])
     whole = round_candidates(model, data, groups, offered)
     passes = []
-    monkeypatch.setattr(independent, "_MOMENT_BYTES", 0)
+    monkeypatch.setattr(independent, "moment_room", lambda layers: 0)
     measured = independent.input_moments
     monkeypatch.setattr(independent, "input_moments", lambda *args: passes.append(list(args[1])) or measured(*args))
     parts = round_candidates(model, data, groups, offered)

@@ -37,7 +37,7 @@ from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .measurement import Measurement
 from .perturbation import Perturbations
-from .weights import all_scores, substituted, weight_variables
+from .weights import scores_of_backward, substituted, weight_variables
 
 
 class SampleScores:
@@ -247,15 +247,13 @@ class SampleScores:
         """Return the summed scores of a batch by differentiating by the weights, and inputs, themselves, [K]."""
         variables = weight_variables(self._perturbations)
         probes = InputProbes(self._inputs, self._perturbations.device)
-        leaves = [*variables.values(), *probes.leaves]
         with substituted(self._perturbations, variables), probes.attached():
             outputs = self._evaluator.outputs(batch)
             if not outputs.requires_grad:
                 raise not_differentiable("outputs do")
             if outputs.shape != gradient.shape:
                 raise RuntimeError("The model's outputs for one sample do not look like a row of those for many.")
-            slopes = torch.autograd.grad(outputs, leaves, gradient, allow_unused=True)
-        return all_scores(self._perturbations, probes, [slopes])[0]
+            return scores_of_backward(self._perturbations, variables, probes, outputs, gradient)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from ...tools.clean_up import afterwards
 from .input_probes import InputProbes
 from .perturbation import Perturbations
 
+_CHUNK_ELEMENTS = 2**20
+"""Values of a gradient that are widened to float64 at once (8 MiB)."""
+
 
 @contextmanager
 def substituted(perturbations: Perturbations, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -59,11 +62,57 @@ def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Te
     for layer, slopes in zip(perturbations.leaders, zip(*gradients, strict=True), strict=True):
         known = {row: slope.detach().flatten() for row, slope in enumerate(slopes) if slope is not None}
         if known:
-            own = torch.stack(list(known.values())).to(wide)
-            for columns, deltas in perturbations.chunks(layer):
-                for column, delta in enumerate(deltas.flatten(1), columns.start):
-                    total[list(known), column] += own @ delta.to(wide)
+            total[list(known), perturbations.columns[layer]] += _with_layer(perturbations, layer, list(known.values()))
     return total
+
+
+def _with_layer(perturbations: Perturbations, layer: str, gradients: Sequence[Tensor]) -> Tensor:
+    """Return the inner products of gradients of one weight, flattened, with its perturbations, [M, B]."""
+    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    found = [
+        sum(
+            torch.stack([gradient[i : i + _CHUNK_ELEMENTS] for gradient in gradients]).to(wide)
+            @ delta[i : i + _CHUNK_ELEMENTS].to(wide)
+            for i in range(0, len(delta), _CHUNK_ELEMENTS)
+        )
+        for _, deltas in perturbations.chunks(layer)
+        for delta in deltas.flatten(1)
+    ]
+    return torch.stack(found, 1)  # type: ignore[arg-type]
+
+
+def scores_of_backward(
+    perturbations: Perturbations, variables: Mapping[str, Tensor], probes: InputProbes, outputs: Tensor, slope: Tensor
+) -> Tensor:
+    """Return what `all_scores` does of one backward pass, in which no more than a few weight gradients stand at once.
+
+    Args:
+        perturbations: Those of weights.
+        variables: What `weight_variables` returned.
+        probes: Variables of the inputs.
+        outputs: Computed with both.
+        slope: Gradient of the outputs.
+
+    Returns:
+        [K].
+    """
+    names = {id(variable): layer for layer, variable in variables.items()}
+    wide = torch.float32 if outputs.device.type == "mps" else torch.float64
+    total = torch.zeros(perturbations.count, dtype=wide, device=outputs.device)
+
+    def use(variable: Tensor) -> None:
+        layer, gradient = names[id(variable)], variable.grad
+        assert gradient is not None
+        variable.grad = None
+        total[perturbations.columns[layer]] += _with_layer(perturbations, layer, [gradient.flatten()])[0].to(total)
+
+    handles = [variable.register_post_accumulate_grad_hook(use) for variable in variables.values()]
+    try:
+        torch.autograd.backward(outputs, slope, inputs=[*variables.values(), *probes.leaves])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat([total, probes.scores([[leaf.grad for leaf in probes.leaves]])[0].to(total)])
 
 
 def all_scores(
