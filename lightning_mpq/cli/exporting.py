@@ -1,65 +1,98 @@
-"""Other files than ours that the command writes of a packed model: ``export=onnx``."""
+"""Files for runtimes that the command writes of a packed model: ``export=target``, ``export=[onnxruntime,vllm]``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from omegaconf import ListConfig
-from torch import Tensor
 
-from ..export import export_compressed_tensors, export_onnx
+from ..export import export_compressed_tensors
+from ..export.example_inputs import ExampleInputs
+from ..export.extras import require
+from ..targets import Target, export_for, target_named
+from ..targets.exporting import refuse_folder
+from ..targets.registry import TARGETS
 from ..trainer.calibration_data import batches_outside_of_fit
 
-EXPORTS = ("onnx", "compressed_tensors")
-"""Beside the folder ``model/``, which is always written and holds a safetensors file."""
+PLAIN = "compressed_tensors"
+"""A format that is written without a runtime that could check it, tables and zero points included."""
+_ALIASES = {"onnx": "onnxruntime"}
+_WRITTEN_ANYWAY = ("safetensors", "torch")
 
 
-def requested(value: Any) -> tuple[str, ...]:
-    """Return the exports that ``export=`` names: none, one, or several.
+def requested(value: Any, target: Target, folder: Path) -> tuple[Target | str, ...]:
+    """Return the exports that ``export=`` names, after a look at whether they can be written.
+
+    Args:
+        value: None, the name of a target, ``"target"`` for the one that the policy is for if that has a file, or
+            several of these.
+        target: That one.
+        folder: Where they will be written.
+
+    Returns:
+        Targets, and `PLAIN`; the folder ``model/``, which is always written, is left out.
 
     Raises:
+        FileExistsError: If something else is where one is to be written.
+        ImportError: If one needs a package that is not installed.
+        TypeError: If a target that is named has no file.
         ValueError: If one is not known.
     """
-    names = () if value is None else tuple(value) if isinstance(value, (list, tuple, ListConfig)) else (str(value),)
-    names = tuple(name for name in map(str, names) if name != "safetensors")
-    if unknown := [name for name in names if name not in EXPORTS]:
-        raise ValueError(f"export={unknown[0]} is not known. Use {', '.join(EXPORTS)}; safetensors are always written.")
-    return names
+    several = isinstance(value, (list, tuple, ListConfig))
+    names = [str(name) for name in value] if several else [] if value is None else [str(value)]
+    wanted: dict[str, Target | str] = {}
+    for name in (_ALIASES.get(name, name) for name in names):
+        if name == target.name or (name == "target" and target.has_file):
+            wanted[target.name] = target
+        elif name == PLAIN:
+            require("compressed-tensors", PLAIN, "export=compressed_tensors")
+            wanted[name] = name
+        elif name in TARGETS:
+            wanted[name] = target_named(name)
+        elif name not in ("target", *_WRITTEN_ANYWAY):
+            known = ", ".join(["target", *TARGETS, *_ALIASES, PLAIN])
+            raise ValueError(f"export={name} is not known. Use {known}; safetensors are always written.")
+    for name in _WRITTEN_ANYWAY:
+        wanted.pop(name, None)
+    for own in wanted.values():
+        refuse_folder(path_of(own, folder))
+        if isinstance(own, Target):
+            own.require_packages()
+            if not own.has_file:
+                raise TypeError(f"export={own.name}: that target has no file, as it does not define write().")
+    return tuple(wanted.values())
+
+
+def path_of(export: Target | str, folder: Path) -> Path:
+    """Return where an export is written."""
+    if isinstance(export, str):
+        return folder / export
+    return folder / (f"model{export.ending}" if export.ending else export.name)
 
 
 def export(
-    name: str, module: L.LightningModule, trainer: L.Trainer, datamodule: L.LightningDataModule | None, folder: Path
-) -> Path:
-    """Write a packed model in another format, and return where.
+    own: Target | str,
+    module: L.LightningModule,
+    trainer: L.Trainer,
+    datamodule: L.LightningDataModule | None,
+    folder: Path,
+    most_bytes: float | None,
+) -> str:
+    """Write a packed model for a runtime, let it be verified there, and return where it is and what was found.
 
     Args:
-        name: One of `EXPORTS`.
+        own: One of what `requested` returned.
         module: The packed model.
-        trainer: Draws the batch that an ONNX graph is traced with.
+        trainer: Draws the batch that the runtime's outputs are compared on.
         datamodule: The data; None for the module's own loaders.
         folder: Where to.
+        most_bytes: What the file may take at most.
     """
-    if name == "compressed_tensors":
-        return export_compressed_tensors(module, folder / name)
+    path = path_of(own, folder)
+    if isinstance(own, str):
+        return str(export_compressed_tensors(module, path))
     (batch, *_) = batches_outside_of_fit(trainer, module, datamodule, 1, 0)
-    path = folder / "model.onnx"
-    export_onnx(module.cpu(), path, _inputs(batch))
-    return path
-
-
-def _inputs(batch: Any) -> Tensor:
-    """Return what the model is called on: the batch, or its first item.
-
-    Raises:
-        ValueError: If that is no tensor.
-    """
-    first = batch[0] if isinstance(batch, Sequence) and not isinstance(batch, Tensor) else batch
-    if not isinstance(first, Tensor):
-        raise ValueError(
-            f"export=onnx traces the model on one tensor, and the batches hold {type(first).__name__}. Call "
-            "lightning_mpq.export_onnx with your own inputs on the saved model."
-        )
-    return first.cpu()
+    inputs = ExampleInputs.of_batch(module.cpu(), batch)
+    return f"{path}: {export_for(own, module, path, inputs, most_bytes=most_bytes)}"

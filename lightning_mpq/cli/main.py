@@ -81,12 +81,12 @@ def run(config: DictConfig) -> float | None:
     config.output_dir = to_absolute_path(config.output_dir)
     output_dir = Path(config.output_dir)
     _require_writable(output_dir / "model")
-    exports = requested(config.get("export"))
     L.seed_everything(config.seed, workers=True)
     datamodule = data_of(config)
     module = built(config)
     callbacks = _callbacks(config)
     mixed = _the_quantization(callbacks)
+    exports = requested(config.get("export"), mixed.target, output_dir)
     trains = bool(config.train) and config.ckpt_path is None
     kept = KeepTrained(cache_entry(config, module, datamodule) if trains else None)
     callbacks.insert(callbacks.index(mixed), kept)
@@ -112,8 +112,9 @@ def run(config: DictConfig) -> float | None:
         mixed, module = _finetune(config, datamodule, state)
     _say_what_was_left(mixed)
     log.info("Packed model: %s", _saved(module, output_dir / "model"))
-    for name in exports:
-        log.info("Exported: %s", export(name, module, trainer, datamodule, output_dir))
+    for own in exports:
+        most_bytes = mixed.job.pipeline.settings.budget.file_bytes if own is mixed.target else None
+        log.info("Exported: %s", export(own, module, trainer, datamodule, output_dir, most_bytes))
     if config.test and state is not None and _has_test_split(module, datamodule):
         float_module = built(config)
         float_module.load_state_dict(state)

@@ -95,8 +95,12 @@ class ExampleInputs:
 
         A tensor by position may have as many columns as a table has places.
         """
-        sizes = {value.shape[1] for value in self.kwargs.values() if _has_tokens(value)}
+        sizes = {value.shape[1] for value in self.kwargs.values() if value.dim() == 2 and not value.is_floating_point()}
         return sizes.pop() if len(sizes) == 1 else None
+
+    def _has_tokens(self, value: Tensor) -> bool:
+        """Tell whether the second dimension of a tensor is that length: a mask beside tokens may be in float."""
+        return value.dim() == 2 and (not value.is_floating_point() or value.shape[1] == self.length)
 
     def in_two_sizes(self, *, dynamic_length: bool) -> list[ExampleInputs]:
         """Return inputs in two batch sizes of at least two, as export takes a size of one for a constant.
@@ -121,7 +125,7 @@ class ExampleInputs:
                     f"A dynamic length needs example inputs of at least {_SHORTEST} tokens, to try fewer; got "
                     f"{self.length}. Give longer ones, or pass dynamic_length=False."
                 )
-            second = second.map(lambda value: value[:, :-1] if _has_tokens(value) else value)
+            second = second.map(lambda value: value[:, :-1] if self._has_tokens(value) else value)
         return [first, second]
 
     def dynamic_shapes(self, *, dynamic_length: bool) -> Any:
@@ -129,11 +133,7 @@ class ExampleInputs:
         batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
 
         def dimensions(value: Tensor) -> dict[int, Any]:
-            return {0: batch, 1: length} if dynamic_length and _has_tokens(value) else {0: batch}
+            return {0: batch, 1: length} if dynamic_length and self._has_tokens(value) else {0: batch}
 
         shapes = self.map(dimensions)
         return dict(shapes.kwargs) if not self.args else (*shapes.args, *shapes.kwargs.values())
-
-
-def _has_tokens(value: Tensor) -> bool:
-    return value.dim() == 2 and not value.is_floating_point()

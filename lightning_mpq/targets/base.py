@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from ..export.example_inputs import ExampleInputs
+from ..export.extras import require
 from ..export.outputs import relative_error
 from ..modules.inspection import shape_of
 from ..schemes import InputScheme, WeightScheme
@@ -38,6 +39,8 @@ class Target:
     Attributes:
         name: Its short name.
         extra: The extra of this package that installs what `write` and `outputs` need; None for nothing.
+        packages: Modules of that extra that must be there.
+        ending: Of its files' names; empty where it writes a folder.
         tolerance: Largest difference between the runtime's outputs and ours, relative to the largest output, that
             rounding within the runtime explains.
 
@@ -58,6 +61,8 @@ class Target:
 
     name: ClassVar[str]
     extra: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
+    ending: ClassVar[str] = ""
     tolerance: ClassVar[float] = 1e-4
 
     def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
@@ -81,6 +86,21 @@ class Target:
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """Return the bits of codes, scales and zero points of a layer in the target's file."""
         return scheme.stored_bits(*shape_of(layer))
+
+    @property
+    def has_file(self) -> bool:
+        """Whether `write` is defined."""
+        return type(self).write is not Target.write
+
+    def require_packages(self) -> None:
+        """Import what the target needs.
+
+        Raises:
+            ImportError: If a package is not installed; the extra is named.
+        """
+        for package in self.packages:
+            assert self.extra is not None
+            require(self.extra, package, f"The target {self.name!r}")
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """Write a packed model whose layers all are on the menu.

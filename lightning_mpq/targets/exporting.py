@@ -27,7 +27,7 @@ def export_for(
     target: str | Target,
     model: nn.Module,
     path: str | os.PathLike[str],
-    example_inputs: Examples,
+    example_inputs: Examples | ExampleInputs,
     *,
     verify: bool = True,
     most_bytes: float | None = None,
@@ -40,8 +40,8 @@ def export_for(
     Args:
         target: The target, or its name.
         model: A packed model; it is left as it was.
-        path: File or folder to write. It appears whole, after all checks, or not at all; a file is replaced, a folder
-            must not exist or be empty.
+        path: File or folder to write. It appears whole, after all checks, or not at all; a file is replaced, and so is
+            a folder that was exported here; another one must not exist or be empty.
         example_inputs: What ``forward`` takes: one tensor, several, or a mapping from its arguments to tensors.
         verify: Whether the runtime is asked; without, only what was written is read back.
         most_bytes: What the file may take at most, such as ``budget.file_bytes``.
@@ -62,13 +62,19 @@ def export_for(
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
     refuse_policy(target, model, policy_of(model))
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} is not empty; give a folder that does not exist yet.")
+    if target.has_file:
+        target.require_packages()
+    refuse_folder(path)
     outputs = outputs_of(model, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as (scratch, _):
         written = scratch / path.name
         target.write(model, written, inputs)
+        if path.exists() and path.is_dir() != written.is_dir():
+            raise FileExistsError(
+                f"The target {target.name!r} writes a {'folder' if written.is_dir() else 'file'}, and {path} is a "
+                f"{'folder' if path.is_dir() else 'file'}; give another path."
+            )
         stored = target.read(written)
         places = _places(layers, stored)
         _check_bytes(target, layers, places, stored)
@@ -97,8 +103,20 @@ def export_for(
             found = replace(verify_file(written, target=target, model=model), path=path)
         if not written.is_dir():
             record_path(written).replace(record_path(path))
+        if path.is_dir():
+            path.replace(scratch / "before")
         written.replace(path)
     return found
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder that holds anything but what was exported to it before.
+
+    Raises:
+        FileExistsError: If it does.
+    """
+    if path.is_dir() and any(path.iterdir()) and not record_path(path).is_file():
+        raise FileExistsError(f"{path} is not empty, and was not exported here; give a folder that does not exist yet.")
 
 
 def promised_bytes(target: Target, model: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,10 +29,20 @@ class OnnxRuntime(Target):
 
     Codes lie in 2, 4 or 8 bits, so that 3 bits cost 4 there and 5 to 7 cost 8; the half grid takes one bit more in
     products. What is not worth its bytes so is not offered.
+
+    Args:
+        dynamic_batch: Whether the first dimension of all inputs may have any size.
+        dynamic_length: Whether tokens may be as many as one likes; by default where there are tokens by name, and the
+            batch is dynamic. See `export_onnx`.
     """
 
     name = "onnxruntime"
     extra = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    ending = ".onnx"
+
+    def __init__(self, *, dynamic_batch: bool = True, dynamic_length: bool | None = None) -> None:
+        self.dynamic: dict[str, Any] = {"dynamic_batch": dynamic_batch, "dynamic_length": dynamic_length}
 
     def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
         """See `Target.why_not`."""
@@ -48,7 +59,7 @@ class OnnxRuntime(Target):
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """See `Target.write`; what onnxruntime computes differently is refused, and nothing written."""
-        export_onnx(model, path, inputs)
+        export_onnx(model, path, inputs, **self.dynamic)
 
     def read(self, path: Path) -> Mapping[str, StoredLayer]:
         """See `Target.read`."""
@@ -85,8 +96,7 @@ class OnnxRuntime(Target):
         Raises:
             ValueError: If it computes something else also where it keeps inputs in float32.
         """
-        for package in ("onnx", "onnxruntime", "onnxscript"):
-            require("onnx", package, "Running an ONNX file")
+        self.require_packages()
         from ..export.onnx.check import compare  # imports the packages of the extra
 
         return compare(path.read_bytes(), batches, expected, self.tolerance).default_error

@@ -15,30 +15,33 @@ from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.onnx.containers import FOUR_BITS_OPSET, PRODUCTS, held_bits
-from ..export.onnx.exporting import export_onnx, refusal
+from ..export.onnx.exporting import export_onnx
 from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..schemes import InputScheme, WeightScheme
 from .base import StoredLayer, Target
+from .onnxruntime import OnnxRuntime
 
 GRAPH_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
 _PARTS = ("levels", "scale", "zero_point", "half")
 _PURPOSE = "The target 'openvino'"
 
 
-class OpenVino(Target):
+class OpenVino(OnnxRuntime):
     """OpenVINO 2026.4, by a folder with its IR: ``model.xml`` and ``model.bin``.
 
     It reads no ONNX types of 2 bits, so that codes lie in 4 or 8. On the CPU it rounds the inputs of products to 8 bits
     by default.
+
+    Args:
+        dynamic_batch: As for `OnnxRuntime`.
+        dynamic_length: As for `OnnxRuntime`.
     """
 
     name = "openvino"
     extra = "openvino"
-
-    def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
-        """See `Target.why_not`."""
-        return refusal(layer, scheme)
+    packages = ("openvino", *OnnxRuntime.packages)
+    ending = ""
 
     def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
         """See `Target.why_not_inputs`."""
@@ -54,7 +57,7 @@ class OpenVino(Target):
         openvino = require(self.extra, "openvino", _PURPOSE)
         path.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as folder:
-            found = export_onnx(model, Path(folder) / "model.onnx", inputs, opset=FOUR_BITS_OPSET)
+            found = export_onnx(model, Path(folder) / "model.onnx", inputs, opset=FOUR_BITS_OPSET, **self.dynamic)
             read = openvino.Core().read_model(found.path)
             openvino.save_model(read, path / GRAPH_NAME, compress_to_fp16=False)
 
@@ -86,6 +89,8 @@ class OpenVino(Target):
             results = compiled(batch.arrays(names))
             outputs.append([torch.as_tensor(results[entry]).clone() for entry in compiled.outputs])
         return outputs
+
+    error = Target.error
 
     def _model(self, path: Path) -> Any:
         openvino = require(self.extra, "openvino", _PURPOSE)

@@ -65,7 +65,7 @@ def verify(
     *,
     target: Target | None = None,
     model: nn.Module | None = None,
-    example_inputs: Examples | None = None,
+    example_inputs: Examples | ExampleInputs | None = None,
 ) -> Verification:
     """Load a file that `export_for` wrote in its own runtime, and compare it with what was exported.
 

@@ -44,6 +44,7 @@ class Vllm(Target):
 
     name = "vllm"
     extra = "compressed-tensors"
+    packages = ("compressed_tensors", "transformers")
 
     def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
         """See `Target.why_not`."""
@@ -96,8 +97,7 @@ class Vllm(Target):
 
     def outputs(self, path: Path, batches: Sequence[ExampleInputs], model: nn.Module | None) -> list[list[Tensor]]:
         """See `Target.outputs`: what transformers computes, or the model itself with weights that were unpacked."""
-        for package in ("compressed_tensors", "transformers"):
-            require(self.extra, package, "Reading compressed-tensors")
+        self.require_packages()
         config = parse_json(read_text(path / CONFIG_NAME))
         if architectures := config.get("architectures"):
             kind = getattr(require(self.extra, "transformers", "Reading compressed-tensors"), architectures[0])

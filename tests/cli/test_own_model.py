@@ -12,7 +12,6 @@ from test_conf import composed
 
 import lightning_mpq.cli.main as cli
 from lightning_mpq import load
-from lightning_mpq.cli.exporting import requested
 from lightning_mpq.cli.own_model import built, drop_what_is_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,12 +113,3 @@ def test_what_is_no_checkpoint_of_the_model_is_refused(content: object, message:
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
         built(own(tmp_path, f"ckpt_path={path}"))
-
-
-def test_exports_are_written_beside_the_model(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    cli.run(own(tmp_path, "train=false", "callbacks.mpq.compare=false", "export=[onnx,safetensors]"))
-    assert (tmp_path / "model.onnx").stat().st_size > 0
-    assert requested(None) == ()
-    with pytest.raises(ValueError, match="export=gguf is not known. Use onnx, compressed_tensors"):
-        requested("gguf")

@@ -12,16 +12,11 @@ from lightning_mpq.options import CandidateOptions
 from lightning_mpq.targets import Target, export_for, offer, target_named, verify, with_file_rest
 from lightning_mpq.targets.registry import TARGETS
 
-PACKAGES = {
-    "onnxruntime": ("onnx", "onnxruntime", "onnxscript"),
-    "openvino": ("openvino", "onnx", "onnxruntime", "onnxscript"),
-    "vllm": ("compressed_tensors", "transformers"),
-}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def needed(name):
-    for package in PACKAGES.get(name, ()):
+    for package in TARGETS[name].packages:
         pytest.importorskip(package, reason=f"needs the extra {TARGETS[name].extra!r}")
     return target_named(name)
 
@@ -110,3 +105,25 @@ def test_a_file_never_takes_more_than_was_counted_before(exported, tmp_path):
     assert not list(tmp_path.iterdir())
     other = export_for(target, net, tmp_path / "model", inputs, verify=False)
     assert other.file_bytes <= sum(-(-c.stored_bits // 8) for c in chosen.values()) + budget.file_rest
+
+
+def test_what_was_exported_is_replaced_and_nothing_else_is(exported):
+    target, net, inputs, *_, found = exported
+    export_for(target, net, found.path, inputs, verify=False)
+    assert verify(found.path, model=net).error == found.error
+    other = found.path.with_name("other")
+    if found.path.is_dir():
+        other.write_text("a file")
+    else:
+        other.mkdir()
+    with pytest.raises(FileExistsError, match="other is a (file|folder); give another path"):
+        export_for(target, net, other, inputs, verify=False)
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra_before_anything_is_written(exported, tmp_path, monkeypatch):
+    target, net, inputs, *_ = exported
+    for package in target.packages[:1]:
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(ImportError, match=rf"The target '{target.name}' needs .*lightning_mpq\[{target.extra}\]"):
+            export_for(target, net, tmp_path / "model", inputs)
+    assert not list(tmp_path.iterdir())

@@ -220,6 +220,14 @@ def test_a_mapping_is_called_by_name_in_any_batch_and_length(by_name, tmp_path):
     assert shapes == [["batch", 6], ["batch", 6]]
 
 
+def test_a_mask_in_float_has_as_many_columns_as_there_are_tokens(by_name, tmp_path):
+    model, inputs = by_name
+    wide = {**inputs, "attention_mask": inputs["attention_mask"].float(), "bias": torch.ones(2, 3)}
+    session = onnxruntime.InferenceSession(str(export_onnx(model, tmp_path / "m.onnx", wide).path))
+    shapes = {entry.name: entry.shape for entry in session.get_inputs()}
+    assert shapes == {"input_ids": ["batch", "length"], "attention_mask": ["batch", "length"], "bias": ["batch", 3]}
+
+
 def test_lengths_that_cannot_be_tried_are_refused(by_name, tmp_path):
     model, inputs = by_name
     short = {name: value[:, :2] for name, value in inputs.items()}
