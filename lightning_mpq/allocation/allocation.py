@@ -27,9 +27,7 @@ class SolvedProblem(Protocol):
     def facts(self, policy: BitPolicy, objective: Objective) -> dict[str, Any]:
         """Return what an allocation says of its policy, whoever found it."""
 
-    def stability(
-        self, policy: BitPolicy, additive: bool, resamples: int, seed: int, progress: Progress
-    ) -> Stability:
+    def stability(self, policy: BitPolicy, additive: bool, resamples: int, seed: int, progress: Progress) -> Stability:
         """Return how much a policy depends on the samples that were profiled."""
 
 

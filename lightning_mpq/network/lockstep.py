@@ -49,7 +49,7 @@ class LockstepForward:
             when: Whether to stop before a layer runs or after it.
         """
         self._layers, self._when = layers, when
-        self._last = next(reversed(layers), "")
+        self._last = next(reversed([*layers]), "")
         self._gate = _Gate()
         self._over: set[str] = set()
         self.repeated: set[str] = set()

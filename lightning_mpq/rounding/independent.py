@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, find_groups
@@ -147,8 +147,8 @@ def _parts(
 
 def moment_room(layers: Iterable[nn.Module]) -> int:
     """Return how many bytes the moments of layers that are rounded by one pass may take together."""
-    weights = {id(layer.weight): layer.weight for layer in layers}
-    return max(_LEAST_BYTES, sum(w.numel() * w.element_size() for w in weights.values()) // 2)  # type: ignore[operator,union-attr]
+    weights = {id(layer.weight): layer.weight for layer in layers if isinstance(layer.weight, Tensor)}
+    return max(_LEAST_BYTES, sum(weight.numel() * weight.element_size() for weight in weights.values()) // 2)
 
 
 def _schemes_of_inputs(

@@ -78,7 +78,7 @@ def _with_layer(perturbations: Perturbations, layer: str, gradients: Sequence[Te
         for _, deltas in perturbations.chunks(layer)
         for delta in deltas.flatten(1)
     ]
-    return torch.stack(found, 1)  # type: ignore[arg-type]
+    return torch.stack(found, 1)
 
 
 def scores_of_backward(

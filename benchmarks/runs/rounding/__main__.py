@@ -1,0 +1,77 @@
+"""The search for grids and ranges beside one that solves for every range: time, and errors on unseen samples.
+
+Layers of the sentence encoder MiniLM, see `benchmarks.recorded_instances.pretrained`, with all seven widths and three
+grids. One range is solved for each row after a bound has ranked all of them, and a few more after that; of the wide
+layers the grid is chosen by the bound on some rows. Beside it every range of every grid is solved for all rows.
+
+    python -m benchmarks.runs.rounding --texts FOLDER
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ...tools.results import Row, write_results
+from ...tools.targets import Target, at_least, at_most, print_targets
+from ..arguments import parsed, parser_of, settings_of
+from ..pretrained.networks import subject
+from .measuring import measure
+
+LAYERS = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, print and write."""
+    parser = parser_of("rounding", __doc__)
+    parser.add_argument("--texts", type=Path, help="folder of html files")
+    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 4], help="of the encoder")
+    arguments = parsed(parser, words, samples=64, blocks=[0])
+    if arguments.texts is None and not arguments.quick:
+        parser.error("--texts=FOLDER is needed, with html files of at least 400 paragraphs.")
+    chosen = subject("made_up" if arguments.quick else "minilm", arguments.texts, arguments.samples)
+    names = [f"encoder.encoder.encoder.layer.{block}.{layer}" for block in arguments.blocks for layer in LAYERS]
+    rows = list(measure(chosen, ["0", "3"] if arguments.quick else names))
+    print_table(rows)
+    reached = targets(rows)
+    print_targets(reached, arguments.quick)
+    path = write_results(
+        "rounding",
+        settings=settings_of(arguments, "texts"),
+        results=rows,
+        targets=reached,
+        output=arguments.output,
+        packages=("torch", "transformers"),
+    )
+    print(f"written to {path}")
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """Return: no worse, and many times faster."""
+    ratio = sum(row["error"] / row["error_of_all"] for row in rows) / len(rows)
+    first = {row["layer"]: row for row in rows}.values()
+    faster = sum(r["processor_seconds_of_all"] for r in first) / sum(r["processor_seconds"] for r in first)
+    return [
+        at_most("error on unseen samples over that with every range solved, mean of layers and widths", ratio, 1.01),
+        at_least("processor time with every range solved over that of the search", faster, 10.0),
+    ]
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print one line a layer and width."""
+    table = Table(title="Squared error of the output on unseen samples, relative to the output")
+    for title in ("layer", "bits", "grid", "error", "grid of all", "error of all", "seconds", "seconds of all"):
+        table.add_column(title)
+    for row in rows:
+        seconds = (f"{row[key]:.2f}" for key in ("processor_seconds", "processor_seconds_of_all"))
+        errors = (f"{row['error']:.3g}", row["grid_of_all"], f"{row['error_of_all']:.3g}")
+        table.add_row(row["layer"], str(row["bits"]), row["grid"], *errors, *seconds)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
