@@ -23,7 +23,6 @@ from .allocation import (
     LatencyTable,
     Rules,
     allocate,
-    alternatives,
     changes,
     explain,
     frontier,
@@ -80,7 +79,6 @@ __all__ = [
     "fake_quantize",
     # looking at decisions
     "frontier",
-    "alternatives",
     "explain",
     "what_if",
     "changes",

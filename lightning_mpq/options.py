@@ -149,7 +149,6 @@ class SolverOptions:
         time_limit: Seconds after which the best policy so far is returned with its proven gap.
         gap: Relative gap at which a policy counts as optimal.
         seed: Seed of the local search.
-        robust: Multiple of the prediction's standard error that is minimised with it.
         rules: Groups that must be equal, least and most bits, few distinct widths; see `Rules`.
 
     Example::
@@ -163,12 +162,11 @@ class SolverOptions:
     time_limit: float = 10.0
     gap: float = 1e-3
     seed: int = 0
-    robust: float = 0.0
     rules: Rules | None = None
 
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be solved after it."""
-        check_solver(self.objective, self.solver, self.time_limit, self.gap, self.robust)
+        check_solver(self.objective, self.solver, self.time_limit, self.gap)
 
 
 @dataclass(frozen=True)
@@ -204,8 +202,8 @@ class SelectionOptions:
     """Whether policies are measured before one is chosen.
 
     Attributes:
-        policies: How many near-optimal policies are measured, the solved one included; the additive one comes on top.
-            1 takes the solved policy as it is, unless there are rounds.
+        policies: How many are measured at most: the solved one, the additive one, one width everywhere. 1 takes the
+            solved policy as it is, unless there are rounds.
         rounds: How often the loss is expanded again around the best policy so far and solved again, if prediction and
             measurement of that policy disagree. A policy that quantizes inputs is taken as it is.
         trust: By which factor they may differ before that is done.

@@ -25,7 +25,6 @@ from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOpti
         (SolverOptions, {"objective": "linear"}, "objective must be one of 'quadratic', 'additive', got 'linear'"),
         (SolverOptions, {"solver": "gurobi"}, "solver must be one of 'highs', 'cbc', got 'gurobi'"),
         (SolverOptions, {"time_limit": -1}, "time_limit must be a number of seconds of at least 0"),
-        (SolverOptions, {"robust": 1.0, "objective": "additive"}, "robust works with the quadratic objective"),
     ],
 )
 def test_settings_are_refused_where_they_are_written(kind, settings, said):

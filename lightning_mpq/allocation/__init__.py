@@ -2,7 +2,6 @@
 
 from .allocate import allocate
 from .allocation import Allocation
-from .alternatives import alternatives
 from .budget import Budget, CustomCost
 from .explanation import Explanation, explain
 from .frontier import Frontier, frontier
@@ -23,7 +22,6 @@ __all__ = [
     "SolveStatus",
     "Workload",
     "allocate",
-    "alternatives",
     "changes",
     "explain",
     "frontier",

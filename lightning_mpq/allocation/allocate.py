@@ -14,7 +14,6 @@ from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
 from .fewest_bytes import fewest_bytes
 from .preparation import Preparation
-from .robust import robust_allocation
 from .rules import Rules
 from .solver.engine import silent
 from .solver.milp import SOLVERS, Solver
@@ -34,7 +33,6 @@ def allocate(
     *,
     rules: Rules | None = None,
     objective: Objective = "quadratic",
-    robust: float = 0.0,
     solver: Solver = "highs",
     time_limit: float = 10.0,
     gap: float = 1e-3,
@@ -50,11 +48,9 @@ def allocate(
         objective: ``"quadratic"`` minimises the whole prediction; ``"additive"`` leaves pairs of groups out, and is
             solved to the last bit. Where the model's pairs are zero within their standard errors that is done in either
             case, and ``details["pairs"]`` says why.
-        robust: Add so many standard errors of the prediction to what is minimised; ``details["robust"]``
-            says how much that changes the policy.
         solver: python-mip backend, ``"highs"`` or ``"cbc"``.
         time_limit: Seconds for the search; when they are up the best policy comes with the gap that is proved. At 0 a
-            feasible policy still comes. ``robust`` may take a few times as long: it solves one program after another.
+            feasible policy still comes.
         gap: Relative gap that ends the search.
         seed: The result is the same for the same seed, unless the time limit cut the search short.
         progress: Called now and then with a fraction in [0, 1] and a message.
@@ -76,9 +72,7 @@ def allocate(
         >>> sorted(allocation.policy.bits()), allocation.costs["average_bits"] <= 6
         (['0', '2'], True)
     """
-    check_settings(objective, solver, time_limit, gap, robust)
-    if robust and budget.minimises_bytes:
-        raise ValueError("robust works with budgets on costs, not on the loss; leave it at 0, or bound costs.")
+    check_settings(objective, solver, time_limit, gap)
     if objective == "additive" and budget.minimises_bytes:
         raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")
     prepared = Preparation.make(taylor, budget, rules)
@@ -86,7 +80,7 @@ def allocate(
         return fewest_bytes(
             prepared, time_limit=time_limit, gap=gap, reference=prepared.reference, solver=solver, seed=seed
         )
-    nothing = None if robust or objective == "additive" else _no_pairs(taylor)
+    nothing = None if objective == "additive" else _no_pairs(taylor)
     alone = objective == "additive" or nothing is not None
     simple = prepared.solve(
         gap=min(gap, _EXACT) if alone else gap,
@@ -107,18 +101,6 @@ def allocate(
         progress=progress or silent,
     )
     solution = replace(solution, seconds={"additive": sum(simple.seconds.values()), **solution.seconds})
-    if robust:
-        return robust_allocation(
-            prepared,
-            solution,
-            simple.selection,
-            robust,
-            gap=gap,
-            reference=prepared.reference,
-            time_limit=time_limit,
-            solver=solver,
-            seed=seed,
-        )
     return prepared.allocation(solution, simple.selection, "quadratic")
 
 
@@ -136,7 +118,7 @@ def _no_pairs(taylor: TaylorModel) -> dict[str, Any] | None:
     return {"pairs": {"standard_errors": size, "reason": reason}}
 
 
-def check_settings(objective: str, solver: str, time_limit: float, gap: float, robust: float) -> None:
+def check_settings(objective: str, solver: str, time_limit: float, gap: float) -> None:
     """Refuse settings of `allocate` that make no sense.
 
     Raises:
@@ -148,7 +130,3 @@ def check_settings(objective: str, solver: str, time_limit: float, gap: float, r
         raise ValueError(f"time_limit must be a number of seconds of at least 0, got {shown(time_limit)}.")
     if not (gap >= 0 and isfinite(gap)):
         raise ValueError(f"gap must be a finite number of at least 0, got {shown(gap)}.")
-    if not (robust >= 0 and isfinite(robust)):
-        raise ValueError(f"robust must be a finite number of standard errors of at least 0, got {shown(robust)}.")
-    if robust and objective == "additive":
-        raise ValueError("robust works with the quadratic objective; drop one of the two.")

@@ -39,7 +39,7 @@ class Allocation:
         policy: Scheme of each group.
         prediction: Predicted change of the loss with its parts: value, gradient, within and between groups.
         objective: What was minimised: ``"quadratic"`` (the whole model) or ``"additive"`` (groups alone).
-        value: The minimised objective at this policy: the predicted loss, unless additive, robust, or bytes.
+        value: The minimised objective at this policy: the predicted loss, unless additive, or bytes.
         lower_bound: Proved: no policy within budget and rules has a smaller objective.
         reference: Magnitude that the gap is measured against if it exceeds ``|value|`` (the optimum may be
             near zero or negative): a hundredth of the loss of the widest feasible uniform policy.

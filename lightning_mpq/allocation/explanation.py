@@ -129,7 +129,7 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     """Say why each group has its bits, and which pairs of groups interact most.
 
     Args:
-        allocation: What `allocate`, `frontier` or `alternatives` returned.
+        allocation: What `allocate` or `frontier` returned.
         pairs: How many pairs to list.
 
     Raises:
@@ -138,8 +138,7 @@ def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     prepared = allocation.preparation
     if not isinstance(prepared, Preparation):
         raise ValueError(
-            "There is no problem to explain this allocation by; use one that `allocate`, `frontier` or `alternatives` "
-            "made."
+            "There is no problem to explain this allocation by; use one that `allocate` or `frontier` made."
         )
     reduction, problem = prepared.reduction, prepared.problem
     selection = reduction.selection(prepared.taylor.indices(allocation.policy))

@@ -20,7 +20,7 @@ from .rules import Rules
 from .solver.additive import InfeasibleProblemError
 from .solver.distinct_widths import solve_with_widths
 from .solver.engine import Solution
-from .solver.problem import Array, Indices, Problem
+from .solver.problem import Indices, Problem
 from .solver.reduction import Reduction
 from .stability import Stability, stability_of
 
@@ -62,10 +62,6 @@ class Preparation:
         problem = reduction.problem(taylor.gradient.numpy(), taylor.curvature.numpy())
         prepared = cls(taylor, budget, rules, rows, reduction, problem)
         return replace(prepared, reference=prepared._reference_loss())
-
-    def with_objective(self, gradient: Array, curvature: Array) -> Preparation:
-        """Return the same with another objective."""
-        return replace(self, problem=self.reduction.problem(gradient, curvature))
 
     def solve(self, **options: Any) -> Solution:
         """Solve the problem under budget and rules; see `engine.solve` for the options.

@@ -116,10 +116,8 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer, held_out)
     if not settings.selection.measures:
         return decision.recounting(settings.target)
-    with timer.stage("allocate"):
-        count = settings.selection.policies
-        others = other_policies(taylor, known.unshrunk, settings.budget, allocation, count, settings.solver)
     with timer.stage("select"):
+        others = other_policies(allocation, settings.selection.policies, settings.solver)
         evaluator = PolicyEvaluator(quantizer, taylor.loss)
         selection = PolicySelection(evaluator, known.groups, taylor, settings.selection)
         again = {

@@ -1,4 +1,4 @@
-"""Near-optimal policies are measured, the best is kept, and the loss is expanded again where the prediction erred.
+"""Simple policies are measured beside the solved one, and the loss is expanded again where the prediction erred.
 
 They are judged on calibration samples that neither rounding nor the profile has seen. Policies are compared as the
 Taylor model predicts them, with the codes that were profiled, and repaired; only a difference beyond its standard error
@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-import torch
-
-from ..allocation import Allocation, Budget, allocate, alternatives
+from ..allocation import Allocation
 from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
@@ -23,14 +21,10 @@ from ..options import SelectionOptions, SolverOptions
 from ..policy import BitPolicy
 from ..report.records import TrialRow
 from ..rounding.independent import round_candidates
-from ..tools.distributed import on_rank_zero
-from ..tools.process_wide import quiet
 from ..tools.progress import Progress, silent
 from .policy_evaluator import Measured, PolicyEvaluator
 from .reexpansion import expand_at
 
-_SECONDS_FOR_ALTERNATIVES = 3.0
-"""Their certificates matter to nobody."""
 _STANDARD_ERRORS = 2.0
 """Of the paired difference, by which another policy must beat the solved one: the best of several on a few hundred
 samples is often the luckiest."""
@@ -169,50 +163,25 @@ class PolicySelection:
         return expand_at(calibration, self.groups, rounded, codes, loss=loss, repair=quantizer.repair, **settings)
 
 
-def other_policies(
-    taylor: TaylorModel,
-    unshrunk: TaylorModel,
-    budget: Budget,
-    allocation: Allocation,
-    count: int,
-    solver: SolverOptions,
-) -> dict[str, BitPolicy]:
-    """Return policies worth measuring beside the solved one: additive, uniform, unshrunk, and the next best.
+def other_policies(allocation: Allocation, count: int, solver: SolverOptions) -> dict[str, BitPolicy]:
+    """Return the simple policies that are measured beside the solved one: the additive one, then the uniform one.
 
     There are none if the budget asks for the fewest bytes; if the solver was asked for the additive policy, there is
     the uniform one alone.
 
     Args:
-        taylor: The Taylor model.
-        unshrunk: The same before its noise was shrunk.
-        budget: Its bounds.
         allocation: The solved policy.
-        count: How many near-optimal policies, the solved one included.
+        count: How many policies are measured at most, the solved one included.
         solver: How that was solved.
     """
-    if count < 2 or budget.minimises_bytes:
+    if allocation.minimised == "bytes":
         return {}
-    uniform = widest_uniform(allocation)
-    simple = {} if uniform is None else {"uniform": uniform}
-    if solver.objective == "additive":
-        return simple
-    settings: dict[str, Any] = {
-        "rules": solver.rules,
-        "solver": solver.solver,
-        "time_limit": min(solver.time_limit, _SECONDS_FOR_ALTERNATIVES),
-        "gap": solver.gap,
-        "seed": solver.seed,
-    }
-
-    def solve() -> dict[str, BitPolicy]:
-        found = simple if allocation.additive_policy is None else {"additive": allocation.additive_policy, **simple}
-        if not torch.equal(taylor.curvature, unshrunk.curvature):
-            found["unshrunk"] = allocate(unshrunk, budget, **settings).policy
-        near = alternatives(taylor, budget, count - 1, apart_from=[allocation.policy], **settings)
-        return found | {f"alternative {number}": other.policy for number, other in enumerate(near, start=1)}
-
-    with quiet():  # the first policy has said already what it thinks of the budget
-        return on_rank_zero(solve)
+    found: dict[str, BitPolicy] = {}
+    if solver.objective != "additive" and allocation.additive_policy is not None:
+        found["additive"] = allocation.additive_policy
+    if (uniform := widest_uniform(allocation)) is not None:
+        found["uniform"] = uniform
+    return dict(list(found.items())[: count - 1])
 
 
 def widest_uniform(allocation: Allocation) -> BitPolicy | None:

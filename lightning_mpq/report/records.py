@@ -107,7 +107,7 @@ class TrialRow:
 
     Attributes:
         round: 0 for policies of the Taylor model around the float weights, 1 for the first one around quantized ones.
-        policy: Where the policy comes from: "solved", "additive", "unshrunk", "alternative 1", "expanded again".
+        policy: Where the policy comes from: "solved", "additive", "uniform", "expanded again".
         bits: Group to bits.
         predicted_loss: Change of the loss from the float model that was predicted.
         measured_loss: The same as measured on what is held out, with the codes that were profiled, repaired.

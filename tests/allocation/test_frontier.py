@@ -1,11 +1,10 @@
 import builtins
-import itertools
 import json
 
 import pytest
 from helpers.taylor_models import make_taylor
 
-from lightning_mpq.allocation import Budget, Rules, allocate, alternatives, frontier
+from lightning_mpq.allocation import Budget, Rules, allocate, frontier
 from lightning_mpq.allocation.explanation import explain
 from lightning_mpq.errors import InfeasibleBudgetError
 
@@ -101,41 +100,6 @@ def test_frontier_refuses_an_impossible_budget(taylor):
         frontier(taylor, average_bits=[1.0, 5.0])
 
 
-@pytest.mark.parametrize("min_changes", [1, 2, 3])
-def test_alternatives_are_the_best_that_differ(taylor, min_changes):
-    weights = sum(group.weight_count for group in taylor.groups)
-    per_group = [[i for i, c in enumerate(taylor.candidates) if c.group == g.name] for g in taylor.groups]
-    feasible = [
-        chosen
-        for chosen in itertools.product(*per_group)
-        if sum(taylor.candidates[i].stored_bits for i in chosen) <= 5 * weights
-    ]
-    feasible.sort(key=lambda chosen: taylor.predict(taylor.policy(chosen)).value)
-    expected = []
-    for chosen in feasible:
-        if all(sum(a != b for a, b in zip(chosen, other, strict=True)) >= min_changes for other in expected):
-            expected.append(chosen)
-    plans = alternatives(taylor, Budget(average_bits=5), 4, min_changes=min_changes, gap=0.0)
-    losses = [taylor.predict(taylor.policy(chosen)).value for chosen in expected[:4]]
-    assert [plan.predicted_loss for plan in plans] == pytest.approx(losses)
-    assert [plan.policy for plan in plans] == [taylor.policy(chosen) for chosen in expected[:4]]
-    assert all(set(plan.prices) == {"average_bits"} for plan in plans)
-    known = [plan.policy for plan in plans[:2]]
-    others = alternatives(taylor, Budget(average_bits=5), 2, min_changes=min_changes, apart_from=known, gap=0.0)
-    assert [plan.policy for plan in others] == [plan.policy for plan in plans[2:]]
-
-
-def test_alternatives_end_when_there_are_no_more():
-    taylor = make_taylor(groups=2, bits=[2, 3])
-    assert len(alternatives(taylor, Budget(average_bits=100), 9)) == 4
-    every = [plan.policy for plan in alternatives(taylor, Budget(average_bits=100), 4)]
-    assert alternatives(taylor, Budget(average_bits=100), 9, apart_from=every) == []
-    with pytest.raises(ValueError, match="at least 1"):
-        alternatives(taylor, Budget(average_bits=100), 0)
-    with pytest.raises(ValueError, match="breaks the rules; pass the rules"):
-        alternatives(taylor, Budget(average_bits=100), rules=Rules(min_bits={"*": 3}), apart_from=every)
-
-
 def test_explanations_are_differences_of_predictions(taylor):
     plan = allocate(taylor, Budget(average_bits=5), gap=0.0)
     explanation = explain(plan, pairs=3)
@@ -177,31 +141,3 @@ def test_prices_foretell_what_a_little_more_budget_saves():
 def test_tied_groups_are_explained_together(taylor):
     plan = allocate(taylor, Budget(average_bits=5), rules=Rules(block_depth=1))
     assert [len(reason.groups) for reason in explain(plan).groups] == [2, 2]
-
-
-@pytest.mark.parametrize("multiple", [0.5, 2.0, 10.0])
-def test_robust_plans_lower_the_robust_objective(multiple):
-    taylor = make_taylor(seed=3, errors=True)
-    nominal = allocate(taylor, Budget(average_bits=5), gap=0.0)
-    plan = allocate(taylor, Budget(average_bits=5), gap=0.0, robust=multiple)
-    details = plan.details["robust"]
-
-    def robust(policy):
-        return taylor.predict(policy).value + multiple * taylor.prediction_error(policy)
-
-    assert details["objective"] == pytest.approx(robust(plan.policy))
-    assert details["nominal_objective"] == pytest.approx(robust(nominal.policy))
-    assert details["objective"] <= details["nominal_objective"] + 1e-9
-    assert details["changed_groups"] == [n for n in plan.policy if plan.policy[n] != nominal.policy[n]]
-    assert plan.value == pytest.approx(robust(plan.policy), rel=1e-6)
-    assert plan.lower_bound <= robust(nominal.policy)
-    json.dumps(plan.to_dict(), allow_nan=False)
-
-
-def test_robust_needs_errors_and_a_quadratic_objective(taylor):
-    with pytest.raises(ValueError, match="needs standard errors"):
-        allocate(taylor, Budget(average_bits=5), robust=1.0)
-    with pytest.raises(ValueError, match="quadratic objective"):
-        allocate(taylor, Budget(average_bits=5), robust=1.0, objective="additive")
-    with pytest.raises(ValueError, match="robust must be"):
-        allocate(taylor, Budget(average_bits=5), robust=-1.0)

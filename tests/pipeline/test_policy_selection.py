@@ -174,7 +174,7 @@ def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_the_plan_of_least_measured_loss_is_kept(monkeypatch):
     monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 0.0)
     model = network()
-    found = decided(SelectionOptions(policies=4, rounds=0), model)
+    found = decided(SelectionOptions(rounds=0), model)
     judging = hold_out(Calibration(model, data(), likelihood=Categorical())).judging
     change = LossChange(judging, "divergence")
     assert [row.policy for row in found.trials][0] == "solved"
@@ -203,7 +203,7 @@ def test_disagreement_leads_to_a_round_and_agreement_to_none():
 
 def test_luck_on_a_few_samples_is_no_reason_to_leave_the_solved_plan(monkeypatch):
     monkeypatch.setattr("lightning_mpq.pipeline.policy_selection._STANDARD_ERRORS", 1e9)
-    found = decided(SelectionOptions(policies=4, rounds=1, trust=1.0))
+    found = decided(SelectionOptions(trust=1.0))
     assert len(found.trials) >= 3
     assert [row.policy for row in found.trials if row.kept] == ["solved"]
 
@@ -256,7 +256,7 @@ def test_none_of_the_measured_policies_is_surely_better_than_the_one_that_is_kep
     """The best is not surely better than the first, by scatter; the second is, by little but for certain."""
     samples = torch.linspace(-1, 1, 64, dtype=torch.float64)
     alike = torch.ones_like(samples)
-    losses = {"solved": 1 + 0 * samples, "additive": 0.99 + 1e-3 * samples, "unshrunk": 0.95 + 5 * samples}
+    losses = {"solved": 1 + 0 * samples, "additive": 0.99 + 1e-3 * samples, "uniform": 0.95 + 5 * samples}
     policies = {name: BitPolicy({"0": WeightScheme(bits)}) for bits, name in enumerate(losses, start=2)}
 
     class Evaluator:
