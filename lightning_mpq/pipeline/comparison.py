@@ -13,6 +13,7 @@ from ..groups.groups import LayerGroups
 from ..modules import stored_bytes
 from ..policy import BitPolicy
 from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
+from ..report.metric_values import MetricValues
 from ..report.records import GroupRow, ModelRow, RepairRow
 from ..tools.progress import Progress
 from .policy_evaluator import PolicyEvaluator
@@ -94,7 +95,8 @@ class Comparison:
         total = stored_bytes(self.evaluator.quantizer.model).total
         weights = sum(group.weight_count for group in self.groups)
         bits = 8 * (total - self.groups.float_bytes - self.groups.unused_bytes) / weights
-        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, metrics=dict(self.metrics()))
+        metrics = MetricValues(self.metrics())
+        return ModelRow("float", bits, total, 0.0, 0.0, 0.0, metrics=dict(metrics), intervals=metrics.intervals)
 
     def policy_row(self, name: str, policy: BitPolicy, *, keep: bool = False) -> ModelRow:
         """Measure the model under a policy, and take it back unless it is to be kept.
@@ -106,7 +108,7 @@ class Comparison:
         found = evaluator.as_packed(policy)
         with quantizer.packed(policy, keep=keep):
             quantizer.repair.apply()
-            stored, metrics = stored_bytes(quantizer.model), dict(self.metrics())
+            stored, metrics = stored_bytes(quantizer.model), MetricValues(self.metrics())
         return ModelRow(
             name=name,
             average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
@@ -115,7 +117,8 @@ class Comparison:
             measured_loss=found.mean(),
             measured_frozen=frozen.mean(),
             fitted_loss=found.fitted,
-            metrics=metrics,
+            metrics=dict(metrics),
+            intervals=metrics.intervals,
         )
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:

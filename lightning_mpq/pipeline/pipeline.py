@@ -18,6 +18,7 @@ from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
 from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord
+from ..report.metric_values import MetricValues
 from ..report.records import PairsRow, Report
 from ..tools.distributed import active, errors_shared, mean_over_ranks, on_rank_zero, share_buffers
 from ..tools.progress import Progress, StageTimer, silent
@@ -29,6 +30,7 @@ from .preflight import refuse_packed
 from .quantize import Quantizer
 from .receipt import receipt
 from .settings import JobSettings
+from .target_rows import target_rows
 
 Metrics = Callable[[], Mapping[str, float]]
 """Measures the model as it is with the user's own metrics."""
@@ -166,6 +168,7 @@ class Pipeline:
             coverage=decision.groups.coverage,
             held_out=decision.held_out,
             frontier=others,
+            targets=target_rows(quantizer.model, decision.groups, decision.allocation.policy, self.settings.target),
             receipt=receipt(decision.taylor, decision.allocation.policy, self.settings.curvature, self.settings.solver),
         )
 
@@ -196,8 +199,8 @@ def stability_row(decision: Decision, resamples: int, progress: Progress = silen
     return on_rank_zero(lambda: allocation.stability(resamples, progress=progress).to_dict())
 
 
-def metrics_over_ranks(metrics: Metrics) -> dict[str, float]:
+def metrics_over_ranks(metrics: Metrics) -> MetricValues:
     """Return the mean of metrics over ranks; an error of one rank in measuring them is raised on all."""
     with errors_shared():
-        own = dict(metrics())
-    return mean_over_ranks(own)
+        own = MetricValues(metrics())
+    return MetricValues(mean_over_ranks(dict(own)), own.intervals)

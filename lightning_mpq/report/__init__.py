@@ -7,6 +7,7 @@ from .records import (
     PairsRow,
     RepairRow,
     Report,
+    TargetRow,
     TrialRow,
 )
 from .sweep import Sweep, SweepJob
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "Sweep",
     "SweepJob",
+    "TargetRow",
     "TrialRow",
     "print_report",
 ]

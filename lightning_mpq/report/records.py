@@ -41,6 +41,8 @@ class ModelRow:
             none are held out.
         above_chosen: By how much ``measured_loss`` exceeds that of the chosen policy; negative if it is better.
         above_chosen_error: The standard error of that, of the differences sample by sample.
+        intervals: Metric to its 95 % interval over validation batches drawn again, where it is a mean over them and
+            there are 8 or more. Models are validated on the same batches, so that differences are surer than that.
     """
 
     name: str
@@ -53,6 +55,13 @@ class ModelRow:
     fitted_loss: float | None = None
     above_chosen: float | None = None
     above_chosen_error: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelRow:
+        """Return what a row of `Report.to_dict` was made of."""
+        intervals = {name: (low, high) for name, (low, high) in values.get("intervals", {}).items()}
+        return cls(**{**values, "intervals": intervals})
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,25 @@ class FinetuningRow:
 
 
 @dataclass(frozen=True)
+class TargetRow:
+    """Whether a runtime can hold the chosen policy.
+
+    Attributes:
+        target: Its short name.
+        holds: Whether it can.
+        obstacles: How many layers, or sets of layers that it ties, keep it from that.
+        reasons: What keeps it from that, of the first few.
+        stored_bytes: Codes, scales and zero points as they lie in its file; None if it cannot hold them.
+    """
+
+    target: str
+    holds: bool
+    obstacles: int = 0
+    reasons: tuple[str, ...] = ()
+    stored_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a user needs to judge a quantized model.
 
@@ -195,6 +223,7 @@ class Report:
         frontier: Policies of other budgets, and what each candidate would change; None where an older report did not
             say.
         receipt: With what it was made: versions, seeds, hashes, peak memory.
+        targets: Which runtimes can hold the chosen policy; none where an older report did not say.
 
     Example::
 
@@ -220,6 +249,7 @@ class Report:
     held_out: int = 0
     frontier: FrontierRecord | None = None
     receipt: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[TargetRow, ...] = ()
 
     def __getitem__(self, name: str) -> ModelRow:
         """Return the model of a name or of the first word of it, as in ``report["chosen"]``."""
@@ -256,12 +286,15 @@ class Report:
         plain = in_present_words(values) if values["version"] == 1 else values
         fields = {key: value for key, value in plain.items() if key not in ("format", "version")}
         groups = tuple(GroupRow(**{**row, "layers": tuple(row["layers"])}) for row in fields["groups"])
-        rows: dict[str, Any] = {"models": tuple(ModelRow(**row) for row in fields["models"]), "groups": groups}
+        rows: dict[str, Any] = {"models": tuple(ModelRow.from_dict(row) for row in fields["models"]), "groups": groups}
         rows["repair"] = tuple(
             RepairRow(**{**row, **{key: tuple(row.get(key, ())) for key in ("repaired", "refused")}})
             for row in fields.get("repair", ())
         )
         rows["trials"] = tuple(TrialRow(**row) for row in fields.get("trials", ()))
+        rows["targets"] = tuple(
+            TargetRow(**{**row, "reasons": tuple(row.get("reasons", ()))}) for row in fields.get("targets", ())
+        )
         rows["pairs"] = None if (pairs := fields.get("pairs")) is None else PairsRow(**pairs)
         rows["finetuning"] = None if (row := fields.get("finetuning")) is None else FinetuningRow(**row)
         rows["coverage"] = None if (row := fields.get("coverage")) is None else Coverage.from_dict(row)

@@ -87,6 +87,22 @@ def refuse_policy(target: Target, model: nn.Module, policy: BitPolicy) -> None:
         ValueError: If a layer cannot have its scheme, or layers that must agree do not; they are named, with the
             nearest schemes that would fit.
     """
+    if wrong := obstacles(target, model, policy):
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ValueError(
+            f"The policy does not fit the target {target.name!r}: {'; '.join(wrong[:_SHOWN])}{more}. "
+            f"MixedPrecisionQuantization(budget, target={target.name!r}) decides one that does."
+        )
+
+
+def obstacles(target: Target, model: nn.Module, policy: BitPolicy) -> list[str]:
+    """Return what keeps a target from holding a policy, one phrase for each layer or set of layers; nothing if it can.
+
+    Args:
+        target: The target.
+        model: The model, float or packed.
+        policy: The policy.
+    """
     layers = named_layers(model, remove_duplicate=False)
     schemes = policy.weights()
     wrong = []
@@ -101,12 +117,7 @@ def refuse_policy(target: Target, model: nn.Module, policy: BitPolicy) -> None:
         if len({schemes.get(name) for name in tie}) > 1:
             have = ", ".join(f"{name!r} {schemes.get(name, 'float')}" for name in tie[:_SHOWN])
             wrong.append(f"these must agree: {have}")
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(
-            f"The policy does not fit the target {target.name!r}: {'; '.join(wrong[:_SHOWN])}{more}. "
-            f"MixedPrecisionQuantization(budget, target={target.name!r}) decides one that does."
-        )
+    return wrong
 
 
 def nearest(target: Target, layers: Sequence[nn.Module], scheme: WeightScheme) -> WeightScheme | None:
@@ -144,6 +155,12 @@ def _why_not(
         if inputs is not None and (reason := target.why_not_inputs(layers[name], inputs)) is not None:
             return name, reason
     return None
+
+
+def stored_bytes_in(target: Target, model: nn.Module, groups: Iterable[LayerGroup], policy: BitPolicy) -> int:
+    """Return the bytes of codes, scales and zero points of a policy in a target's file, which can hold it."""
+    layers = named_layers(model, remove_duplicate=False)
+    return sum(_price(target, group, layers, policy[group.name]) for group in groups) // 8
 
 
 def _price(target: Target, group: LayerGroup, layers: Mapping[str, nn.Module], scheme: LayerScheme) -> int:

@@ -21,6 +21,7 @@ from ..pipeline.planning import Decision
 from ..pipeline.preflight import check_budget_of, check_call, check_policy
 from ..pipeline.quantize import Quantizer
 from ..policy import BitPolicy
+from ..report.metric_values import MetricValues
 from ..report.records import Report
 from ..tools.clean_up import after_errors
 from ..tools.distributed import alone, share_buffers, world_size
@@ -103,7 +104,7 @@ class QuantizationJob:
 
         validation = Validation(trainer, module, datamodule)
 
-        def metrics() -> dict[str, float]:
+        def metrics() -> MetricValues:
             found = validation()
             module.to(trainer.strategy.root_device)  # trainer.validate leaves the module on the CPU
             return found

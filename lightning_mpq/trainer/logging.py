@@ -13,6 +13,7 @@ from torch import nn
 
 from ..modules import packed_layers, stored_bytes
 from ..report import ModelRow, Report, print_report
+from ..report.metric_values import MetricValues
 from .attachments import attach
 
 
@@ -68,5 +69,13 @@ def finetuned_row(module: nn.Module, metrics: Mapping[str, float]) -> ModelRow:
     """
     layers = {id(layer.packed_codes): layer for layer in packed_layers(module).values()}
     weights = sum(prod(layer.row_shape) for layer in layers.values())
-    stored = stored_bytes(module)
-    return ModelRow("fine-tuned", 8 * stored.packed / weights, stored.total, None, None, None, dict(metrics))
+    stored, values = stored_bytes(module), MetricValues(metrics)
+    return ModelRow(
+        name="fine-tuned",
+        average_bits=8 * stored.packed / weights,
+        stored_bytes=stored.total,
+        predicted_loss=None,
+        measured_loss=None,
+        metrics=dict(values),
+        intervals=values.intervals,
+    )

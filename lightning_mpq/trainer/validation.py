@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,9 +13,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from ..network.modes import evaluating
+from ..report.metric_values import MetricValues, intervals_of, joined
 from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
-from ..tools.distributed import gather
+from ..tools.distributed import gather, mean_over_ranks
+from .batch_metrics import BatchMetrics
 from .silent import silent_callback, silent_logger
 
 
@@ -38,19 +40,19 @@ class Validation:
     datamodule: L.LightningDataModule | None = None
     failed: bool = field(default=False, init=False)
 
-    def __call__(self) -> dict[str, float]:
-        """Return metric name to value; nothing if the module does not validate, or not without an error."""
+    def __call__(self) -> MetricValues:
+        """Return metric name to value, with intervals; nothing if the module does not validate, or with an error."""
         if self.failed:
-            return {}
-        found, error = dict[str, float](), None
+            return MetricValues({})
+        found, error, noted = dict[str, float](), None, BatchMetrics()
         try:
             with evaluating(self.module):  # whose modes come back after an error too
-                found = validation_metrics(self.trainer, self.module, self.datamodule)
+                found = validation_metrics(self.trainer, self.module, self.datamodule, noted)
         except Exception as caught:  # whatever user code raises
             error = f"{type(caught).__name__}: {caught}"
         errors = [text for text in gather(error) if text is not None]
         if not errors:
-            return found
+            return MetricValues(found, intervals_of(mean_over_ranks(found), joined(gather(noted.batches))))
         self.failed = True
         for part in self.module.modules():
             if isinstance(part, Metric):
@@ -60,17 +62,21 @@ class Validation:
             "goes on without them; compare=False leaves the comparison out.",
             category=UserWarning,
         )
-        return {}
+        return MetricValues({})
 
 
 def validation_metrics(
-    trainer: L.Trainer, module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: L.LightningDataModule | None = None,
+    observer: L.Callback | None = None,
 ) -> dict[str, float]:
     """Run the module's validation and return what it logged, without a trace in callbacks and loggers.
 
     At the end of a fit the fit's own validation loop runs, on its own loaders (``trainer.validate`` would unwrap
     the model of a fit that is not over yet); otherwise ``trainer.validate``. Other callbacks do not see it: the
-    models that are compared must not become anybody's best checkpoint, or stop a training early.
+    models that are compared must not become anybody's best checkpoint, or stop a training early. ``observer`` alone
+    does.
 
     Returns:
         Metric name to value; empty if the module does not validate, or has no validation data.
@@ -78,7 +84,7 @@ def validation_metrics(
     in_fit = trainer.state.fn == TrainerFn.FITTING and trainer.state.stage is not None
     if not (trainer.enable_validation if in_fit else _validates(trainer, module, datamodule)):
         return {}
-    with _unseen(trainer):
+    with _unseen(trainer, [] if observer is None else [observer]):
         if not in_fit:
             with shadowed(module, configure_callbacks=list):  # none: a new one would not be silent
                 results = trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -97,7 +103,7 @@ def _validates(trainer: L.Trainer, module: L.LightningModule, datamodule: L.Ligh
 
 
 @contextmanager
-def _unseen(trainer: L.Trainer) -> Iterator[None]:
+def _unseen(trainer: L.Trainer, observers: Sequence[L.Callback]) -> Iterator[None]:
     """Silence callbacks and loggers of the Trainer for a while, and hide from them afterwards what was logged in it."""
     before = {"callbacks": trainer.callbacks, "loggers": trainer.loggers}  # type: ignore[attr-defined]
     connector = trainer._logger_connector
@@ -111,6 +117,7 @@ def _unseen(trainer: L.Trainer) -> Iterator[None]:
             setattr(connector, name, values)
 
     with afterwards(restore):
-        trainer.callbacks = [silent_callback(each) for each in before["callbacks"]]  # type: ignore[attr-defined]
+        silenced = [silent_callback(each) for each in before["callbacks"]]
+        trainer.callbacks = [*silenced, *observers]  # type: ignore[attr-defined]
         trainer.loggers = [silent_logger(each) for each in before["loggers"]]
         yield

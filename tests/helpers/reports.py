@@ -13,7 +13,7 @@ from lightning_mpq.groups.coverage import Coverage
 from lightning_mpq.options import CurvatureOptions, SolverOptions
 from lightning_mpq.pipeline.frontier_record import frontier_record
 from lightning_mpq.pipeline.receipt import receipt
-from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, TrialRow
+from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, TargetRow, TrialRow
 
 
 def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> Report:
@@ -42,7 +42,14 @@ def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> 
         ModelRow("float", 32.0, int(8 * chosen.stored_bytes), 0.0, 0.0, 0.0, {"val_accuracy": 0.95}),
         ModelRow(uniform.name, uniform.average_bits, int(uniform.stored_bytes), uniform.predicted_loss, 0.9 * loss),
         ModelRow(
-            "chosen", chosen.average_bits, int(chosen.stored_bytes), loss, 0.8 * loss, loss, {"val_accuracy": 0.9}
+            "chosen",
+            chosen.average_bits,
+            int(chosen.stored_bytes),
+            loss,
+            0.8 * loss,
+            loss,
+            {"val_accuracy": 0.9},
+            intervals={"val_accuracy": (0.88, 0.92)},
         ),
     )
     report = Report(
@@ -56,12 +63,16 @@ def report_of(taylor: TaylorModel, average_bits: float = 4.0, **fields: Any) -> 
         repair=(RepairRow("independent", (), loss), RepairRow("sequential", ("batchnorm",), 0.8 * loss)),
         trials=(
             TrialRow(0, "solved", allocation.policy.bits(), loss, 0.8 * loss, True),
-            TrialRow(0, "alternative 1", allocation.policy.bits(), 1.1 * loss, 0.9 * loss),
-            TrialRow(0, "unshrunk", allocation.policy.bits(), 1.2 * loss, 1.1 * loss),
+            TrialRow(0, "additive", allocation.policy.bits(), 1.1 * loss, 0.9 * loss),
+            TrialRow(0, "uniform", allocation.policy.bits(), 1.2 * loss, 1.1 * loss),
         ),
         pairs=PairsRow(0.1 * loss, 0.01 * loss, 0.09 * loss, loss),
         coverage=Coverage(900, 1000),
         frontier=record,
+        targets=(
+            TargetRow("torch", True, stored_bytes=1234),
+            TargetRow("onnxruntime", False, 5, ("<b>'layer'</b> (3-bit half/channel): it has no such grid",)),
+        ),
         receipt=receipt(taylor, allocation.policy, CurvatureOptions(), solver),
     )
     return replace(report, **fields)

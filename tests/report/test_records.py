@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lightning_mpq.allocation.stability import Stability
 from lightning_mpq.groups.coverage import Coverage
-from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, print_report
+from lightning_mpq.report import GroupRow, ModelRow, PairsRow, RepairRow, Report, TargetRow, print_report
 
 
 def make_report() -> Report:
@@ -20,7 +20,19 @@ def make_report() -> Report:
         models=(
             ModelRow("float", 32.0, 4000, 0.0, 0.0, 0.0, {"val_accuracy": 0.95}),
             ModelRow("uniform 3 bits", 3.1, 600, None, 0.07, 0.09, {"val_accuracy": 0.8}, 0.05, 0.05, 0.004),
-            ModelRow("chosen", 2.9, 500, 0.0123, 0.02, 0.03, {"val_accuracy": 0.9}, 0.01, 0.0, 0.0),
+            ModelRow(
+                "chosen",
+                2.9,
+                500,
+                0.0123,
+                0.02,
+                0.03,
+                {"val_accuracy": 0.9},
+                0.01,
+                0.0,
+                0.0,
+                {"val_accuracy": (0.8, 0.93)},
+            ),
         ),
         groups=(GroupRow("body.conv", ("body.conv",), 3, "3-bit half/channel", 900, 400, 0.01, 0.008, 0.009),),
         left_in_float={"body.attention[0]": "not supported yet"},
@@ -41,6 +53,7 @@ def make_report() -> Report:
         pairs=PairsRow(0.0005, 0.001, 0.0, 0.01),
         coverage=Coverage(900, 1000, {"Mixer": (("body.mix",), 100)}),
         held_out=100,
+        targets=(TargetRow("torch", True, stored_bytes=400), TargetRow("npu", False, 2, ("'body.conv': 3 bits",))),
     )
 
 

@@ -3,7 +3,7 @@
 
 const WORDS = { divergence: "KL divergence from the float model, nats per sample", task: "change of the task loss" };
 const SHOWN = new Set(["format", "version", "loss", "models", "groups", "left_in_float", "solver", "seconds", "samples", "repair", "trials",
-  "pairs", "finetuning", "coverage", "frontier", "receipt", "held_out"]);
+  "pairs", "finetuning", "coverage", "frontier", "receipt", "held_out", "targets"]);
 const colourOfBits = (bits) => `var(--b${bits >= 9 ? 16 : Math.max(2, Math.round(bits))})`;
 
 start((report, main) => {
@@ -21,6 +21,7 @@ start((report, main) => {
     repairSection(report),
     ...Object.entries(report).filter(([name, value]) => !SHOWN.has(name) && !empty(value))
       .map(([name, value]) => section(name.replaceAll(/[^\w-]/g, "-"), capital(words(name)), anything(capital(words(name)), value))),
+    targetsSection(report),
     floatSection(report),
     copySection(state),
     receiptSection(report),
@@ -294,7 +295,7 @@ function nextWider(own, chosen) {
 function metricsSection(report) {
   const names = [...new Set(report.models.flatMap((row) => Object.keys(row.metrics ?? {})))];
   const extra = [...new Set(report.models.flatMap(Object.keys))].filter((name) =>
-    !["name", "average_bits", "stored_bytes", "predicted_loss", "measured_loss", "measured_frozen", "metrics", "fitted_loss", "above_chosen", "above_chosen_error"].includes(name) && report.models.some((row) => !empty(row[name])));
+    !["name", "average_bits", "stored_bytes", "predicted_loss", "measured_loss", "measured_frozen", "metrics", "fitted_loss", "above_chosen", "above_chosen_error", "intervals"].includes(name) && report.models.some((row) => !empty(row[name])));
   const largest = d3.max(report.models, (row) => row.stored_bytes);
   const value = (cell) => (cell !== null && typeof cell === "object" ? intervals(cell) : cell);
   return section("models", "Float, uniform, additive, chosen",
@@ -304,13 +305,15 @@ function metricsSection(report) {
       ["measured, as rounded", (row) => row.measured_frozen, "number"], ["measured, repaired", (row) => row.measured_loss, "number"],
       ...(report.models.some((row) => known(row.above_chosen)) ? [["above chosen", (row) => (row.name === "chosen" ? "" : withError(row.above_chosen, row.above_chosen_error)), "number"]] : []),
       ...(report.models.some((row) => known(row.fitted_loss)) ? [["on fitted data", (row) => row.fitted_loss, "number"]] : []),
-      ...names.map((name) => [name, (row) => row.metrics?.[name], "number"]),
+      ...names.map((name) => [name, (row) => withInterval(row.metrics?.[name], row.intervals?.[name]), "number"]),
       ...extra.map((name) => [words(name), (row) => value(row[name]), "number"]),
     ], (row) => row.name === "chosen"),
+    report.models.some((row) => !empty(row.intervals)) ? el("p", { class: "quiet" }, "In brackets: what 95 of 100 values on other validation batches of the same kind would lie between. All models see the same batches, so that their differences are surer than that.") : null,
     heldOut(report),
     report.finetuning ? el("p", {}, `Fine-tuning took the task loss on the calibration batches from ${number(report.finetuning.loss_before)} to ${number(report.finetuning.loss_after)}.`) : null);
 }
 
+const withInterval = (value, interval) => (known(value) && interval ? `${number(value)} (${interval.map((each) => number(each)).join(" to ")})` : value);
 const withError = (value, error) => (known(value) ? signed(Number(value.toPrecision(2))) + (known(error) ? ` ± ${number(error, 1)}` : "") : "–");
 
 function heldOut(report) {
@@ -446,6 +449,18 @@ function repairSection(report) {
     ["repaired", (row) => row.repaired.map((step) => (row.refused?.includes(step) ? `${step} (taken back)` : step)).join(" + ") || "nothing yet"],
     ["measured loss", (row) => row.measured_loss, "number"],
     ...(report.repair.some((row) => known(row.fitted_loss)) ? [["on fitted data", (row) => row.fitted_loss, "number"]] : [])]));
+}
+
+// Which runtimes can hold the chosen policy, and what keeps the others from it.
+function targetsSection(report) {
+  if (empty(report.targets)) return null;
+  const able = report.targets.filter((row) => row.holds).map((row) => row.target);
+  const reasons = (row) => (row.holds ? "nothing" : `${row.reasons.join("; ")}${row.obstacles > row.reasons.length ? `; and ${row.obstacles - row.reasons.length} more` : ""}`);
+  return section("targets", "Which targets can hold it",
+    el("p", {}, able.length ? `The chosen policy can be held by ${able.join(", ")}. Bytes are codes, scales and zero points there, without headers and what stays in float.`
+      : "None of the targets can hold the chosen policy."),
+    table("The chosen policy in each target", report.targets, [["target", (row) => row.target], ["holds it", (row) => (row.holds ? "yes" : "no")],
+      ["bytes there", (row) => row.stored_bytes, "number"], ["what blocks it", reasons]]));
 }
 
 function floatSection(report) {
