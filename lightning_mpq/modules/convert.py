@@ -95,13 +95,12 @@ def pack_model(
     if unknown := sorted(set(rounded) - set(schemes)):
         raise ValueError(f"Rounded weights were given for {unknown[0]!r}, which the policy does not name.")
     modules = named_layers(model, remove_duplicate=False)
-    given = {id(getattr(modules.get(name), "weight", None)): rows for name, rows in rounded.items()}
+    given = {id(getattr(modules.get(name), "weight", None)): name for name in rounded}
 
     def pack(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLayer:
-        quantized = given.get(id(module.weight))
-        if quantized is None:
-            quantized = _round(name, module, scheme)
-        elif quantized.scheme != scheme:
+        known = given.get(id(module.weight))
+        quantized = _round(name, module, scheme) if known is None else rounded[known]
+        if quantized.scheme != scheme:
             raise ValueError(
                 f"The rounded weight of layer {name!r} is {quantized.scheme}, but the policy says {scheme}."
             )

@@ -139,6 +139,8 @@ class Quantizer:
     def codes(self, policy: BitPolicy, order: RoundingOrder | None = None) -> Mapping[str, QuantizedRows]:
         """Return codes by layer, by default those to pack; none where a weight is rounded by itself."""
         order = order or self.order(policy)
+        if order == "independent" and self.rounded is not None:  # unpacked as they are read, and not kept
+            return self.rounded.unpacking(policy)
         if (policy, order) not in self._codes:
             options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
             ranges = self.ranges(policy)

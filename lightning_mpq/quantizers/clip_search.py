@@ -37,6 +37,12 @@ class Scales(NamedTuple):
         """Choose the same trials for all scales: an index [K]."""
         return self.take(index.to(self.scale.device)[:, None, None].expand(-1, *self.scale.shape[1:]))
 
+    def rows(self, part: slice) -> Scales:
+        """Return the scales of some rows; those of a tensor are those of all its rows."""
+        if self.scale.shape[1] == 1:
+            return self
+        return Scales(self.scale[:, part], None if self.zero_point is None else self.zero_point[:, part])
+
     def joined(self, other: Scales) -> Scales:
         """Return these trials, then the others."""
         both = None if self.zero_point is None or other.zero_point is None else (self.zero_point, other.zero_point)

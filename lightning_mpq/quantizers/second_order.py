@@ -17,6 +17,9 @@ from .nearest import finite_rows
 from .nearest_search import error_of_codes, nearest_error, search_nearest
 from .quantized_rows import QuantizedRows
 
+_CHUNK_ELEMENTS = 2**22
+"""Weights whose errors are computed at once (16 MiB of float32)."""
+
 
 class RoundedRows(NamedTuple):
     """A rounded weight and what it does to the layer's output.
@@ -104,12 +107,29 @@ class RowRounding:
         results = []
         searched = search_with_feedback(rows, self._factorised(rows.dtype), schemes, costs)
         for scheme, (codes, trial) in zip(schemes, searched, strict=True):
-            error = error_of_codes(rows, moment, scheme, trial, codes)
-            nearest_codes, nearest_errors = nearest_error(rows, moment, scheme, trial)
-            better = error < nearest_errors  # error feedback is greedy, and may lose
-            kept = torch.where(better[:, None], codes, nearest_codes)
-            results.append(_rounded(kept, torch.where(better, error, nearest_errors), trial, scheme, costs))
+            kept, error = _better_codes(rows, moment, scheme, trial, codes)
+            results.append(_rounded(kept, error, trial, scheme, costs))
         return results
+
+
+def _better_codes(
+    rows: Tensor, moment: Tensor, scheme: WeightScheme, trial: Scales, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest codes in rows where they are better than those given, and the error of each row.
+
+    Error feedback is greedy, and may lose. Of a large weight a few rows are compared at a time.
+    """
+    step = len(rows) if len(moment) > 1 else max(1, _CHUNK_ELEMENTS // rows.shape[1])
+    kept, errors = [], []
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        scales = trial.rows(part)
+        error = error_of_codes(rows[part], moment, scheme, scales, codes[part])
+        nearest_codes, nearest_errors = nearest_error(rows[part], moment, scheme, scales)
+        better = error < nearest_errors
+        kept.append(torch.where(better[:, None], codes[part], nearest_codes))
+        errors.append(torch.where(better, error, nearest_errors))
+    return torch.cat(kept), torch.cat(errors)
 
 
 def round_rows(

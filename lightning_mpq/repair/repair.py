@@ -157,7 +157,7 @@ def final_codes(
     rounded: RoundedWeights | None = None,
     ranges: Mapping[str, InputRange] | None = None,
     progress: Progress | None = None,
-) -> dict[str, QuantizedRows]:
+) -> Mapping[str, QuantizedRows]:
     """Return the codes to pack, by layer; none where a weight is rounded by itself.
 
     Args:
@@ -172,7 +172,7 @@ def final_codes(
     Raises:
         ValueError: If a scheme is rounded by its inputs and there is no batch.
     """
-    known = None if rounded is None else rounded.of_policy(policy)
+    known = None if rounded is None else rounded.unpacking(policy)
     if rounds_in_sequence(policy, options):
         return round_sequentially(
             calibration.model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,6 +58,10 @@ class RoundedWeights:
         """
         return {layer: self.of_layer(layer, scheme) for layer, scheme in policy.weights().items()}
 
+    def unpacking(self, policy: BitPolicy) -> Mapping[str, QuantizedRows]:
+        """Return the same as `of_policy`; each layer's codes are unpacked when they are asked for, and not kept."""
+        return _Unpacking(self, policy.weights())
+
     @property
     def stored_bytes(self) -> int:
         """Bytes of codes, scales and zero points in memory."""
@@ -73,3 +77,22 @@ class RoundedWeights:
             for tensor in rows.tensors.values():
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+class _Unpacking(Mapping[str, QuantizedRows]):
+    """Layer name to rounded weight."""
+
+    def __init__(self, rounded: RoundedWeights, schemes: Mapping[str, WeightScheme]) -> None:
+        self._rounded, self._schemes = rounded, schemes
+        for layer, scheme in schemes.items():
+            if (layer, scheme) not in rounded.rows:
+                rounded.of_layer(layer, scheme)  # says what is missing
+
+    def __getitem__(self, layer: str) -> QuantizedRows:
+        return self._rounded.of_layer(layer, self._schemes[layer])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._schemes)
+
+    def __len__(self) -> int:
+        return len(self._schemes)

@@ -23,7 +23,7 @@ from .input_perturbation import InputPerturbations
 from .input_probes import InputProbes
 from .measurement import Measurement
 from .perturbation import Perturbations
-from .weights import all_scores, substituted, weight_variables
+from .weights import scores_of_backward, substituted, weight_variables
 
 
 class BatchScores:
@@ -52,21 +52,15 @@ class BatchScores:
         """
         variables = weight_variables(self._perturbations)
         probes = InputProbes(self._inputs, self._perturbations.device)
-        leaves = [*variables.values(), *probes.leaves]
         with substituted(self._perturbations, variables), probes.attached():
             outputs = self._evaluator.outputs(batch)
             if not outputs.requires_grad:
                 raise not_differentiable("outputs do")
-            slopes = [
-                torch.autograd.grad(
-                    outputs,
-                    leaves,
-                    self._likelihood.score(outputs.detach(), batch, generator),
-                    retain_graph=draw + 1 < self._draws,
-                    allow_unused=True,
-                )
-                for draw in range(self._draws)
-            ]
-        scores = all_scores(self._perturbations, probes, slopes)
+            found = []
+            for draw in range(self._draws):
+                slope = self._likelihood.score(outputs.detach(), batch, generator)
+                again = draw + 1 < self._draws
+                found.append(scores_of_backward(self._perturbations, variables, probes, outputs, slope, again))
+        scores = torch.stack(found)
         samples = outputs.shape[0]
         return Measurement(samples, rows=scores[None] / sqrt(self._draws * samples))

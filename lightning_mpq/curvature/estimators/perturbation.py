@@ -15,7 +15,7 @@ from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
 
-_CHUNK_BYTES = 2**26
+_CHUNK_BYTES = 2**25
 """Of dense perturbations of a layer that are made at once, if one takes no more."""
 _CHUNK_ELEMENTS = 2**20
 """Weights whose change is computed at once in float64 (8 MiB)."""

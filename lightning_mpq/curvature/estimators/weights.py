@@ -82,7 +82,12 @@ def _with_layer(perturbations: Perturbations, layer: str, gradients: Sequence[Te
 
 
 def scores_of_backward(
-    perturbations: Perturbations, variables: Mapping[str, Tensor], probes: InputProbes, outputs: Tensor, slope: Tensor
+    perturbations: Perturbations,
+    variables: Mapping[str, Tensor],
+    probes: InputProbes,
+    outputs: Tensor,
+    slope: Tensor,
+    again: bool = False,
 ) -> Tensor:
     """Return what `all_scores` does of one backward pass, in which no more than a few weight gradients stand at once.
 
@@ -92,6 +97,7 @@ def scores_of_backward(
         probes: Variables of the inputs.
         outputs: Computed with both.
         slope: Gradient of the outputs.
+        again: Whether there will be another backward pass.
 
     Returns:
         [K].
@@ -108,11 +114,14 @@ def scores_of_backward(
 
     handles = [variable.register_post_accumulate_grad_hook(use) for variable in variables.values()]
     try:
-        torch.autograd.backward(outputs, slope, inputs=[*variables.values(), *probes.leaves])
+        torch.autograd.backward(outputs, slope, retain_graph=again, inputs=[*variables.values(), *probes.leaves])
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat([total, probes.scores([[leaf.grad for leaf in probes.leaves]])[0].to(total)])
+    of_inputs = probes.scores([[leaf.grad for leaf in probes.leaves]])[0].to(total)
+    for leaf in probes.leaves:
+        leaf.grad = None
+    return torch.cat([total, of_inputs])
 
 
 def all_scores(
