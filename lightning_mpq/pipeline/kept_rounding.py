@@ -6,6 +6,7 @@ Another budget then rounds nothing.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.distributed import gather
 from ..tools.files import unless_impossible, write_bytes_atomically
 from ..tools.reading import parse_json, require_ordinary
+from ..tools.room import free_bytes, gigabytes
 
 _SUFFIX = ".rounded.safetensors"
 _MADE = 2
@@ -50,6 +52,7 @@ class KeptRounding:
         parts = gather([hash_batch(batch) for batch in calibration.filled()])
         self._batches = [digest for part in parts for digest in part]
         self._folder, self._device = Path(folder), str(device_of(calibration.model))
+        self._is_full = False
         self._settings = hash_settings(calibration.model, [], [], {"forward_fn": calibration.forward_fn, "made": _MADE})
 
     def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:
@@ -58,7 +61,20 @@ class KeptRounding:
 
     def keep(self, group: LayerGroup, offered: Sequence[Candidate], rounded: RoundedWeights) -> RoundedWeights:
         """See `KeptGroups`; where nothing can be written, the group stays in memory."""
-        path = self._path(group, offered)
+        if self._is_full:
+            return rounded
+        path, size = self._path(group, offered), rounded.stored_bytes
+        free = free_bytes(self._folder)
+        if free is not None and size > free:
+            self._is_full = True
+            warnings.warn(
+                f"The cache {self._folder} has {gigabytes(free)} free, and the rounded candidates of the group "
+                f"{group.name!r} take {gigabytes(size)}: they and those of later groups stay in memory, and are lost "
+                "with this process. Free some space, or pass another cache_dir.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return rounded
         with unless_impossible("The cache", path, "Another budget rounds anew."):
             _write(path, rounded)
         return _read(path, self._device) or rounded

@@ -25,10 +25,11 @@ from ..tools.progress import Progress, silent
 from .input_moments import input_moments
 from .kept_groups import KeptGroups
 from .packed_rows import PackedRows
+from .room import refuse_without_room
 from .rounded_weights import RoundedWeights
 from .weight_rounding import WeightRounding, best_grids
 
-_LEAST_BYTES = 2**27
+_LEAST_BYTES = 2**26
 """What the moments of layers that are rounded by one pass may take together, or half of the weights if these are more:
 a pass for each part then takes time that grows with the model and not with its square."""
 
@@ -79,6 +80,7 @@ def round_candidates(
     Raises:
         ValueError: If moments are needed and there is no batch, or groups and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
+        MemoryError: If there is no room for the moment of a single layer.
 
     Example:
         >>> from lightning_mpq import find_groups, make_candidates
@@ -100,6 +102,14 @@ def round_candidates(
     left = [group for group in groups if group.name not in found]
     ranges = input_ranges(calibration, _schemes_of_inputs(left, by_group))
     work = _Rounding(layers, by_group, ranges, best_grid, centred, damping, kept)
+    refuse_without_room(
+        {
+            layer: layers[layer]
+            for group in left
+            if any(candidate.scheme.weight.needs_inputs for candidate in by_group[group.name])
+            for layer in group.layers
+        }
+    )
     parts = _parts(left, layers, by_group)
     for number, part in enumerate(parts):
         begin, end = (number / len(parts), (number + 1) / len(parts))

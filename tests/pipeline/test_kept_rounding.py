@@ -100,6 +100,29 @@ def test_a_job_that_was_stopped_goes_on_where_it_was(kept, monkeypatch):
     assert found.fingerprint == whole.fingerprint
 
 
+def test_killed_before_each_layer_in_turn_a_job_rounds_every_layer_once(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))), list(torch.randn(96, 6).split(32))
+    groups = find_groups(model)
+    offered = make_candidates(groups, bits=(2, 4))
+    whole = round_candidates(model, batches, groups, offered)
+    keep, rounded = KeptRounding.keep, []
+
+    def killed_after_one(self, group, offered, found):
+        rounded.append(group.name)
+        keep(self, group, offered, found)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptRounding, "keep", killed_after_one)
+    for _ in groups:
+        with pytest.raises(KeyboardInterrupt):
+            round_candidates(model, batches, groups, offered, kept=KeptRounding(tmp_path, Calibration(model, batches)))
+    assert rounded == [group.name for group in groups]
+    found = round_candidates(model, batches, groups, offered, kept=KeptRounding(tmp_path, Calibration(model, batches)))
+    assert found.fingerprint == whole.fingerprint
+    assert found.errors == whole.errors
+
+
 def test_a_damaged_file_counts_as_absent(kept, tmp_path):
     model, batches = job()
     before = kept(model, batches)[0].fingerprint  # of codes that are mapped from the file
