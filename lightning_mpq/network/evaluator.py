@@ -16,6 +16,7 @@ from ..tools.attributes import shadowed
 from .batches import describe_batch, tensors_of
 from .calibration import Calibration
 from .hooks import hooked
+from .placement import refuse_spread
 
 
 class SkippedBatchError(TypeError):
@@ -143,7 +144,11 @@ class Evaluator:
 
 
 def check_finite_parameters(model: nn.Module) -> None:
-    """Refuse a model with a parameter that is not finite, and name it (a buffer may be: an attention mask)."""
+    """Refuse a model with a parameter that is not finite, and name it (a buffer may be: an attention mask).
+
+    One whose parameters have no values, or lie on several devices, is refused too.
+    """
+    refuse_spread(model)
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             module, _, own = name.rpartition(".")

@@ -16,6 +16,7 @@ from ..curvature import TaylorModel
 from ..curvature.resampling import blocks_of
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
+from ..network.placement import refuse_spread
 from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord
 from ..report.metric_values import MetricValues
@@ -98,6 +99,7 @@ class Pipeline:
         self.timer.seconds.clear()
         calibration = self.calibration(model, batches).listed("calibration")
         refuse_packed(model)
+        refuse_spread(model)
         share_buffers(model)
         return decide(calibration, self.settings, self.timer)
 

@@ -23,6 +23,7 @@ from ..network.evaluator import Evaluator
 from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
 from ..network.likelihood import guess_likelihood
+from ..network.placement import refuse_spread
 from ..policy import BitPolicy
 from ..targets import offer
 from ..targets.menu import refuse_policy
@@ -54,6 +55,7 @@ def check_policy(
         TypeError: If the policy names a layer that cannot be packed.
     """
     refuse_packed(model)
+    refuse_spread(model)
     if not all(_is_ready(layer) for layer in model.modules()):
         return None
     with quiet():  # what is worth a warning is said when the policy is made

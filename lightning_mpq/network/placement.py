@@ -1,0 +1,40 @@
+"""Where the weights of a model lie: on one device, with values, or they are refused with the way out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .sharded import is_sharded
+
+_AGAIN = "Load it onto one device (from_pretrained without device_map, or model.to(device)"
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values, lie on several devices, or are cut between processes.
+
+    Raises:
+        ValueError: If they do.
+    """
+    name = type(model).__name__
+    if is_sharded(model):
+        raise ValueError(
+            f"The parameters of {name} are cut between processes. Let MixedPrecisionQuantization put them together at "
+            "the end of a fit with strategy='fsdp', or call lightning_mpq.network.sharded.gather_whole(model) in every "
+            "process first."
+        )
+    devices: dict[str, str] = {}
+    for own, parameter in model.named_parameters():
+        devices.setdefault(str(parameter.device), own)
+    if "meta" in devices:
+        raise ValueError(
+            f"The parameter {devices['meta']!r} of {name} is on the meta device, without values: it was never loaded, "
+            f"or device_map has put it on disk or on the processor. {_AGAIN}; model.to_empty(device=...) and "
+            "load_state_dict where it was made without values)."
+        )
+    placed = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(devices) > 1 or len(placed) > 1:
+        shown = ", ".join(f"{own!r} on {device}" for device, own in devices.items()) if len(devices) > 1 else placed
+        raise ValueError(
+            f"The parameters of {name} lie on several devices ({shown}). {_AGAIN}), in bfloat16 if it is large, and "
+            "keep rounded candidates on disk by cache_dir."
+        )
