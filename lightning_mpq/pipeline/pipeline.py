@@ -150,9 +150,8 @@ class Pipeline:
             others = self._frontier(decision)
         with timer.stage("compare"):
             evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
-            reestimated = self.settings.predicts_repaired(quantizer.model)
             over_ranks = partial(metrics_over_ranks, metrics)
-            comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, reestimated)
+            comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, decision.reestimated)
             rows = comparison.measure(decision.allocation, timer.within(0.65, 0.9), keep=keep)
         with timer.stage("stability"):
             stability = stability_row(decision, self.settings.selection.resamples, timer.within(0.9, 1.0))

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_mpq.allocation import Budget
 from lightning_mpq.pipeline.pipeline import Pipeline
-from lightning_mpq.pipeline.planning import Profiled, measure
+from lightning_mpq.pipeline.profiling import Profiled, measure
 from lightning_mpq.pipeline.settings import JobSettings
 from lightning_mpq.tools.progress import Progress, StageTimer, silent
 

@@ -164,7 +164,9 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice(monkeypatch):
     repaired = fitted + 2 * judging  # judged before and after
     measured = judging + 1 / 4  # and on as many of the others
     both = measured + repaired + measured
-    job = make_job(Budget(average_bits=5.5), selection=SelectionOptions(rounds=0))
+    # Whether measuring statistics again helps, and so whether the loss is profiled twice, is chance here as well.
+    curvature = CurvatureOptions(statistics="reestimated")
+    job = make_job(Budget(average_bits=5.5), curvature=curvature, selection=SelectionOptions(rounds=0))
     found, outcome = passes_by_stage(job, model, data, dict)
     shared = outcome.allocation.additive_policy != outcome.allocation.policy
     others, trials = distinct_plans(outcome) - 1, len({str(row.bits) for row in outcome.report.trials})
@@ -407,3 +409,33 @@ def test_what_a_forward_pass_takes_is_measured_where_a_bound_needs_it():
     assert outcome.allocation.costs["mac_average_bits"] == (48 * bits["0"] + 64 * bits["2"] + 24 * bits["4"]) / 136
     assert set(limits) == {"device_bytes", "mac_average_bits"}
     assert all(outcome.allocation.costs[name] <= limit for name, limit in limits.items())
+
+
+@pytest.mark.filterwarnings("ignore:Measuring BatchNorm statistics again raises", "ignore:Rounded layer after layer")
+def test_where_statistics_are_measured_in_vain_all_is_done_for_those_of_the_float_model(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    data = [(torch.randn(8, 1, 8, 8), torch.randint(3, (8,))) for _ in range(6)]
+
+    def decide(**repair):
+        return make_job(3.0, repair=RepairOptions(**repair), selection=SelectionOptions(1, 0)).decide(net, data)
+
+    frozen = decide(batchnorm=False)
+    spoilt = 0
+
+    def spoil(model, calibration, statistics):
+        nonlocal spoilt
+        spoilt += 1
+        model[1].running_mean += 10.0
+
+    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", spoil)
+    found = decide()
+    assert spoilt == 1
+    assert not found.reestimated
+    assert torch.equal(found.taylor.curvature, frozen.taylor.curvature)
+    assert found.allocation.policy == frozen.allocation.policy
+    assert found.quantizer.repair.names == ()
+    assert not net[1].running_mean.any()
+    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", lambda *arguments: None)
+    kept = make_job(3.0, curvature=CurvatureOptions(statistics="reestimated"), selection=SelectionOptions(1, 0))
+    assert kept.decide(net, data).reestimated  # who asks for it gets it

@@ -216,7 +216,7 @@ def misled(monkeypatch) -> None:
         trusted = torch.tensor([1e-3 if c.group == "0" else 1.0 for c in taylor.candidates], dtype=torch.float64)
         return replace(taylor, curvature=taylor.curvature * trusted[:, None] * trusted)
 
-    monkeypatch.setattr("lightning_mpq.pipeline.planning.profile", wrong)
+    monkeypatch.setattr("lightning_mpq.pipeline.profiling.profile", wrong)
 
 
 @pytest.mark.filterwarnings("ignore:More bits are predicted")

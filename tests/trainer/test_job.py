@@ -28,7 +28,7 @@ def test_a_trained_model_is_tried_on_its_first_batch_before_anything_is_rounded(
     def rounds(*args, **options):
         raise AssertionError("rounded before the first batch was tried")
 
-    monkeypatch.setattr("lightning_mpq.pipeline.planning.round_candidates", rounds)
+    monkeypatch.setattr("lightning_mpq.pipeline.profiling.round_candidates", rounds)
     with pytest.raises(TypeError, match="(?s)output.*'left'"):
         make_callback().quantize_trained(make_trainer(tmp_path), ReturnsDict(), SmallData())
 

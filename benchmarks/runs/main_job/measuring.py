@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_mpq import Budget, MixedPrecisionQuantization, Report
 from lightning_mpq.cli.main import cache_entry, run
 from lightning_mpq.pipeline.pipeline import Pipeline
-from lightning_mpq.pipeline.planning import measure as measure_stages
+from lightning_mpq.pipeline.profiling import measure as measure_stages
 from lightning_mpq.tools.progress import StageTimer
 
 from ...tools.results import Row

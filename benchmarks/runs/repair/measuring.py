@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_mpq import Budget, CandidateOptions, RepairOptions, allocate
 from lightning_mpq.pipeline.comparison import uniform_policy
-from lightning_mpq.pipeline.planning import Profiled
+from lightning_mpq.pipeline.profiling import Profiled
 from lightning_mpq.pipeline.quantize import RoundingOrder
 
 from ...methods.profiled import profiled, quantizer
