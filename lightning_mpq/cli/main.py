@@ -26,6 +26,7 @@ from ..export.safetensors import save
 from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
 from .exporting import export, requested
+from .other_libraries import less_said
 from .own_model import built, data_of, drop_what_is_ours
 from .training_cache import KeepTrained, TrainedWeights, training_key
 
@@ -57,7 +58,8 @@ def main(config: DictConfig) -> float | None:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # where my.Net of model._target_=my.Net is looked for, after everything that is installed
     try:
-        return run(drop_what_is_ours(config, HydraConfig.get().overrides.task))
+        with less_said():
+            return run(drop_what_is_ours(config, HydraConfig.get().overrides.task))
     except USER_ERRORS as error:
         raise CompactHydraException(f"lightning-mpq: {_sentence(error)}") from error
 

@@ -20,6 +20,9 @@ from .forward import device_of
 from .isolation import isolated
 from .likelihood import Likelihood, guess_likelihood
 
+BEYOND_CHANCE = 2.0
+"""Standard errors of a paired difference, above which it is more than the chance of these samples."""
+
 
 class Losses(NamedTuple):
     """Losses of one model on this process's batches.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..curvature.estimators.base import Loss
 from ..network.calibration import Calibration
-from ..network.loss_change import LossChange, Losses
+from ..network.loss_change import BEYOND_CHANCE, LossChange, Losses
 from ..policy import BitPolicy
 from ..repair.repair import Step
 from .quantize import Quantizer, RoundingOrder
@@ -110,8 +110,12 @@ class PolicyEvaluator:
                 self.quantizer.keep_independent(policy)
 
     def warn_if_independent(self, policy: BitPolicy) -> None:
-        """Say so where a policy was to be rounded in sequence, and was measured to be better without."""
-        if self.quantizer.tried_in_sequence(policy) and self.quantizer.order(policy) == "independent":
+        """Say so where a policy was to be rounded in sequence, and was measured to be surely better without."""
+        if not self.quantizer.tried_in_sequence(policy) or self.quantizer.order(policy) != "independent":
+            return
+        in_sequence = self.measured(policy, "sequential", self.stages[-1:])[0]
+        worse, error = in_sequence.losses.minus(self.as_profiled(policy).losses)
+        if worse > BEYOND_CHANCE * error:
             warnings.warn(
                 "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the "
                 "float model's inputs; it keeps the latter.",

@@ -12,7 +12,7 @@ from ..inputs.quantizer import InputRange
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.held_out import hold_out
-from ..network.loss_change import LossChange, divergence_if_known
+from ..network.loss_change import BEYOND_CHANCE, LossChange, divergence_if_known
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
@@ -119,7 +119,7 @@ class Repair:
 
     def _refuse(self, step: Step, loss: float, change: float, error: float) -> None:
         self.refused = (*self.refused, step)
-        if step not in self._warned:
+        if change > BEYOND_CHANCE * error and step not in self._warned:  # within chance the report says enough
             self._warned.add(step)
             done = {"biases": "Correcting biases", "batchnorm": "Measuring BatchNorm statistics again"}[step]
             warnings.warn(
