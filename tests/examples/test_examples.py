@@ -40,6 +40,31 @@ def test_readme_lists_every_script():
     assert all(f"`python examples/{name}" in text for name in scripts)
 
 
+def test_the_notebook_goes_from_a_checkpoint_to_a_budget(tmp_path, monkeypatch, capsys):
+    """Its cells run one after the other, as a kernel runs them; none of its outputs is kept in the file."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "digits", raising=False)
+    notebook = json.loads((FOLDER / "choosing_a_budget.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = notebook["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    report = mpq.Report.from_dict(json.loads((tmp_path / "report.json").read_text()))
+    assert report["chosen"].average_bits <= 3
+    assert report["chosen"].metrics["val_accuracy"] > report["float"].metrics["val_accuracy"] - 0.05 > 0.85
+    assert (tmp_path / "report.html").exists()
+    printed = capsys.readouterr().out
+    assert "keep their width" in printed
+    assert f"{report['chosen'].metrics['val_accuracy']:.3f}"[:4] in printed
+    plt.close("all")
+
+
 def test_callback(run, tmp_path):
     assert "Between groups: " in run("callback")
     assert (tmp_path / "packed" / "lightning_mpq.json").exists()
