@@ -12,6 +12,7 @@ from .curvature.estimators.base import Estimator, Loss
 from .curvature.estimators.registry import check_settings as check_profile
 from .grids.registry import DEFAULT_GRIDS
 from .groups.candidates import Candidate, OfferedInput, make_candidates, offered_inputs, offered_schemes
+from .groups.fused import Fuse, check_fuse
 from .groups.groups import LayerGroups
 from .network.likelihood import Likelihood
 from .schemes import WeightScheme
@@ -39,6 +40,8 @@ class CandidateOptions:
         fixed_bits: Pattern to the one width its layers get.
         min_bits: Pattern to the least width its layers may get.
         max_bits: Pattern to the largest width its layers may get.
+        fuse: Sets of names of layers in one module that share a decision, such as
+            ``[("q_proj", "k_proj", "v_proj")]``, or "vllm" for those that vLLM fuses (see `find_groups`).
 
     Example::
 
@@ -57,11 +60,13 @@ class CandidateOptions:
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
     min_bits: Mapping[str, int] = field(default_factory=dict)
     max_bits: Mapping[str, int] = field(default_factory=dict)
+    fuse: Fuse = ()
 
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be offered after it."""
         check_one_of("rounding", self.rounding, ("second_order", "nearest"))
         offered_inputs(self.inputs)
+        check_fuse(self.fuse)
         if not self.offered_schemes():
             raise ValueError(
                 "There is no scheme to offer: give at least one of bits, of grids that have levels for them, and of "

@@ -20,6 +20,7 @@ from ..schemes import LayerScheme, WeightScheme
 from ..tools.checks import shown
 from ..tools.patterns import matching
 from .coverage import Coverage, coverage_of
+from .fused import Fuse, check_fuse, fused
 from .partition import partition
 
 BLOCKS = (128, 64, 32)
@@ -112,6 +113,7 @@ def find_groups(
     fixed_bits: Mapping[str, int] | None = None,
     min_bits: Mapping[str, int] | None = None,
     max_bits: Mapping[str, int] | None = None,
+    fuse: Fuse = (),
     batches: Iterable[Any] | Calibration | None = None,
     ties: Iterable[Sequence[str]] = (),
     refuse: Callable[[LayerGroup], str | None] | None = None,
@@ -133,6 +135,8 @@ def find_groups(
         fixed_bits: Pattern to the one width its layers get.
         min_bits: Pattern to the least width its layers may get.
         max_bits: Pattern to the largest width its layers may get.
+        fuse: Which layers of one module share a decision because a runtime computes them as one, as sets of the last
+            parts of their names: ``[("q_proj", "k_proj", "v_proj")]``; or ``"vllm"`` for those that vLLM fuses.
         batches: Calibration batches, or a `Calibration` that says how the model is called on them: weights that the
             model does not use for its outputs on them (a teacher, a discriminator, the network within a metric or a
             loss, an expert that no sample reaches) then stay in float and count in no budget. None if all are used.
@@ -169,7 +173,8 @@ def find_groups(
         raise _nothing_left(model, left_in_float)
     without = {name: everything[name] for name in unused}
     known = {**layers, **without}  # patterns may name what turns out to be unused
-    members = partition(known, groups or {}, ties)
+    check_fuse(fuse)
+    members = partition(known, groups or {}, [*fused(model, fuse), *ties])
     allowed = _allowed_bits(known, fixed_bits or {}, min_bits or {}, max_bits or {})
     of_used = {name: [layer for layer in names if layer in layers] for name, names in members.items()}
     sites = input_sites(model).keys()

@@ -48,5 +48,10 @@ def _tied(layers: Mapping[str, nn.Module], ties: Iterable[Sequence[str]]) -> lis
         if len(joined) > 1:
             together = {name for names, _ in joined for name in names}
             sets = [found for found in sets if found not in joined]
-            sets.append(([name for name in layers if name in together], "must agree for the target"))
+            sets.append(
+                (
+                    [name for name in layers if name in together],
+                    "must agree for the target",
+                )
+            )
     return sets

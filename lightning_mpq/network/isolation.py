@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
 from ..tools.process_wide import ProcessWide
+from .caching import caching
 from .experts import one_expert_at_a_time
 from .modes import evaluating
 from .random_states import RandomStates
@@ -26,7 +27,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
     Inside, no parameter requires a gradient, autocast is off and everything runs eagerly with kernels that can
     be differentiated twice and in forward mode: the mathematical attention (fused kernels have no such
     derivatives), no fast path of MultiheadAttention and TransformerEncoderLayer, no fused recurrent layers, experts
-    one after the other.
+    one after the other. Models of transformers keep no keys and values.
 
     Random numbers begin at the same place each time, so that a model that draws some is measured on the same ones.
 
@@ -47,6 +48,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_DIFFERENTIABLE())
         stack.enter_context(one_expert_at_a_time(model))
+        stack.enter_context(caching(model, use_cache=False))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(_NO_FUSED_RNN())
         for module in model.modules():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 ROWS_PER_COLUMN = 4
 """Least squares with n independent rows for C columns do C / (n - C) worse on others than the best: a third here."""
+
+_SHOWN = 8
 
 
 def say_few_rows(seen: Mapping[str, tuple[int, int]]) -> None:
@@ -26,6 +28,30 @@ def say_few_rows(seen: Mapping[str, tuple[int, int]]) -> None:
         f"{name!r} with {rows:,} rows (samples times positions) for {columns:,} columns: second-order rounding fits "
         "their chance too. "
         f"{factor} times the calibration samples would do ({ROWS_PER_COLUMN * columns:,} rows).",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def say_few_tokens(seen: Mapping[str, tuple[Sequence[int], int]]) -> None:
+    """Warn of experts that few tokens, or none, were sent to, and name them.
+
+    Args:
+        seen: Name of a weight [E, out, in] to the tokens that each expert saw, and its columns.
+    """
+    few = {
+        name: [f"{expert} ({rows:,})" for expert, rows in enumerate(counts) if rows < ROWS_PER_COLUMN * columns]
+        for name, (counts, columns) in seen.items()
+    }
+    few = {name: experts for name, experts in few.items() if experts}
+    if not few:
+        return
+    shown = [f"{name}: {', '.join(own[:_SHOWN])}{', ...' * (len(own) > _SHOWN)}" for name, own in few.items()]
+    more = f"; and {len(shown) - _SHOWN} more weights" if len(shown) > _SHOWN else ""
+    warnings.warn(
+        f"Experts saw fewer than {ROWS_PER_COLUMN} tokens a column (tokens in brackets) in {'; '.join(shown[:_SHOWN])}"
+        f"{more}. Second-order rounding fits their chance, and rounds those that saw none to nearest: take more, or "
+        "more varied, calibration samples, or keep these layers in float (keep_float).",
         UserWarning,
         stacklevel=3,
     )

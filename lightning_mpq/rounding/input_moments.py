@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import NonFiniteError
 from ..network.calibration import Calibration
+from ..network.experts import expert_weights
 from ..network.hooks import first_argument, hooked
 from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
@@ -23,7 +24,7 @@ from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
 from ..tools.distributed import rank
 from ..tools.progress import Progress
-from .few_rows import say_few_rows
+from .few_rows import say_few_rows, say_few_tokens
 from .unseen import causes_of
 
 
@@ -92,7 +93,10 @@ def input_moments(
                 stacklevel=2,
             )
     matrices = {name: shared[id(layer.weight)] for name, layer in layers.items() if id(layer.weight) in shared}
-    say_few_rows({name: (m.count, m.second.shape[-1]) for name, m in matrices.items() if m.second.dim() == 3})
+    by_expert = {name: m.part_counts for name, m in matrices.items() if expert_weights(held_by(layers[name])[0])}
+    columns = {name: m.second.shape[-1] for name, m in matrices.items() if m.second.dim() == 3}
+    say_few_rows({name: (matrices[name].count, width) for name, width in columns.items() if name not in by_expert})
+    say_few_tokens({n: (c.long().tolist(), columns[n]) for n, c in by_expert.items() if c is not None})
     return shared
 
 

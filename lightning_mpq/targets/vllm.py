@@ -24,12 +24,11 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.float_twins import float_twins
 from ..export.outputs import outputs_of
+from ..groups.fused import OF_VLLM, side_by_side
 from ..schemes import InputScheme, WeightScheme
 from ..tools.reading import parse_json, read_text, require_ordinary
 from .base import StoredLayer, Target
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Names of Linear layers that vLLM makes one of where they stand in one module (its ``packed_modules_mapping``)."""
 BLOCKS = (32, 64, 128)
 _PARTS = ("weight_packed", "weight_scale", "weight_shape")
 
@@ -58,18 +57,14 @@ class Vllm(Target):
 
     def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:
         """See `Target.ties`."""
-        ties: dict[tuple[str, str], list[str]] = {}
+        ties: dict[str, list[str]] = {}
         for name, layer in model.named_modules():
-            parent, _, own = name.rpartition(".")
-            above, _, within = parent.rpartition("experts.")
+            above, _, within = name.rpartition(".")[0].rpartition("experts.")
             if not isinstance(layer, nn.Linear):
                 continue
             if above and within.isdigit():
-                ties.setdefault((above, "experts"), []).append(name)
-            for fused in FUSED:
-                if own in fused:
-                    ties.setdefault((parent, fused[0]), []).append(name)
-        return [names for names in ties.values() if len(names) > 1]
+                ties.setdefault(above, []).append(name)
+        return [*side_by_side(model, OF_VLLM), *(names for names in ties.values() if len(names) > 1)]
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""

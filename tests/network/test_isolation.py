@@ -3,6 +3,7 @@
 import random
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,3 +96,13 @@ def test_blocks_that_overlap_in_two_threads_leave_the_settings_as_they_were(fail
     assert torch_settings() == before
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert random.getstate() == generators[1]
+
+
+def test_models_of_transformers_keep_no_keys_and_values_inside():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].config = SimpleNamespace(use_cache=True)
+    with suppress(ZeroDivisionError), isolated(model):
+        assert model[0].config.use_cache is False
+        raise ZeroDivisionError
+    assert model[0].config.use_cache is True
+    assert vars(model[0].config) == {"use_cache": True}
