@@ -58,7 +58,8 @@ class MixedPrecisionQuantization(Callback):
     (`load`). EMA and SWA end with the float phase; list them first.
 
     One device, CPU or GPU, or several under ``strategy="ddp"``: each process then measures its share of the
-    calibration batches, one of them solves, and all pack the same model.
+    calibration batches, one of them solves, and all pack the same model. So do those of FSDP (`FSDPStrategy`, or
+    `ModelParallelStrategy` with ``fully_shard``), where each of them takes the whole model at the end of the fit.
 
     Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
     (unaugmented training data is best), otherwise from the training loader. They are drawn with a seed of their own, so
@@ -176,7 +177,7 @@ class MixedPrecisionQuantization(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any time is spent, and make ready for a checkpoint of ours."""
-        refuse_unsupported(trainer.strategy)
+        refuse_unsupported(trainer.strategy, self.finetuning.wanted)
         if stage == "fit":
             self._came_to_its_end = False
             refuse_pruning(trainer, self, self.finetuning.wanted)

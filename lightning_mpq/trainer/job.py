@@ -35,7 +35,7 @@ from .calibration_data import (
 from .finetuning.phase import FinetunePhase
 from .logging import finetuned_row, publish
 from .progress_bar import working
-from .strategies import refuse_several_processes
+from .strategies import cuts_parameters, make_whole, refuse_several_processes
 from .validation import Validation
 
 Metrics = Callable[[], Mapping[str, float]]
@@ -63,16 +63,25 @@ class QuantizationJob:
     kept: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Refuse at the start of a fit, before any time is spent, a job that cannot be done at its end."""
-        coverage = check_policy(module, self.pipeline.settings, self.policy, budget=False)
-        if coverage is not None:
-            rank_zero_info(f"MixedPrecisionQuantization: {coverage} will be quantized.")
+        """Refuse at the start of a fit, before any time is spent, a job that cannot be done at its end.
+
+        A model whose parameters are cut is looked at when it is whole again.
+        """
+        if not cuts_parameters(trainer.strategy):
+            self._check_policy(module)
         self.kept.clear()
         if not has_own_calibration(trainer, module):
             calibration_loader(trainer, module, None)
 
+    def _check_policy(self, module: L.LightningModule) -> None:
+        coverage = check_policy(module, self.pipeline.settings, self.policy, budget=False)
+        if coverage is not None:
+            rank_zero_info(f"MixedPrecisionQuantization: {coverage} will be quantized.")
+
     def check_batch(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
         """Refuse on the first batch a budget that nothing keeps, and a call that fails if it is one of those."""
+        if cuts_parameters(trainer.strategy):
+            return
         if not has_own_calibration(trainer, module):
             self._check_call(module, batch)
         if self.policy is None:
@@ -86,6 +95,7 @@ class QuantizationJob:
 
     def run_in_fit(self, trainer: L.Trainer, module: L.LightningModule) -> Outcome | None:
         """Quantize the float model at the end of a fit; see `run`."""
+        make_whole(trainer)
         return self.run(trainer, module, partial(self._batches, trainer, module), Validation(trainer, module))
 
     def run_on_trained(

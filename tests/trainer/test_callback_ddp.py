@@ -7,14 +7,13 @@ import pytest
 import torch
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from helpers.two_processes import TESTS, run_two_processes
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_mpq import MixedPrecisionQuantization, load
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.trainer.calibration_data import share_of_batches
-from lightning_mpq.trainer.strategies import refuse_unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SECONDS = 400
@@ -52,12 +51,6 @@ def test_an_error_of_one_rank_ends_both_and_leaves_a_float_model(tmp_path):
         assert own["packed"] == []
         assert own["policy"] is None
     assert not (tmp_path / "report.json").exists()
-
-
-@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy])
-def test_a_model_in_pieces_is_refused(kind):
-    with pytest.raises(ValueError, match=f"got {kind.__name__}. Use strategy='ddp', or train as you do"):
-        refuse_unsupported(kind())
 
 
 def test_processes_that_end_with_the_fit_are_refused(tmp_path):
