@@ -44,6 +44,7 @@ from .network.calibration import Calibration
 from .network.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from .network.named_weights import register_layer
 from .options import CandidateOptions, CurvatureOptions, FinetuneOptions, RepairOptions, SelectionOptions, SolverOptions
+from .pipeline.estimate import Estimate, estimate
 from .pipeline.quantize import quantize
 from .policy import BitPolicy
 from .report import Report, print_report
@@ -70,6 +71,7 @@ __all__ = [
     "RepairOptions",
     "FinetuneOptions",
     # the steps one by one
+    "estimate",
     "find_groups",
     "make_candidates",
     "round_candidates",
@@ -104,6 +106,7 @@ __all__ = [
     "TaylorModel",
     "Allocation",
     "Report",
+    "Estimate",
     # parts of your own
     "register_layer",
     "Grid",

@@ -15,7 +15,7 @@ from ..quantizers import InputMoment, RoundedRows, RowRounding
 from ..schemes import WeightScheme
 
 _Found = TypeVar("_Found")
-_SAMPLED_WEIGHTS = 24576
+SAMPLED_WEIGHTS = 24576
 """By so many weights, in whole rows, the grid of all is chosen."""
 
 
@@ -55,7 +55,7 @@ class WeightRounding:
         others stand for all that are left.
         """
         parts = len(self.rounding.moment)
-        height, most = len(self.rows) // parts, max(2, _SAMPLED_WEIGHTS // self.rows.shape[1] // parts)
+        height, most = len(self.rows) // parts, max(2, SAMPLED_WEIGHTS // self.rows.shape[1] // parts)
         if height <= most:
             return self
         weights = torch.ones_like(self.rows[:, 0]) if self.counts is None else self.counts.to(self.rows)
@@ -124,6 +124,11 @@ def best_grids(candidates: Sequence[Candidate], group: Sequence[WeightRounding],
     best = {kind: min((i for i, own in enumerate(kinds) if own == kind), key=costs.__getitem__) for kind in kinds}
     kept = {schemes[i]: number for number, i in enumerate(best.values())}
     return sorted((c for c in candidates if c.scheme.weight in kept), key=lambda c: kept[c.scheme.weight])
+
+
+def grids_apart(schemes: Sequence[WeightScheme]) -> float:
+    """Return how many schemes there are for each that is left when the best grid has been chosen."""
+    return len(set(schemes)) / max(len({_without_grid(scheme) for scheme in schemes}), 1)
 
 
 def _without_grid(scheme: WeightScheme) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ..modules import restore_layers
 from ..network.batches import to_device
 from ..network.calibration import Calibration
+from ..pipeline.estimate import estimate_job
 from ..pipeline.pipeline import Outcome, Pipeline, metrics_over_ranks
 from ..pipeline.planning import Decision
 from ..pipeline.preflight import check_budget_of, check_call, check_policy
@@ -24,7 +26,7 @@ from ..policy import BitPolicy
 from ..report.metric_values import MetricValues
 from ..report.records import Report
 from ..tools.clean_up import after_errors
-from ..tools.distributed import alone, share_buffers, world_size
+from ..tools.distributed import alone, rank, share_buffers, world_size
 from .calibration_data import (
     batches_in_fit,
     batches_outside_of_fit,
@@ -39,6 +41,8 @@ from .strategies import cuts_parameters, make_whole, refuse_several_processes
 from .validation import Validation
 
 Metrics = Callable[[], Mapping[str, float]]
+_LARGE = 2**20
+"""Parameters from which it is worth a pass to say beforehand what a job takes."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,21 @@ class QuantizationJob:
             if self.policy is not None:
                 self.pipeline.follow(module, self.policy, batches()).pack(self.policy)
                 return None
-            outcome = self.pipeline.run(module, batches(), metrics if self.compare else None)
+            found = batches()
+            self._say_what_it_takes(module, found)
+            outcome = self.pipeline.run(module, found, metrics if self.compare else None)
         if outcome.report is not None:
             publish(trainer, outcome.report, self.report_path)
         return outcome
+
+    def _say_what_it_takes(self, module: L.LightningModule, batches: list[Any]) -> None:
+        """Log memory and minutes of a large model's job before it begins; an error is left to the job itself."""
+        large = sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
+        if not (large and batches and rank() == 0):
+            return
+        with suppress(Exception):
+            found = estimate_job(self.pipeline.calibration(module, batches), self.pipeline.settings)
+            rank_zero_info(f"MixedPrecisionQuantization: {found}")
 
     def begin_finetuning(
         self, trainer: L.Trainer, module: L.LightningModule, finetuning: FinetunePhase
@@ -160,6 +175,7 @@ class QuantizationJob:
             if self.policy is not None:
                 policy, quantizer = self.policy, self.pipeline.follow(module, self.policy, batches)
             else:
+                self._say_what_it_takes(module, batches)
                 decision = self.pipeline.decide(module, batches)
                 if self.compare:
                     report = self.pipeline.compared(decision, Validation(trainer, module))
