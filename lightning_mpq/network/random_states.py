@@ -51,4 +51,6 @@ class RandomStates:
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
+    if not torch.cuda.is_initialized():  # no need to look at every parameter of the model
+        return []
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})

@@ -38,7 +38,8 @@ class Repair:
 
     Made while the model is a float one: what is to be met is measured then. Biases come first, for statistics follow
     a shifted bias, while a bias shifted after them would make them wrong. Each step is taken back if it raises the loss
-    on calibration data that it was not fitted to.
+    on calibration data that it was not fitted to, and not tried again, for other policies either, if it raises it by
+    more than chance explains.
 
     Attributes:
         statistics: BatchNorm statistics of the float model on the batches; None if they are not measured again.
@@ -64,7 +65,7 @@ class Repair:
         self.refused: tuple[Step, ...] = ()
         self._means: OutputMeans | None = None
         self._judge = judge
-        self._warned: set[Step] = set()
+        self._harmful: set[Step] = set()
         model = calibration.model
         biases = corrects_biases(model, options) and next(calibration.filled(), None) is not None
         if judge is None and (biases or reestimates(model, options)):
@@ -94,8 +95,13 @@ class Repair:
         calibration = self._calibration if twin is None else self._calibration.on(twin)
         judge = None if self._judge is None else self._judge.on(calibration.model)
         names = self.names
-        before = judge.measure_each() if judge is not None and names else None
+        tried = [step for step in names if step not in self._harmful]
+        before = judge.measure_each() if judge is not None and tried else None
         for step in names:
+            if step not in tried:
+                self.refused = (*self.refused, step)
+                yield step
+                continue
             undo = self._step(step, calibration)
             if judge is not None and before is not None:
                 after = judge.measure_each()
@@ -119,8 +125,8 @@ class Repair:
 
     def _refuse(self, step: Step, loss: float, change: float, error: float) -> None:
         self.refused = (*self.refused, step)
-        if change > BEYOND_CHANCE * error and step not in self._warned:  # within chance the report says enough
-            self._warned.add(step)
+        if change > BEYOND_CHANCE * error:  # within chance the report says enough
+            self._harmful.add(step)
             done = {"biases": "Correcting biases", "batchnorm": "Measuring BatchNorm statistics again"}[step]
             warnings.warn(
                 f"{done} raises the loss on held-out calibration data from {loss:.3g} by {change:.2g} +- {error:.2g}, "

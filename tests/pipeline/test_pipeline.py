@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 import pytest
 import torch
@@ -164,7 +165,9 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice(monkeypatch):
     repaired = fitted + 2 * judging  # judged before and after
     measured = judging + 1 / 4  # and on as many of the others
     both = measured + repaired + measured
-    # Whether measuring statistics again helps, and so whether the loss is profiled twice, is chance here as well.
+    # Whether measuring statistics again helps, and so whether the loss is profiled twice, is chance here as well, and
+    # whether it does so much harm that it is tried but once.
+    monkeypatch.setattr("lightning_mpq.repair.repair.BEYOND_CHANCE", inf)
     curvature = CurvatureOptions(statistics="reestimated")
     job = make_job(Budget(average_bits=5.5), curvature=curvature, selection=SelectionOptions(rounds=0))
     found, outcome = passes_by_stage(job, model, data, dict)

@@ -84,7 +84,7 @@ def shifted(last: float) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("by", ["held out", "judge"])
 @pytest.mark.parametrize(("last", "helps"), [(2.0, True), (-2.0, False)])
-def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back(last, helps, by):
+def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back(last, helps, by, monkeypatch):
     """Rounding shifts the mean output by the mean of the inputs: on inputs of the other sign that shift is wrong."""
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Linear(6, 3)).eval(), shifted(last)
@@ -109,6 +109,9 @@ def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back
         assert repair.apply() == ()
     assert repair.refused == ("biases",)
     assert torch.equal(bias, before)
+    monkeypatch.delattr("lightning_mpq.repair.repair.correct_biases")
+    assert repair.apply() == ()  # is not tried again
+    assert repair.refused == ("biases",)
 
 
 def repaired_on_ranks(last: tuple[float, float]) -> tuple[tuple[str, ...], list[float]]:
