@@ -45,7 +45,7 @@ AT_HOME = {
     "matplotlib": {"allocation"},
     "sklearn": {"demo"},
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnx_ir", "compressed_tensors", "torchao"), {"export"}),
-    "openvino": {"targets"},
+    **dict.fromkeys(("openvino", "gguf", "llama_cpp"), {"targets"}),
 }
 FILES = {
     str(path.relative_to(PACKAGE).with_suffix("")): path

@@ -48,7 +48,7 @@ class WeightQuantizer:
         Args:
             layer: A layer with one ``weight``, or a `ParameterView`: knows how the weight is cut into rows.
             start: The rounded weight.
-            learn_scale: Whether the scales learn.
+            learn_scale: Whether the scales learn, if the grid lets them.
             margin: See above.
         """
         kind = kind_of(layer)
@@ -59,6 +59,7 @@ class WeightQuantizer:
         self.scheme = start.scheme
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         self.first_scale = start.scale.detach().to(wide, copy=True)
+        learn_scale = learn_scale and grid_named(self.scheme.grid).learnable_scale
         self.relative_scale = nn.Parameter(torch.ones_like(self.first_scale), requires_grad=learn_scale)
         self.zero_point = None if start.zero_point is None else start.zero_point.detach().clone()
         self.margin = margin

@@ -45,12 +45,16 @@ class Grid(ABC):
         name: Its name.
         bits: Widths that it has levels for.
         zero_point_bits: Bits that are stored beside each scale.
+        zero_point_dtype: Type of what is stored there.
+        learnable_scale: Whether fine-tuning may change scales one by one, as it may not where they share a factor.
         family: Grids of one family are rounded side by side; their `Levels` can be joined.
     """
 
     name: ClassVar[str]
     bits: ClassVar[tuple[int, ...]] = ALL_BITS
     zero_point_bits: ClassVar[int] = 0
+    zero_point_dtype: ClassVar[torch.dtype] = torch.uint8
+    learnable_scale: ClassVar[bool] = True
 
     @property
     def family(self) -> str:
@@ -70,8 +74,15 @@ class Grid(ABC):
         """Return the largest level in units of the scale: the Q of LSQ's gradient scale; of a range, half of it."""
 
     def zero_points(self, low: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-        """Return the zero points, uint8, for ranges from ``low`` at scales as stored; None if there are none."""
+        """Return the zero points as stored for ranges from ``low`` at scales as stored; None if there are none."""
         return None
+
+    def as_stored(self, scale: Tensor, zero_point: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
+        """Return scales and zero points of whole rows, [..., blocks], such as can be stored together.
+
+        By default they are as they were found, one by one; scales of a grid may share a factor.
+        """
+        return scale, zero_point
 
     def integer_form(self, bits: int) -> IntegerForm | None:
         """Return the grid said in integers; None if its levels are not equally spaced."""

@@ -205,8 +205,9 @@ def empty_layer(name: str, module: nn.Module, scheme: WeightScheme) -> PackedLay
     assert isinstance(device, torch.device)
     scale_rows = 1 if scheme.granularity == "tensor" else rows
     scale_shape = (scale_rows, scheme.scale_count(rows, columns) // scale_rows)
-    stored = grid_named(scheme.grid).zero_point_bits > 0
-    zero_point = torch.zeros(scale_shape, dtype=torch.uint8, device=device) if stored else None
+    grid = grid_named(scheme.grid)
+    stored = grid.zero_point_bits > 0
+    zero_point = torch.zeros(scale_shape, dtype=grid.zero_point_dtype, device=device) if stored else None
     return packed_type(module).from_float(
         module,
         scheme,

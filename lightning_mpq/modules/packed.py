@@ -46,7 +46,7 @@ class PackedLayer(NotScriptable, nn.Module):
     Attributes:
         packed_codes: uint8 [ceil(n / 8) * bits], the codes of all rows as one bit stream (see `pack_codes`).
         scale: [1, 1], [rows, 1] or [rows, blocks] in the scheme's scale type.
-        zero_point: uint8, shaped like ``scale``; None unless the grid is asymmetric.
+        zero_point: Shaped like ``scale``, in the grid's type; None unless it stores zero points.
         dense_weight: The weight in ``weight_dtype`` if it is kept (``memory="fast"``), else None; never saved.
         scheme: How the weight is quantized.
         input_scheme: How the inputs are; None if they stay in float.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..grids.registry import grid_named
 from ..schemes import WeightScheme
 from .nearest import MSE_RATIOS, fit_scale, sum_per_scale, weight_ranges
 from .quantized_rows import placed
@@ -22,7 +23,7 @@ class Scales(NamedTuple):
 
     Attributes:
         scale: [V, S, blocks] in the scheme's scale type; S is 1 for one scale per tensor, else R.
-        zero_point: Same shape, uint8; None unless the grid is asymmetric.
+        zero_point: Same shape; None unless the grid stores zero points.
     """
 
     scale: Tensor
@@ -42,6 +43,10 @@ class Scales(NamedTuple):
         if self.scale.shape[1] == 1:
             return self
         return Scales(self.scale[:, part], None if self.zero_point is None else self.zero_point[:, part])
+
+    def stored(self, scheme: WeightScheme) -> Scales:
+        """Return what can be stored of them; see `Grid.as_stored`."""
+        return Scales(*grid_named(scheme.grid).as_stored(self.scale, self.zero_point, scheme.bits))
 
     def joined(self, other: Scales) -> Scales:
         """Return these trials, then the others."""

@@ -81,10 +81,10 @@ def _search(
         rank_trials(rows, own, scheme, scales, row_weights)[:1]
         for scheme, scales, own in zip(schemes, every, known, strict=True)
     ]
-    tried = [scales.take(index) for scales, index in zip(every, first, strict=True)]
+    tried = [scales.take(index).stored(own) for scales, index, own in zip(every, first, schemes, strict=True)]
     found = _solve(rows, factor, schemes, tried)
     again = [
-        scales.take(_others(result, index, costs, scheme, scales, row_weights))
+        scales.take(_others(result, index, costs, scheme, scales, row_weights)).stored(scheme)
         for result, index, scheme, scales in zip(found, first, schemes, every, strict=True)
     ]
     if any(len(scales.scale) for scales in again):

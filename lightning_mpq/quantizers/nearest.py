@@ -73,7 +73,8 @@ def weight_ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
 
 def _round(rows: Tensor, low: Tensor, high: Tensor, ratio: float | Tensor, scheme: WeightScheme) -> QuantizedRows:
     """Quantize with ranges shrunk by ``ratio``, a number or one per scale."""
-    scale, zero_point = fit_scale(low * ratio, high * ratio, scheme)
+    fitted = fit_scale(low * ratio, high * ratio, scheme)
+    scale, zero_point = grid_named(scheme.grid).as_stored(*fitted, scheme.bits)
     return QuantizedRows(encode(rows, scale, zero_point, scheme), scale, zero_point, scheme)
 
 

@@ -28,19 +28,19 @@ def search_nearest(rows: Tensor, moment: Tensor, scheme: WeightScheme, row_weigh
     diagonal = moment if moment.dim() == 2 else moment.diagonal(dim1=1, dim2=2)
     costs = torch.ones_like(diagonal) if scheme.clip == "mse" else diagonal
     if len(trials.scale) == 1:
-        return trials
+        return trials.stored(scheme)
     if scheme.clip == "mse" or moment.dim() == 2:
-        return trials.take(rank_trials(rows, costs, scheme, trials, row_weights)[:1])
+        return trials.take(rank_trials(rows, costs, scheme, trials, row_weights)[:1]).stored(scheme)
     if isinstance(scheme.granularity, int):
         trials = trials.joined(trials.take(rank_trials(rows, costs, scheme, trials)[:2]))
     errors = []
     for number in range(len(trials.scale)):
-        scales = trials.at(torch.tensor([number]))
+        scales = trials.at(torch.tensor([number])).stored(scheme)
         errors.append(nearest_error(rows, moment, scheme, scales)[1])
     error = torch.stack(errors)
     if scheme.granularity == "tensor":
-        return trials.take((error * row_weights).sum(1).argmin().view(1, 1, 1))
-    return trials.take(error.argmin(0)[None, :, None].expand(1, -1, trials.scale.shape[2]))
+        return trials.take((error * row_weights).sum(1).argmin().view(1, 1, 1)).stored(scheme)
+    return trials.take(error.argmin(0)[None, :, None].expand(1, -1, trials.scale.shape[2])).stored(scheme)
 
 
 def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,6 @@ def check_padding_row(layer: nn.Module, scheme: WeightScheme) -> None:
 def _has_zero(scheme: WeightScheme) -> bool:
     grid = grid_named(scheme.grid)
     if grid.zero_point_bits:
-        return True  # ranges include zero
+        return not grid.zero_point_dtype.is_floating_point  # ranges include zero
     levels = grid.place(torch.ones(1, 1), None, scheme.bits)
     return not levels.values(levels.nearest(torch.zeros(1, 1))).any()

@@ -20,7 +20,7 @@ class QuantizedRows:
         codes: [R, C], uint8, each in 0 .. 2**bits - 1.
         scale: [1, 1] per tensor, [R, 1] per channel, [R, blocks] per block of columns; in the scheme's
             scale type. A scale of zero means that all weights under it are zero.
-        zero_point: Same shape as ``scale``, uint8; None unless the grid stores zero points.
+        zero_point: Same shape as ``scale``, in the grid's type; None unless it stores zero points.
         scheme: The scheme that it was rounded to.
     """
 

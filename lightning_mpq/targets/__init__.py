@@ -3,6 +3,8 @@
 from .base import StoredLayer, Target
 from .exporting import export_for
 from .file_size import with_file_rest
+from .llama_cpp import LlamaCpp
+from .llama_recipe import llama_recipe
 from .menu import offer
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
@@ -12,6 +14,7 @@ from .verification import Verification, verify
 from .vllm import Vllm
 
 __all__ = [
+    "LlamaCpp",
     "OnnxRuntime",
     "OpenVino",
     "StoredLayer",
@@ -20,6 +23,7 @@ __all__ = [
     "Verification",
     "Vllm",
     "export_for",
+    "llama_recipe",
     "offer",
     "target_named",
     "verify",

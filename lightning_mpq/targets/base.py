@@ -12,7 +12,7 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.outputs import relative_error
 from ..modules.inspection import shape_of
-from ..schemes import InputScheme, WeightScheme
+from ..schemes import InputScheme, Rounding, WeightScheme
 
 
 class StoredLayer(NamedTuple):
@@ -77,6 +77,14 @@ class Target:
 
     def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
         """Return why the inputs of a layer cannot be quantized so; None if they can."""
+        return None
+
+    def schemes(self, rounding: Rounding) -> Sequence[WeightScheme] | None:
+        """Return the schemes that it offers in the place of widths on our grids; None for those.
+
+        Args:
+            rounding: How they are to be rounded.
+        """
         return None
 
     def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:

@@ -47,6 +47,8 @@ def offer(
             hold, though it can hold others.
     """
     layers = named_layers(model, remove_duplicate=False)
+    if options.schemes is None and (own_schemes := target.schemes(options.rounding)) is not None:
+        options = replace(options, schemes=[scheme for scheme in own_schemes if scheme.bits in options.bits])
 
     def on_menu(group: LayerGroup) -> list[Candidate]:
         candidates = options.candidates(LayerGroups((group,)))
@@ -125,7 +127,7 @@ def nearest(target: Target, layers: Sequence[nn.Module], scheme: WeightScheme) -
     granularity and grid. None if they can have none.
     """  # noqa: D205
     return min(
-        (other for other in _others(scheme) if all(target.why_not(layer, other) is None for layer in layers)),
+        (other for other in _others(target, scheme) if all(target.why_not(layer, other) is None for layer in layers)),
         key=lambda other: (
             abs(other.bits - scheme.bits),
             other.bits < scheme.bits,
@@ -136,7 +138,10 @@ def nearest(target: Target, layers: Sequence[nn.Module], scheme: WeightScheme) -
     )
 
 
-def _others(scheme: WeightScheme) -> Iterator[WeightScheme]:
+def _others(target: Target, scheme: WeightScheme) -> Iterator[WeightScheme]:
+    if (own := target.schemes(scheme.rounding)) is not None:
+        yield from own
+        return
     for bits in ALL_BITS:
         for granularity in dict.fromkeys((scheme.granularity, "channel", 128, 64, 32, "tensor")):
             for grid in dict.fromkeys((scheme.grid, *DEFAULT_GRIDS)):

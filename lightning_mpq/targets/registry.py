@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..tools.checks import check_one_of, shown
 from .base import Target
+from .llama_cpp import LlamaCpp
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
 from .torch import Torch
 from .vllm import Vllm
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime, OpenVino, Vllm)}
+TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Torch, OnnxRuntime, OpenVino, Vllm, LlamaCpp)}
 """Name to class."""
 
 

@@ -76,8 +76,9 @@ class MixedPrecisionQuantization(Callback):
         loss_fn: ``(module, batch) -> scalar``, for the task loss; by default the module's ``training_step``.
         selection: Whether several policies are measured before one is chosen.
         repair: What makes up for rounding once the policy is chosen.
-        target: The runtime that the policy is for, by name or as a `Target`: "torch", "onnxruntime", "vllm". It says
-            which layers may have which schemes and which must agree, and budgets count the bytes of its file.
+        target: The runtime that the policy is for, by name or as a `Target`: "torch", "onnxruntime", "vllm",
+            "llama-cpp". It says which layers may have which schemes and which must agree, and budgets count the bytes
+            of its file.
         finetune: How the quantized model is trained on; by default not at all.
         finetune_epochs: Epochs of it, instead of those in ``finetune``.
         finetune_steps: Optimizer steps, instead of epochs.

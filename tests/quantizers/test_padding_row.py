@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import lightning_mpq as mpq
-from lightning_mpq.grids.registry import known_grids
+from lightning_mpq.grids.registry import grid_named, known_grids
+
+WITHOUT_ZERO = ("half", "iq4_nl", "q4_1", "q5_1", "q2_k", "q4_k", "q5_k")
 
 
 def _network() -> nn.Sequential:
@@ -20,10 +22,11 @@ def _packed(scheme: mpq.WeightScheme) -> nn.Module:
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 8])
 @pytest.mark.parametrize("grid", known_grids())
 def test_the_row_stays_zero_or_the_scheme_is_refused(granularity, grid):
-    scheme = mpq.WeightScheme(4, granularity, grid)
-    if grid == "half" and granularity == "tensor":
+    bits = 4 if 4 in grid_named(grid).bits else grid_named(grid).bits[0]
+    scheme = mpq.WeightScheme(bits, granularity, grid)
+    if grid in WITHOUT_ZERO and granularity == "tensor":
         with pytest.raises(
-            ValueError, match=r"Layer '0': The row for padding \(padding_idx=2\) is zero, and 4-bit half"
+            ValueError, match=rf"Layer '0': The row for padding \(padding_idx=2\) is zero, and {bits}-bit {grid}"
         ):
             _packed(scheme)
     else:

@@ -21,7 +21,7 @@ class PackedMatrix:
     Attributes:
         packed_codes: uint8, the codes of all rows as one bit stream.
         scale: [1, 1], [rows, 1] or [rows, blocks].
-        zero_point: uint8, shaped like ``scale``; None unless the grid is asymmetric.
+        zero_point: Shaped like ``scale``, in the grid's type; None unless it stores zero points.
         scheme: Bits, granularity, grid and type of the scales.
         rows: Output features.
         columns: Input features.

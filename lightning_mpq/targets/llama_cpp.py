@@ -1,0 +1,220 @@
+"""llama.cpp by GGUF: its block types as schemes, written into the file of the float model that the user converted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import CorruptModelError
+from ..export.example_inputs import ExampleInputs
+from ..export.extras import require
+from ..export.float_twins import shared_key
+from ..export.outputs import relative_error
+from ..grids.registry import grid_named
+from ..modules import PackedLayer, packed_layers, policy_of
+from ..modules.inspection import shape_of
+from ..network.layer_kinds import float_class
+from ..schemes import InputScheme, Rounding, WeightScheme
+from ..tools.reading import parse_json
+from .base import StoredLayer, Target
+from .ggml_blocks import BLOCKS, SHARED, as_blocks, bytes_of
+from .gguf_file import floats_of, opened, value_of, write_with
+from .gguf_names import EXTRA, matching_order, row_orders, tensor_names
+from .llama_cpp_run import logits_of
+
+LAYERS_KEY, POLICY_KEY = "lightning_mpq.layers", "lightning_mpq.policy"
+_ANOTHER_MODEL = 0.7
+"""Distance of a rounded weight from that in the file, relative to the latter, which no rounding explains."""
+_TYPES = ", ".join(BLOCKS)
+
+
+class LlamaCpp(Target):
+    """llama.cpp, by ``.gguf`` files: Linear layers and tables in the block types of ggml.
+
+    Types are grids of ours (``lightning_mpq/grids/ggml.py``): their scales are found and rounded as ggml stores them,
+    and their codes by error feedback. K types need columns in multiples of 256, the others of 32.
+
+    Args:
+        gguf: The file of the float model, as ``convert_hf_to_gguf.py --outtype f16`` writes it, whose metadata and
+            tokenizer are taken over; needed to write, not to decide.
+    """
+
+    name = "llama-cpp"
+    extra = EXTRA
+    packages = ("gguf",)
+    ending = ".gguf"
+    tolerance = 0.1  # llama.cpp rounds inputs of products to 8 bits
+
+    def __init__(self, gguf: str | os.PathLike[str] | None = None) -> None:
+        self.gguf = None if gguf is None else Path(gguf)
+
+    def require_packages(self) -> None:
+        """See `Target.require_packages`; the float model's file must be there too.
+
+        Raises:
+            FileNotFoundError: If it is not.
+            ValueError: If none was given.
+        """
+        super().require_packages()
+        if self.gguf is None:
+            raise ValueError(
+                "The target 'llama-cpp' writes into the GGUF file of the float model, which has its tokenizer: pass "
+                "LlamaCpp(gguf='model-f16.gguf') (target.gguf= on the command line), made by convert_hf_to_gguf.py. "
+                "Without one, llama_recipe(model, folder, batches) writes what llama-quantize takes."
+            )
+        if not self.gguf.is_file():
+            raise FileNotFoundError(f"There is no file {self.gguf}; give the GGUF file of the float model.")
+
+    def schemes(self, rounding: Rounding) -> Sequence[WeightScheme]:
+        """See `Target.schemes`: ggml's types."""
+        clip: Any = "moment" if rounding == "second_order" else "mse"
+        return [
+            WeightScheme(grid_named(name).bits[0], SHARED[name], name, clip, "float32", rounding) for name in BLOCKS
+        ]
+
+    def why_not(self, layer: nn.Module, scheme: WeightScheme) -> str | None:
+        """See `Target.why_not`."""
+        if float_class(layer) not in (nn.Linear, nn.Embedding):
+            return "llama.cpp has Linear layers and tables only"
+        if scheme.grid not in BLOCKS or scheme.granularity != SHARED[scheme.grid] or scheme.scale_dtype != "float32":
+            return f"its types are {_TYPES}, each with blocks of its own and scales that float32 holds"
+        block, columns = BLOCKS[scheme.grid][0], shape_of(layer)[1]
+        if columns % block:
+            return f"{scheme.grid} stores {block} columns together, and the layer has {columns}"
+        return None
+
+    def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
+        """See `Target.why_not_inputs`."""
+        return "llama.cpp rounds inputs by itself"
+
+    def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
+        """See `Target.stored_bits`."""
+        return 8 * bytes_of(scheme.grid, *shape_of(layer))
+
+    def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
+        """See `Target.write`.
+
+        Raises:
+            ValueError: If the file is that of another model, or has no place for a layer.
+        """
+        self.require_packages()
+        assert self.gguf is not None
+        file = opened(self.gguf)
+        names, layers = tensor_names(model), packed_layers(model)
+        places = {each.name for each in file.tensors}
+        written: dict[str, str] = {}
+        of_key: dict[object, str] = {}
+        for layer in layers:
+            tensor = names.get(f"{layer}.weight")
+            if tensor is not None and tensor in places and tensor not in written:
+                written[tensor] = layer
+                of_key[shared_key(layers[layer])] = layer
+        if left := [layer for layer, packed in layers.items() if shared_key(packed) not in of_key]:
+            known = names.get(f"{left[0]}.weight")
+            said = f"{self.gguf} has no tensor {known}" if known else "gguf has no name for it"
+            raise ValueError(
+                f"The layer {left[0]!r} has no place in the file: {said}. Leave it in float by keep_float."
+            )
+        floats = {names[key]: value for key, value in model.named_parameters() if key in names}
+
+        def content(tensor: Any) -> tuple[Any, Any]:
+            if tensor.name in written:
+                return self._packed(file, tensor, written[tensor.name], layers[written[tensor.name]])
+            return _float(tensor, floats.get(tensor.name))
+
+        texts = {LAYERS_KEY: json.dumps(written), POLICY_KEY: policy_of(model).to_json()}
+        write_with(file, path, content, texts)
+
+    def _packed(self, file: Any, tensor: Any, name: str, layer: PackedLayer) -> tuple[Any, Any]:
+        gguf = require(EXTRA, "gguf", "The target 'llama-cpp'")
+        before = torch.from_numpy(floats_of(tensor))
+        rows = layer.quantized_rows()
+        if tuple(before.shape) != tuple(rows.codes.shape):
+            raise ValueError(
+                f"{self.gguf} has {list(before.shape)} weights in {tensor.name}, and the layer {name!r} has "
+                f"{list(rows.codes.shape)}: it is the file of another model."
+            )
+        order, distance = matching_order(rows.dequantize(torch.float32).cpu(), before, _orders(file, tensor))
+        if distance > _ANOTHER_MODEL:
+            raise ValueError(
+                f"{tensor.name} of {self.gguf} is {distance:.2g} times its own size away from the layer {name!r}: it "
+                "is the file of another model, or of one that was trained on since. Convert the float model again."
+            )
+        on_cpu = type(rows)(rows.codes.cpu(), rows.scale.cpu(), _cpu(rows.zero_point), rows.scheme)
+        return as_blocks(on_cpu)[order], gguf.GGMLQuantizationType[rows.scheme.grid.upper()]
+
+    def read(self, path: Path) -> Mapping[str, StoredLayer]:
+        """See `Target.read`."""
+        gguf = require(EXTRA, "gguf", "The target 'llama-cpp'")
+        file = opened(path)
+        try:
+            layers = parse_json(value_of(file, LAYERS_KEY))
+            tensors = {each.name: each for each in file.tensors}
+            found = {}
+            for name, layer in layers.items():
+                kind = tensors[name].tensor_type
+                bits = int(gguf.GGMLQuantizationType(kind).name.lstrip("IQ")[0])
+                content = tensors[name].data.tobytes()
+                found[layer] = StoredLayer(bits, len(content), sha256(content).hexdigest())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CorruptModelError(f"{path} is no GGUF file that was exported here: {error!r}.") from error
+        return found
+
+    def error(
+        self,
+        path: Path,
+        batches: Sequence[ExampleInputs],
+        expected: Sequence[Sequence[Tensor]],
+        model: nn.Module | None,
+    ) -> float:
+        """See `Target.error`: that of the logits, the model's first output, [n, length, classes] or with those before.
+
+        Raises:
+            NotImplementedError: If llama-cpp-python is not installed, or the model returns no logits.
+        """
+        worst = 0.0
+        for batch, outputs in zip(batches, expected, strict=True):
+            found = logits_of(path, batch)
+            own = outputs[0] if outputs[0].shape == found.shape else outputs[0].transpose(1, -1)
+            worst = max(worst, relative_error([found], [own], "llama.cpp"))
+        if not worst <= self.tolerance:
+            raise ValueError(
+                f"llama.cpp and PyTorch differ by {worst:.3g} of the largest logit, more than {self.tolerance:g}"
+            )
+        return worst
+
+
+def _float(tensor: Any, own: Tensor | None) -> tuple[Any, Any]:
+    """Return what a file has of a tensor that stays in float, or what the model has, if that was changed."""
+    if own is None:
+        return tensor.data, tensor.tensor_type
+    before, now = floats_of(tensor), own.detach().float().cpu().numpy()
+    if before.shape != now.shape:
+        raise ValueError(f"{tensor.name} has the shape {list(before.shape)}, and the model's is {list(now.shape)}.")
+    changes: list[Callable[[Any], Any]] = [lambda values: values, lambda values: values + 1]  # Gemma's norms
+    size = float(np.abs(before).max()) or 1.0
+    if min(float(np.abs(change(now) - before).max()) for change in changes) <= 0.1 * size or before.ndim > 1:
+        return tensor.data, tensor.tensor_type
+    raise ValueError(
+        f"{tensor.name} is not in the model what it is in the file: the model was changed in float since it was "
+        "converted. Convert the float model again, and turn off repair of biases."
+    )
+
+
+def _orders(file: Any, tensor: Any) -> list[Any]:
+    rows = int(tensor.shape[-1])
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(tensor.name.split(".")[-2], "")
+    heads = value_of(file, f"{value_of(file, 'general.architecture')}.attention.{key}") if key else 0
+    return row_orders(rows, heads if isinstance(heads, int) else 0)
+
+
+def _cpu(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.cpu()
