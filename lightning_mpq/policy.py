@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class BitPolicy(Mapping[str, LayerScheme]):
         schemes: Group name to the scheme of its layers; where only that of their weights is given, inputs stay in
             float.
         layers: Group name to the qualified names of its layers.
+        operands: Sum or average between layers, as in ``"layer1.0.add0"`` (module, operation, number in its forward),
+            to the scheme of what it reads. None: where all that it reads is computed by convolutions whose inputs are
+            quantized, it is quantized in 8 bits, so that it runs in integers as they do.
 
     Example:
         >>> policy = BitPolicy({"block": WeightScheme(bits=3)}, {"block": ("conv1", "conv2")})
@@ -35,11 +38,13 @@ class BitPolicy(Mapping[str, LayerScheme]):
 
     schemes: Mapping[str, LayerScheme]
     layers: Mapping[str, tuple[str, ...]]
+    operands: Mapping[str, InputScheme] | None
 
     def __init__(
         self,
         schemes: Mapping[str, LayerScheme | WeightScheme],
         layers: Mapping[str, tuple[str, ...]] | None = None,
+        operands: Mapping[str, InputScheme] | None = None,
     ) -> None:
         """A group without listed layers is the layer of that name; no layer may be decided twice."""
         members = {name: tuple((layers or {}).get(name, (name,))) for name in schemes}
@@ -53,10 +58,15 @@ class BitPolicy(Mapping[str, LayerScheme]):
                 owner[layer] = group
         object.__setattr__(self, "schemes", {name: LayerScheme.of(scheme) for name, scheme in schemes.items()})
         object.__setattr__(self, "layers", members)
+        for name, scheme in (operands or {}).items():
+            if not isinstance(scheme, InputScheme) or not scheme.needs_range:
+                raise ValueError(f"What {name!r} reads needs an InputScheme per tensor, got {shown(scheme)}.")
+        object.__setattr__(self, "operands", None if operands is None else dict(operands))
 
     def __hash__(self) -> int:
         """Equal policies have equal hashes."""
-        return hash((frozenset(self.schemes.items()), frozenset(self.layers.items())))
+        operands = None if self.operands is None else frozenset(self.operands.items())
+        return hash((frozenset(self.schemes.items()), frozenset(self.layers.items()), operands))
 
     def __getitem__(self, group: str) -> LayerScheme:
         """Return the scheme of a group."""
@@ -92,7 +102,10 @@ class BitPolicy(Mapping[str, LayerScheme]):
         groups = {
             name: {"layers": list(self.layers[name]), **scheme.to_dict()} for name, scheme in self.schemes.items()
         }
-        return json.dumps({"format": POLICY_FORMAT, "version": POLICY_VERSION, "groups": groups}, indent=2)
+        body: dict[str, Any] = {"format": POLICY_FORMAT, "version": POLICY_VERSION, "groups": groups}
+        if self.operands is not None:
+            body["operands"] = {name: asdict(scheme) for name, scheme in self.operands.items()}
+        return json.dumps(body, indent=2)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the policy as a JSON file, whole or not at all.
@@ -100,8 +113,9 @@ class BitPolicy(Mapping[str, LayerScheme]):
         ``{"format": "lightning_mpq.policy", "version": 2, "groups": {name: {"layers": [names of layers], "weight":
         {"bits", "granularity", "grid", "clip", "scale_dtype", "rounding"}, "input": {"bits", "granularity",
         "symmetric", "clip"}}}}``; the fields are those of `WeightScheme` and `InputScheme`, and all but ``bits`` may be
-        left out. Inputs that stay in float have ``"input": "float"``, or no entry. Version 1, which has "scheme"
-        instead of "weight" and "input", is read as well.
+        left out. Inputs that stay in float have ``"input": "float"``, or no entry. What sums and averages read may
+        stand beside "groups" under ``"operands": {name: {"bits", ...}}``; ``{}`` keeps it all in float. Version 1,
+        which has "scheme" instead of "weight" and "input", is read as well.
         """
         return write_text_atomically(Path(path), self.to_json() + "\n")
 
@@ -141,9 +155,13 @@ class BitPolicy(Mapping[str, LayerScheme]):
             )
         read = _GROUP_READERS[data["version"]]
         groups = {name: _group_from_dict(name, values, read) for name, values in data["groups"].items()}
+        operands = data.get("operands")
+        if operands is not None and not isinstance(operands, dict):
+            raise ValueError(f"The 'operands' of a policy are an object of schemes by name, got {shown(operands)}.")
         return cls(
             schemes={name: scheme for name, (scheme, _) in groups.items()},
             layers={name: layers for name, (_, layers) in groups.items()},
+            operands=None if operands is None else {n: InputScheme.from_dict(each) for n, each in operands.items()},
         )
 
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..modules import PackedLayer, PackedWeight, packed_layers, restore_layers
+from ..modules import PackedLayer, PackedWeight, packed_layers
+from ..modules.convert import replace_layers
 from ..network.layer_kinds import LAYER_KINDS, PACKED_NAMES, LayerKind, ParameterView
 from ..tools.changed_class import ChangedClass, original_class
 from ..tools.clean_up import afterwards
@@ -53,8 +54,8 @@ def float_twins(model: nn.Module) -> Iterator[Mapping[str, PackedLayer]]:
         key = shared_key(layer)
         twins[name] = float_twin(layer, weights.get(key))
         weights[key] = twins[name]._parameters["weight"]  # type: ignore[assignment]
-    with afterwards(lambda: restore_layers(model, packed)):
-        restore_layers(model, twins)
+    with afterwards(lambda: replace_layers(model, packed)):
+        replace_layers(model, twins)
         yield packed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import CorruptModelError
 from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.convert import build_layers, empty_layer, replace_layers
+from ..modules.quantized_operands import operands_in_float, quantize_operands
 from ..network.named_weights import named_layers
 from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically
@@ -107,42 +109,45 @@ def load_folder(folder: str | os.PathLike[str], model: Model) -> Model:
     """
     folder = Path(folder)
     try:
-        layers, slots, source, tensors = _read(folder, model)
+        layers, slots, put_operands_in, source, tensors = _read(folder, model)
     except CorruptModelError as error:
         # Another process may just be saving, or have saved between two steps of ours: look again while nobody can.
         try:
             with _nobody_writing(folder):
-                layers, slots, source, tensors = _read(folder, model)
+                layers, slots, put_operands_in, source, tensors = _read(folder, model)
         except TimeoutError as waited:
             raise CorruptModelError(f"{error} It may be about to be saved: {waited}") from error
     uses = Counter(source.values())  # what was one tensor may be two in this model, each in memory of its own
     found = ((slot, tensors[source[slot.name]], uses[source[slot.name]] > 1) for slot in slots)
     fill_slots((slot, value.clone() if shared else value) for slot, value, shared in found)
     replace_layers(model, layers)
+    put_operands_in()
     return model
 
 
 def _read(
     folder: Path, model: nn.Module
-) -> tuple[dict[str, PackedLayer], list[Slot], dict[str, str], dict[str, Tensor]]:
+) -> tuple[dict[str, PackedLayer], list[Slot], Callable[[], None], dict[str, str], dict[str, Tensor]]:
     """Read and check everything that was saved: empty packed layers, their slots, what fills each, and the tensors.
+
+    A function among them lets sums and averages read quantized tensors, whose ranges are among the slots.
 
     Raises:
         CorruptModelError: If a file is missing, damaged or foreign, or does not fit the model.
     """
     manifest = read_manifest(folder)
-    layers, slots = _packed_view(model, manifest)
+    layers, slots, put_operands_in = _packed_view(model, manifest)
     source = _match(slots, manifest, model)
     path = folder / manifest.weights_file
     try:
-        return layers, slots, source, read_tensors(path, manifest)
+        return layers, slots, put_operands_in, source, read_tensors(path, manifest)
     except FileNotFoundError as error:
         raise CorruptModelError(f"{path} is missing, though {MANIFEST_NAME} names it. {REMEDY}") from error
     except OSError as error:
         raise CorruptModelError(f"{path} cannot be read: {error}. {REMEDY}") from error
 
 
-def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot]]:
+def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, PackedLayer], list[Slot], Callable[[], None]]:
     """Build empty packed layers for a float model and find the slots it will have; the model is left as it was.
 
     Raises:
@@ -171,14 +176,21 @@ def _packed_view(model: nn.Module, manifest: Manifest) -> tuple[dict[str, Packed
     now = named_layers(model, remove_duplicate=False)
     with afterwards(lambda: replace_layers(model, {name: now[name] for name in layers})):
         replace_layers(model, layers)
+        try:
+            quantize_operands(model, manifest.policy.operands or {}, None)
+        except ValueError as error:
+            raise CorruptModelError(
+                f"The model saved from {manifest.model_class} does not fit {own_name}: {error}"
+            ) from error
         slots = find_slots(model)
+        put_operands_in = operands_in_float(model)
     stored = {name for slot in slots for name in slot.places}
     if lost := [name for name, value in model.named_buffers() if value.is_meta and name not in stored]:
         raise CorruptModelError(
             f"{own_name} holds the buffer {lost[0]!r} on the meta device, and it is not part of a saved model "
             "(persistent=False). Build the model on a real device."
         )
-    return layers, slots
+    return layers, slots, put_operands_in
 
 
 def _match(slots: list[Slot], manifest: Manifest, model: nn.Module) -> dict[str, str]:

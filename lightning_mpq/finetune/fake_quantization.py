@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..inputs.quantizer import InputRange
 from ..modules import PackedLayer, pack_model, restore_layers
+from ..modules.quantized_operands import operands_in_float, quantize_operands
 from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
@@ -104,6 +105,7 @@ class FakeQuantization:
     def restore(self) -> None:
         """End fake quantization: the layers are of their own classes again, with the weights as trained."""
         stop_all(self.model)
+        operands_in_float(self.model)
 
     def pack(self) -> dict[str, nn.Module]:
         """Replace the layers by packed ones that compute what they computed last, to the last bit.
@@ -116,7 +118,8 @@ class FakeQuantization:
         """
         rounded = self.quantized_rows()
         found = quantizers_in(self.model)
-        with after_errors(lambda: start_all(found)):
+        put_operands_back = operands_in_float(self.model)
+        with after_errors(put_operands_back), after_errors(lambda: start_all(found)):
             stop_all(self.model)
             return pack_model(self.model, self.policy, rounded, self.ranges)
 
@@ -251,6 +254,7 @@ def fake_quantize(
 
     def undo() -> None:
         stop_all(model)
+        operands_in_float(model)
         with torch.no_grad():
             for weight, values in before.items():
                 weight.copy_(values)
@@ -260,6 +264,7 @@ def fake_quantize(
             quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
         for name, layer in layers.items():
             start_fake_quantization(layer, quantizers[id(layer.weight)][1], inputs.get(name))
+        quantize_operands(model, policy.operands or {}, ranges or {}, straight_through=True)
     return FakeQuantization(model, policy, ranges or {})
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..inputs.quantizer import InputRange, quantize_inputs
+from ..inputs.quantizer import InputRange
+from ..inputs.straight_through import rounded_straight_through
 from ..schemes import InputScheme
 
 
@@ -26,8 +26,8 @@ class InputQuantizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the rounded inputs."""
-        rounded: Tensor = _RoundedInputs.apply(x, self)
-        return rounded
+        stored = (None, None) if self.found is None else self.found.tensors(x.device)
+        return rounded_straight_through(x, self.scheme, *stored)
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,3 @@ def round_inputs_by(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
         layer._forward_pre_hooks_with_kwargs.pop(key, None)
     if quantizer is not None:
         layer.register_forward_pre_hook(_Hook(quantizer), with_kwargs=True)
-
-
-class _RoundedInputs(torch.autograd.Function):
-    """Rounds values; the gradient is 1 where that is to the nearest level, and 0 where a value is clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, quantizer: InputQuantizer) -> Tensor:
-        scheme, found = quantizer.scheme, quantizer.found
-        if found is None:
-            ctx.inside = None
-            return quantize_inputs(x, scheme)
-        low = (-found.zero_point - 0.5) * found.scale
-        ctx.inside = (x >= low) & (x <= low + 2**scheme.bits * found.scale)
-        return quantize_inputs(x, scheme, *found.tensors(x.device))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient if ctx.inside is None else gradient * ctx.inside), None

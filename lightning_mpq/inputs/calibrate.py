@@ -18,9 +18,10 @@ from ..network.tokens import real_tokens, token_mask
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather, on_rank_zero
-from .histogram import InputHistogram
+from .histogram import InputHistogram, merged
 from .quantizer import InputRange
 from .range_search import best_range
+from .same_tensors import TensorNumbers, sharing
 from .sites import input_sites, inputs_changed, refusal
 
 InputRanges = Mapping[tuple[str, InputScheme], InputRange]
@@ -88,8 +89,14 @@ def ranges_of_policy(
 
 
 def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, InputHistogram]:
-    """Return what the inputs of layers look like over the batches of all processes, in one pass."""
+    """Return what the inputs of layers look like over the batches of all processes, in one pass.
+
+    Layers that always read the same tensor are told the same, in which each of them counts by its weights: for one
+    scheme they get one range, and a runtime quantizes the tensor once.
+    """
     found = {layer: InputHistogram() for layer in layers}
+    read: dict[str, list[int]] = {layer: [] for layer in layers}
+    numbered = TensorNumbers()
     weights = {layer: channel_weights(module) for layer, module in layers.items()}
     mask: Tensor | None = None
     number = 0
@@ -97,6 +104,7 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
     def see(layer: str, inputs: Tensor) -> Tensor:
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
+        read[layer].append(numbered(inputs))
         counted = real_tokens(inputs.detach(), mask) if isinstance(layers[layer], nn.Linear) else inputs.detach()
         found[layer].add(channels_last(layers[layer], counted), weights[layer])
         return inputs
@@ -112,7 +120,7 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
     for other in others:
         for layer, histogram in other.items():
             first[layer].merge(histogram)
-    return first
+    return {layer: merged([first[other] for other in together]) for layer, together in sharing(read).items()}
 
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:

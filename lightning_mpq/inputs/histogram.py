@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import frexp, ldexp
 
 import torch
@@ -59,6 +60,12 @@ class InputHistogram:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.counts = self.counts + other.counts
 
+    def copy(self) -> InputHistogram:
+        """Return another that knows the same."""
+        other = InputHistogram()
+        other.low, other.high, other.reach, other.counts = self.low, self.high, self.reach, self.counts.clone()
+        return other
+
     @property
     def seen(self) -> bool:
         """Whether there was any value."""
@@ -83,3 +90,11 @@ class InputHistogram:
             self.counts = torch.zeros(2, HALF, dtype=torch.float64)
             self.counts[0, HALF // 2 :], self.counts[1, : HALF // 2] = pairs
             self.counts, self.reach = self.counts.flatten(), 2 * self.reach
+
+
+def merged(histograms: Sequence[InputHistogram]) -> InputHistogram:
+    """Return what several have counted together; they stay as they are."""
+    total = InputHistogram()
+    for histogram in histograms:
+        total.merge(histogram.copy())
+    return total

@@ -30,6 +30,7 @@ from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
 from .packed import PACKED_TYPES, PackedLayer, packed_type
+from .quantized_operands import operands_in_float, quantize_operands
 from .state_guard import guard_state
 
 
@@ -80,7 +81,8 @@ def pack_model(
         policy: Which layers are packed, and how.
         rounded: Layer name to its rounded weight, for a shared weight under any of its names; layers that it
             misses are rounded to nearest.
-        ranges: Layer name to the range of its inputs, for those whose scheme has one.
+        ranges: Layer name to the range of its inputs, for those whose scheme has one, and the ranges of what sums and
+            averages read, for those that the policy names in ``operands``.
 
     Returns:
         Layer name to float layer, for `restore_layers`.
@@ -110,7 +112,20 @@ def pack_model(
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
 
-    return replace_layers(model, build_layers(model, policy, pack, ranges or {}))
+    return _put_in(model, policy, build_layers(model, policy, pack, ranges or {}), ranges or {})
+
+
+def _put_in(
+    model: nn.Module,
+    policy: BitPolicy,
+    layers: Mapping[str, PackedLayer],
+    ranges: Mapping[str, InputRange] | None,
+) -> dict[str, nn.Module]:
+    """Put packed layers into a model and let sums and averages read quantized tensors; return the float layers."""
+    floats = replace_layers(model, layers)
+    with after_errors(lambda: replace_layers(model, floats)):
+        quantize_operands(model, policy.operands or {}, ranges)
+    return floats
 
 
 def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Module]:
@@ -126,11 +141,12 @@ def empty_packed_model(model: nn.Module, policy: BitPolicy) -> dict[str, nn.Modu
         TypeError: If a layer cannot be packed.
         ValueError: If the policy does not fit the model.
     """
-    return replace_layers(model, build_layers(model, policy, empty_layer))
+    return _put_in(model, policy, build_layers(model, policy, empty_layer), None)
 
 
 def restore_layers(model: nn.Module, floats: Mapping[str, nn.Module]) -> None:
-    """Put float layers back where `pack_model` or `empty_packed_model` took them from."""
+    """Put float layers back where `pack_model` or `empty_packed_model` took them from; sums read floats again."""
+    operands_in_float(model)
     replace_layers(model, floats)
 
 

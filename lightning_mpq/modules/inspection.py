@@ -10,6 +10,7 @@ from ..network.layer_kinds import rows_and_columns
 from ..policy import BitPolicy
 from .linear import PackedLinear
 from .packed import Memory, PackedLayer
+from .quantized_operands import operand_schemes
 
 
 class StoredBytes(NamedTuple):
@@ -57,7 +58,7 @@ def policy_of(model: nn.Module) -> BitPolicy:
                 f"Layers {names[0]!r} and {other[0]!r} of the group {group!r} have different schemes: "
                 f"{schemes[group]} and {layers[other[0]].layer_scheme}."
             )
-    return BitPolicy(schemes, {group: tuple(names) for group, names in members.items()})
+    return BitPolicy(schemes, {group: tuple(names) for group, names in members.items()}, operand_schemes(model) or None)
 
 
 def stored_bytes(model: nn.Module) -> StoredBytes:

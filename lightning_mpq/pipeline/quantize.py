@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..inputs.calibrate import ranges_of_policy
+from ..inputs.operands import Operands
 from ..inputs.quantizer import InputRange
 from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
@@ -116,6 +117,7 @@ class Quantizer:
         self.repair = Repair(calibration, layers, options, judge)
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
         self._ranges: dict[BitPolicy, Mapping[str, InputRange]] = {}
+        self._operands: Operands | None = None
         self._worse_in_sequence: set[BitPolicy] = set()
 
     @property
@@ -148,11 +150,33 @@ class Quantizer:
         return self._codes[policy, order]
 
     def ranges(self, policy: BitPolicy) -> Mapping[str, InputRange]:
-        """Return the ranges of inputs by layer: those that were profiled, or found in a pass over the batches."""
+        """Return the ranges of inputs by layer: those that were profiled, or found in a pass over the batches.
+
+        Those of what sums and averages read are found in another, which looks at all of them at once.
+        """
         if policy not in self._ranges:
             known = None if self.rounded is None else self.rounded.inputs
-            self._ranges[policy] = ranges_of_policy(self.calibration, policy, known)
+            layers = ranges_of_policy(self.calibration, policy, known)
+            operands = {} if not self._may_have_operands(policy) else self._seen().ranges(policy, layers)
+            self._ranges[policy] = {**layers, **operands}
         return self._ranges[policy]
+
+    def resolved(self, policy: BitPolicy) -> BitPolicy:
+        """Return a policy that says what sums and averages read, where it has left that open."""
+        if policy.operands is not None or not self._may_have_operands(policy):
+            return policy
+        return BitPolicy(policy.schemes, policy.layers, self._seen().schemes(policy))
+
+    def _may_have_operands(self, policy: BitPolicy) -> bool:
+        """Tell whether the model must be looked at for sums and averages: some inputs have ranges."""
+        if policy.operands is not None:
+            return bool(policy.operands)
+        return any(scheme.needs_range for scheme in policy.inputs().values())
+
+    def _seen(self) -> Operands:
+        if self._operands is None:
+            self._operands = Operands(self.calibration)
+        return self._operands
 
     @contextmanager
     def packed(self, policy: BitPolicy, order: RoundingOrder | None = None, *, keep: bool = False) -> Iterator[None]:
@@ -164,7 +188,8 @@ class Quantizer:
             keep: Whether they stay packed if the block ends without an error.
         """
         codes, ranges = self.codes(policy, order), self.ranges(policy)
-        with (packed_unless_it_fails if keep else temporarily_packed)(self.model, policy, codes, ranges):
+        pack = packed_unless_it_fails if keep else temporarily_packed
+        with pack(self.model, self.resolved(policy), codes, ranges):
             if keep and self.check is not None:
                 self.check(self.model)
             yield

@@ -90,7 +90,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
         raise ValueError(
             f"{count} codes of {bits} bits need a stream of {packed_size(count, bits)} bytes, got {length}."
         )
-    blocks = packed.unflatten(-1, (length // bits, bits))
+    blocks = packed.reshape(*packed.shape[:-1], length // bits, bits)
     if torch.onnx.is_in_onnx_export():
         return torch.stack(_by_arithmetic(blocks.int(), bits), dim=-1).flatten(-2)[..., :count].to(torch.uint8)
     mask = 2**bits - 1

@@ -182,9 +182,8 @@ class QuantizationJob:
                 else:
                     decision.settle()
                 policy, quantizer = decision.allocation.policy, decision.quantizer
-            finetuning.begin(
-                trainer, module, policy, quantizer.codes(policy), quantizer.repair.apply, quantizer.ranges(policy)
-            )
+            codes, ranges = quantizer.codes(policy), quantizer.ranges(policy)
+            finetuning.begin(trainer, module, quantizer.resolved(policy), codes, quantizer.repair.apply, ranges)
             finetuning.note_loss(module, self.pipeline.calibration(module, batches))
         return decision, report
 

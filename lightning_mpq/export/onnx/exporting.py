@@ -14,6 +14,7 @@ from torch import nn
 
 from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
+from ...modules.quantized_operands import operand_ranges
 from ...network.caching import caching
 from ...network.modes import evaluating
 from ...schemes import WeightScheme
@@ -108,6 +109,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require("onnx", package, "Exporting to ONNX")
     from .check import compare  # these files import the packages of the extra
+    from .codes import operands_marked
     from .integers import refuse_inputs
     from .trace import put_codes_in, serialized, trace
 
@@ -132,9 +134,9 @@ def export_onnx(
     shapes = inputs.dynamic_shapes(dynamic_length=dynamic_length) if dynamic_batch else None
     with evaluating(model), torch.no_grad(), caching(model, use_cache=False):
         expected = [_outputs(model, batch, batches) for batch in batches]
-        with float_twins(model):
+        with float_twins(model), operands_marked():
             exported = trace(model, batches[0], opset, shapes, input_names, output_names)
-    containers = put_codes_in(exported, owners)
+    containers = put_codes_in(exported, owners, operand_ranges(model))
     exported.metadata_props[POLICY_KEY] = json.dumps(json.loads(policy_of(model).to_json()), separators=(",", ":"))
     content = serialized(exported)
     if tolerance is None:

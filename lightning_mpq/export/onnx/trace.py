@@ -15,16 +15,19 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript import optimizer
 from torch import nn
 
+from ...inputs.quantizer import InputRange
 from ...modules import PackedLayer
 from ...network.caching import caching
 from ...quantizers import QuantizedRows
+from ...schemes import InputScheme
 from ...tools.clean_up import afterwards
 from ...tools.process_wide import quiet
 from ..example_inputs import ExampleInputs
 from ..float_twins import layer_groups, shared_key, to_weight
+from .codes import QuantizedTensors, take_marks_out
 from .containers import PRODUCTS, TWO_BITS_OPSET, hold, may_have_two_bits
 from .graph import merge_shared, put_weight_in, take_weight_out
-from .integers import multiply_integers, round_inputs
+from .integers import multiply_integers, quantize_inputs_of, round_inputs
 
 TWO_BITS_IR_VERSION = 13
 """The first version of the file format that knows INT2."""
@@ -91,12 +94,17 @@ def first_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(" .:")
 
 
-def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer]]) -> dict[str, str]:
+def put_codes_in(
+    exported: ir.Model,
+    owners: Mapping[str, tuple[str, PackedLayer]],
+    operands: Mapping[str, tuple[InputScheme, InputRange]],
+) -> dict[str, str]:
     """Replace float weights by codes and simplify the graph.
 
     Args:
         exported: What `trace` returned; changed in place.
         owners: Name of a parameter to the name of its layer and the layer.
+        operands: What is marked in the graph: name to scheme and range.
 
     Returns:
         Layer name to the ONNX type that holds its codes.
@@ -113,6 +121,15 @@ def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer
         optimizer.optimize_ir(exported)
     ClearMetadataAndDocStringPass()(exported)  # where each node stood in which Python file
     held_in = {}
+    tensors = QuantizedTensors(graph)
+    replace_marks = take_marks_out(graph, tensors, operands)
+    inputs = {
+        name: quantize_inputs_of(tensors, place, layer)
+        for name, place in places.items()
+        if (layer := standing[name][1]).input_scheme is not None
+    }
+    tensors.settle()
+    replace_marks()
     for name, place in places.items():
         layer_name, layer = standing[name]
         key = shared_key(layer)
@@ -121,14 +138,14 @@ def put_codes_in(exported: ir.Model, owners: Mapping[str, tuple[str, PackedLayer
         two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(
             layer.scheme, layer.row_shape[0], multiplied=place.multiplied, folded=folded
         )
-        by_integers = layer.input_scheme is not None
+        by_integers = name in inputs
         held = hold(_on_cpu(layer.quantized_rows()), multiplied=place.multiplied or by_integers, two_bits=two_bits)
         held_in[name] = held.container
         to_own = partial(to_weight, layer)
         if by_integers:
-            if multiply_integers(graph, place, held, layer, to_own):
+            if multiply_integers(graph, place, held, inputs[name], to_own):
                 continue
-            round_inputs(graph, place, layer)
+            round_inputs(graph, place, inputs[name])
         try:
             put_weight_in(graph, place, held, to_own, layer_groups(layer))
         except ValueError as error:

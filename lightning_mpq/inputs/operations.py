@@ -1,0 +1,136 @@
+"""Sums and averages between layers, seen and changed where a module's forward computes them, which no hook can do.
+
+They run in integers only if what they read is quantized: a site is one of them, in the module whose own forward
+computes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "add": (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
+    "mean": (torch.mean, Tensor.mean),
+    "average": (
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+    ),
+}  # fmt: skip
+_KIND = {function: kind for kind, functions in _FUNCTIONS.items() for function in functions}
+_NAME = re.compile(rf"(?:(?P<module>.+)\.)?(?P<kind>{'|'.join(_FUNCTIONS)})(?P<number>\d+)")
+_OPERANDS = {"add": 2, "mean": 1, "average": 1}
+
+
+class Site(NamedTuple):
+    """A sum or an average in the forward of a module.
+
+    Attributes:
+        module: Name of the module; empty for the model itself.
+        kind: ``"add"``, ``"mean"`` or ``"average"``.
+        number: Of those of its kind in one call of the module, what it calls included, from 0.
+
+    Example:
+        >>> Site.named("layer1.0.add2"), Site("", "mean", 0).name
+        (Site(module='layer1.0', kind='add', number=2), 'mean0')
+    """
+
+    module: str
+    kind: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in policies."""
+        return f"{self.module}.{self.kind}{self.number}".lstrip(".")
+
+    @property
+    def operands(self) -> int:
+        """Return how many tensors it reads."""
+        return _OPERANDS[self.kind]
+
+    def operand_name(self, index: int) -> str:
+        """Return what one of the tensors that it reads is called where ranges are kept by name."""
+        return f"{self.name}:{index}"
+
+    @classmethod
+    def named(cls, name: str) -> Site:
+        """Return the site of a name.
+
+        Raises:
+            ValueError: If it is no name of a site.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ValueError(
+                f"Expected the name of a module, a dot, one of {', '.join(_FUNCTIONS)} and a number, got {name!r}."
+            )
+        return cls(found["module"] or "", found["kind"], int(found["number"]))
+
+
+def kind_of_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Return what kind of site a call of a function on tensors is; None if it is none.
+
+    Sums are those of two floating-point tensors of one shape; biases, masks and positions have another.
+    """
+    kind = _KIND.get(function)
+    if kind is None or len(args) < _OPERANDS[kind]:
+        return None
+    read = args[: _OPERANDS[kind]]
+    if not all(isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 2 for x in read):
+        return None
+    if kind == "add" and (read[0].shape != read[1].shape or kwargs):
+        return None
+    return kind
+
+
+class Operations(TorchFunctionMode):
+    """Lets a function see and change what sums and averages read, while it is active."""
+
+    def __init__(self, change: Callable[[str, int, int, Tensor], Tensor]) -> None:
+        """Call ``change(kind, number, operand, tensor)`` for each tensor read; what it returns is read instead."""
+        super().__init__()
+        self.change = change
+        self.counts = dict.fromkeys(_FUNCTIONS, 0)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute what was called, of changed operands if it is a site."""
+        named = kwargs or {}
+        kind = kind_of_call(func, args, named)
+        if kind is None:
+            return func(*args, **named)
+        number = self.counts[kind]
+        self.counts[kind] = number + 1
+        read = [self.change(kind, number, index, x) for index, x in enumerate(args[: _OPERANDS[kind]])]
+        if func in (Tensor.add_, Tensor.__iadd__) and read[0] is not args[0]:
+            read[0] = args[0].copy_(read[0])
+        return func(*read, *args[len(read) :], **named)
+
+
+class Followed(TorchFunctionMode):
+    """Reports every function that is called on tensors, while it is active."""
+
+    def __init__(self, report: Callable[[str | None, Callable[..., Any], list[Tensor]], Callable[[Any], None]]) -> None:
+        """Call ``report(kind, function, tensors)`` before it runs, and what that returns with its output.
+
+        The kind is that of a site, None for other functions; tensors are those given by position.
+        """
+        super().__init__()
+        self.report = report
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute what was called, and report it."""
+        named = kwargs or {}
+        after = self.report(kind_of_call(func, args, named), func, [x for x in args if isinstance(x, Tensor)])
+        output = func(*args, **named)
+        after(output)
+        return output

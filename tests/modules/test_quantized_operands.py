@@ -1,0 +1,110 @@
+"""Sums and averages of quantized tensors: what an explicit model computes; saved, copied, compiled and taken back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mpq import RepairOptions, load, quantize, save
+from lightning_mpq.demo.resnet import BasicBlock
+from lightning_mpq.finetune import fake_quantize
+from lightning_mpq.inputs.quantizer import InputRange, quantize_inputs, range_between
+from lightning_mpq.modules import pack_model, policy_of, restore_layers
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
+
+EIGHT = InputScheme(8)
+LAYERS = LayerScheme(WeightScheme(8), EIGHT)
+FOUND = range_between(-2, 2, EIGHT)
+
+
+def block() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 1), BasicBlock(2, 2)).eval()
+
+
+def policy(operands: dict[str, InputScheme] | None = None) -> BitPolicy:
+    return BitPolicy(dict.fromkeys(("0", "1.conv1", "1.conv2"), LAYERS), operands=operands)
+
+
+def ranges() -> dict[str, InputRange]:
+    own = {"1.add0:0": range_between(-1, 3, EIGHT), "1.add0:1": range_between(-0.5, 0.5, EIGHT)}
+    return dict.fromkeys(("0", "1.conv1", "1.conv2"), FOUND) | own
+
+
+def packed() -> nn.Sequential:
+    model = block()
+    pack_model(model, policy({"1.add0": EIGHT}), ranges=ranges())
+    return model
+
+
+def images() -> torch.Tensor:
+    return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_computes_what_an_explicit_model_does():
+    model, found = packed(), ranges()
+    own = model[1]
+    x = model[0](images())
+    left = own.bn2(own.conv2(own.bn1(own.conv1(x)).relu()))
+    left, right = (quantize_inputs(value, EIGHT, *found[f"1.add0:{i}"].tensors()) for i, value in enumerate((left, x)))
+    assert torch.equal(model(images()), (left + right).relu())
+    assert policy_of(model).operands == {"1.add0": EIGHT}
+    assert BitPolicy.from_json(policy_of(model).to_json()) == policy_of(model)
+    before = model(images())
+    assert torch.equal(model.half().float()(images()), before)
+
+
+def test_saved_copied_pickled_compiled_and_exported_it_computes_the_same(tmp_path):
+    model = packed()
+    expected = model(images())
+    save(model, tmp_path)
+    for other in (load(tmp_path, block()), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images()), expected)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(images()), expected)
+    torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
+
+
+def test_taken_back_nothing_is_left():
+    model = block()
+    before, state = model(images()), set(model.state_dict())
+    floats = pack_model(model, policy({"1.add0": EIGHT}), ranges=ranges())
+    assert set(model.state_dict()) >= {"1.operand_scale", "1.operand_zero_point"}
+    restore_layers(model, floats)
+    assert torch.equal(model(images()), before)
+    assert set(model.state_dict()) == state
+    assert type(model[1]) is BasicBlock
+
+
+def test_by_default_sums_of_quantized_convolutions_are_quantized():
+    repair = RepairOptions(batchnorm=False, biases=False)
+    assert policy_of(quantize(block(), policy(), [images()], repair=repair)).operands == {"1.add0": EIGHT}
+    assert policy_of(quantize(block(), policy({}), [images()], repair=repair)).operands is None
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing():
+    model = block()
+    before = model(images())
+    for operands, said in (({"2.add0": EIGHT}, "has no such module"), ({"0.add0": EIGHT}, "range of what '0.add0'")):
+        with pytest.raises(ValueError, match=said):
+            pack_model(model, policy(operands), ranges=ranges())
+        assert torch.equal(model(images()), before)
+    with pytest.raises(ValueError, match="needs an InputScheme per tensor"):
+        policy({"1.add0": InputScheme(8, "token")})
+
+
+def test_fine_tuning_rounds_them_and_packs_what_it_computed():
+    model = block()
+    state = set(model.state_dict())
+    handle = fake_quantize(model, policy({"1.add0": EIGHT}), ranges=ranges())
+    assert set(model.state_dict()) == state
+    model(images()).square().sum().backward()
+    first = next(model.parameters()).grad
+    assert first is not None
+    assert float(first.abs().max()) > 0
+    expected = model(images()).detach()
+    handle.pack()
+    torch.testing.assert_close(model(images()), expected)
+    assert policy_of(model).operands == {"1.add0": EIGHT}
