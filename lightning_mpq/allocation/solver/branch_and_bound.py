@@ -147,11 +147,11 @@ class BranchAndBound:
             return
         if self._enumerate(allowed):
             return
-        found = None
-        in_time = fits(int(allowed.sum()) - self.problem.group_count, self.clock)
-        if in_time and node.begin is None and self._shift(node, allowed):
+        found, size = None, int(allowed.sum()) - self.problem.group_count
+        # One factorisation may be in time where the many of a central path are not.
+        if node.begin is None and self.clock.fits(float(size) ** 3 / 2) and self._shift(node, allowed):
             return
-        if in_time:
+        if fits(size, self.clock):
             form = difference_form(self.problem, allowed, self._reference(allowed))
             found = self._convexify(form, node)
         if found is None:

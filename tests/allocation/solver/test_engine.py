@@ -86,6 +86,22 @@ def test_bounds_hold_and_search_never_loses(seed, scale):
         assert bounded(form, 1e-6 * max(abs(best), scale)).bound <= best + rounding
 
 
+def test_the_cheap_bound_is_proved_where_there_is_no_time_for_more(monkeypatch):
+    """Weak pairs: the eigenvalue shift is within percents where the bound of single groups is off by multiples."""
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(64, 140)) * np.tile(2.0 ** -np.arange(7), 20)
+    curvature = scores.T @ scores / 64
+    group = np.repeat(np.arange(20), 7)
+    curvature[group[:, None] != group] *= 0.1
+    size = np.tile(np.arange(2.0, 9.0), 20)
+    problem = Problem(np.zeros(140), curvature, group, size[None], np.array([70.0]), size)
+    monkeypatch.setattr(branch_and_bound, "fits", lambda *_: False)
+    found = solve(problem, gap=1e-6)
+    assert found.nodes >= 1
+    assert gilmore_lawler_bound(problem, np.ones(140, dtype=bool)) < 0.8 * found.value
+    assert 0.95 * found.value < found.bound <= solve(problem, gap=1e-6, start=found.selection).value
+
+
 def test_conditional_bounds_hold_for_every_candidate():
     """A candidate's conditional bound may not exceed the best selection that contains it."""
     checked = 0
