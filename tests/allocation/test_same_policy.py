@@ -1,5 +1,6 @@
 """The same policy whichever solver is asked; of equally good ones that of fewest bytes, then of earlier candidates."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -48,3 +49,24 @@ def test_two_equal_layers_that_cannot_both_be_wide_are_told_apart_by_their_order
     }
     assert len(policies) == 1
     assert list(policies)[0] == tuple(sorted(list(policies)[0]))
+
+
+def policies(seed):
+    """The policies of one model at two budgets, by both objectives."""
+    taylor = make_taylor(groups=8, seed=seed)
+    return [
+        allocate(taylor, Budget(average_bits=bits), objective=objective).policy
+        for bits in (4.4, 5.0)
+        for objective in ("quadratic", "additive")
+    ]
+
+
+def test_one_thread_or_four_give_the_same_policy():
+    """Of the linear algebra, whose sums are then in another order; and with four solves at once."""
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits
+    with limits(1):
+        alone = [policies(seed) for seed in range(4)]
+    with limits(4):
+        assert [policies(seed) for seed in range(4)] == alone
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(policies, range(4))) == alone
