@@ -113,6 +113,7 @@ class CurvatureOptions:
             samples with re-estimated ones (None: 4).
         chunk_size: Most samples at once; None: whole batches, and 32 for ``fisher`` with re-estimated statistics.
         tolerance: Relative standard error of predictions at which no more batches are drawn; None for all.
+        cluster: Samples in a row that hang together, as sequences cut from one document; see `profile`.
         shrink: Whether noisy entries are drawn towards zero by their standard errors, so that the solver cannot
             exploit them.
         likelihood: What the outputs mean: "auto" guesses and says so, or e.g. ``Categorical(class_dim=1)``.
@@ -130,13 +131,16 @@ class CurvatureOptions:
     draws: int | None = None
     chunk_size: int | None = None
     tolerance: float | None = None
+    cluster: int = 1
     shrink: bool = True
     likelihood: Likelihood | Literal["auto"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be profiled after it."""
-        check_profile(self.estimator, self.loss, self.statistics, self.draws, self.chunk_size, self.tolerance)
+        check_profile(
+            self.estimator, self.loss, self.statistics, self.draws, self.chunk_size, self.tolerance, self.cluster
+        )
 
     @property
     def known_likelihood(self) -> Likelihood | None:

@@ -22,6 +22,7 @@ from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOpti
         ),
         (CurvatureOptions, {"draws": 0}, "draws and chunk_size must be positive"),
         (CurvatureOptions, {"tolerance": 0.0}, "tolerance must be a positive fraction"),
+        (CurvatureOptions, {"cluster": 0}, "cluster must be a positive number of samples in a row, got 0"),
         (SolverOptions, {"objective": "linear"}, "objective must be one of 'quadratic', 'additive', got 'linear'"),
         (SolverOptions, {"solver": "gurobi"}, "solver must be one of 'highs', 'cbc', got 'gurobi'"),
         (SolverOptions, {"time_limit": -1}, "time_limit must be a number of seconds of at least 0"),

@@ -127,8 +127,8 @@ class Allocation:
         Whole samples are drawn, a sequence with all its positions being one, from the 16 (of more than 2,048
         candidates, 8) blocks that a Taylor model keeps sums of, so that a standard deviation is itself within about
         20 %. The best policy of a draw is proved up to 12 groups, and beyond what local searches find; no clock is
-        asked, so that the seed decides the result. Samples cut from one document count as independent, which
-        flatters: profile one of each document.
+        asked, so that the seed decides the result. Samples cut from one document hang together, and are drawn together
+        where `profile` was told how many (``cluster``).
 
         Args:
             resamples: How often samples are drawn again.

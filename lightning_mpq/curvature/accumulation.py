@@ -37,8 +37,9 @@ class Accumulator:
         loss: Loss,
         settings_hash: str,
         float_bytes: int,
+        cluster: int = 1,
     ) -> None:
-        """Start from nothing; see `TaylorModel` for the arguments."""
+        """Start from nothing; see `TaylorModel` for the arguments, and `profile` for ``cluster``."""
         self.samples = 0
         self.hashes: list[str] = []
         self._facts: dict[str, Any] = {
@@ -54,7 +55,7 @@ class Accumulator:
         self._curvature = WeightedMoments((count, count))
         self._policies = _uniform_policies(candidates)
         self._predictions = WeightedMoments((len(self._policies),))
-        self._blocks = BlockSums(count)
+        self._blocks = BlockSums(count, cluster)
 
     def add(self, measured: Measurement) -> None:
         """Add the measurement of a batch (or chunk of one)."""
@@ -69,10 +70,11 @@ class Accumulator:
             assert measured.rows is not None
             units = len(measured.rows)
             if units == measured.samples and measured.gradient is None:
-                first, second = sums_of_products(measured.rows, self._blocks.curvature, self._blocks.next_block)
+                first, second = sums_of_products(measured.rows, self._blocks.curvature, self._blocks.next_blocks(units))
                 self._blocks.count(units, 1.0)
             else:  # the error of gradient and curvature together needs both in one block
-                first, second = sums_of_products(measured.rows, torch.zeros_like(self._blocks.curvature[:1]), 0)
+                nowhere = torch.zeros_like(self._blocks.curvature[:1])
+                first, second = sums_of_products(measured.rows, nowhere, self._blocks.next_blocks(units) * 0)
                 self._blocks.update(measured.samples, first / units, measured.gradient)
             self._curvature.update(first, second, units, measured.samples / units)
         self._predictions.update((self._plan_sums() - before) / measured.samples, weight=measured.samples)

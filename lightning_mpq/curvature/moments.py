@@ -14,34 +14,33 @@ _CHUNK_ELEMENTS = 2**24
 """Elements of per-sample matrices [n, K, K] that are made at once (128 MiB of float64)."""
 
 
-def sums_of_products(rows: Tensor, blocks: Tensor, start: int) -> tuple[Tensor, Tensor]:
+def sums_of_products(rows: Tensor, blocks: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``sum_n P_n`` and ``sum_n P_n * P_n`` (entry by entry) of per-unit matrices ``P_n = R_n^T R_n``.
 
     Args:
         rows: R, [N, rows, K].
-        blocks: [L, K, K]; ``P_n`` is added to block ``(start + n) % L``.
-        start: Block of the first unit.
+        blocks: [L, K, K]; ``P_n`` is added to block ``numbers[n]``.
+        numbers: Block of each unit, [N].
 
     Returns:
         Two matrices [K, K], float64.
     """
-    samples, count, width = rows.shape
+    _, count, width = rows.shape
     if count == 1:
         flat = _wide(rows[:, 0])
         narrow = flat.to(blocks)
-        for offset in range(min(samples, len(blocks))):
-            part = narrow[offset :: len(blocks)]
-            blocks[(start + offset) % len(blocks)].addmm_(part.T, part)
+        for block in numbers.unique().tolist():
+            part = narrow[numbers == block]
+            blocks[block].addmm_(part.T, part)
         squared = flat.square()
         return flat.T @ flat, squared.T @ squared
-    number = (start + torch.arange(samples, device=blocks.device)) % len(blocks)
     first = torch.zeros(width, width, dtype=torch.float64, device=_wide(rows[:0]).device)
     second = torch.zeros_like(first)
     size = max(1, _CHUNK_ELEMENTS // (width * max(width, count)))
-    for part, numbers in zip(rows.split(size), number.split(size), strict=True):
+    for part, own in zip(rows.split(size), numbers.split(size), strict=True):
         wide = _wide(part)
         products = wide.transpose(1, 2) @ wide
-        blocks.index_add_(0, numbers, products.to(blocks))
+        blocks.index_add_(0, own, products.to(blocks))
         first += products.sum(0)
         second += products.square_().sum(0)
     return first, second
@@ -143,7 +142,9 @@ class WeightedMoments(Sums):
 class BlockSums(Sums):
     """Sums over L blocks of the data, from whose differences the error of any function of the sums follows.
 
-    Units of data go to the blocks in turn. Memory: L K^2 numbers of 4 bytes, with L = 16 up to 2,048 candidates (256
+    Units of data go to the blocks in turn, or ``cluster`` of them at a time, those in a row that hang together.
+
+    Memory: L K^2 numbers of 4 bytes, with L = 16 up to 2,048 candidates (256
     MiB there) and 8 beyond; the rounding of single precision is far below the differences between blocks.
     """
 
@@ -152,23 +153,24 @@ class BlockSums(Sums):
     gradient: Tensor
     curvature: Tensor
 
-    def __init__(self, count: int) -> None:
-        """Start sums of zero for ``count`` candidates."""
+    def __init__(self, count: int, cluster: int = 1) -> None:
+        """Start sums of zero for ``count`` candidates; so many units in a row go to the same block."""
         super().__init__(sync_on_compute=False)
+        self._cluster = cluster
         blocks = 16 if count <= 2048 else 8
         self.add_state("weight", torch.zeros(blocks, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("units", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("gradient", torch.zeros(blocks, count, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("curvature", torch.zeros(blocks, count, count), dist_reduce_fx="sum")
 
-    @property
-    def next_block(self) -> int:
-        """The block of the next unit."""
-        return int(self.units) % len(self.weight)
+    def next_blocks(self, units: int) -> Tensor:
+        """Return the blocks of the next units, [units]."""
+        order = int(self.units) + torch.arange(units, device=self.weight.device)
+        return order // self._cluster % len(self.weight)
 
     def update(self, weight: float, curvature: Tensor, gradient: Tensor | None = None) -> None:
         """Add one unit of a weight, given its values."""
-        block = self.next_block
+        block = int(self.next_blocks(1))
         self.curvature[block] += weight * curvature.to(self.curvature)
         if gradient is not None:
             self.gradient[block] += weight * gradient.to(self.gradient)
@@ -176,7 +178,7 @@ class BlockSums(Sums):
 
     def count(self, units: int, weight: float) -> None:
         """Count units of a weight each, whose values `sums_of_products` has added to ``curvature``."""
-        numbers = (self.next_block + torch.arange(units, device=self.weight.device)) % len(self.weight)
+        numbers = self.next_blocks(units)
         self.weight.index_add_(0, numbers, torch.full_like(numbers, weight, dtype=self.weight.dtype))
         self.units += units
 

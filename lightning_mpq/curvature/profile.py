@@ -68,6 +68,7 @@ def profile(
     chunk_size: int | None = None,
     tolerance: float | None = None,
     shrink: bool = True,
+    cluster: int = 1,
     loss: Loss | None = None,
     forward_fn: ForwardFn | None = None,
     loss_fn: LossFn | None = None,
@@ -110,6 +111,8 @@ def profile(
         chunk_size: Most samples to pass through the model at once. None: whole batches, and 32 for ``"fisher"`` with
             re-estimated statistics. Batches whose tensors do not share dimension 0 stay whole.
         shrink: Whether entries are drawn towards zero by their standard errors, see `shrink`.
+        cluster: Samples in a row that hang together, as sequences cut from one document do. They are drawn again
+            together (`Allocation.stability`), and count as one for standard errors of predictions.
         tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform policy (all
             groups at their fewest bits, at their second fewest, ...) is below this fraction of it; looked at from
             the eighth batch on. A warning says so if the data ends first. None for all batches.
@@ -142,7 +145,7 @@ def profile(
         >>> taylor
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
-    check_settings(estimator, loss, statistics, draws, chunk_size, tolerance)
+    check_settings(estimator, loss, statistics, draws, chunk_size, tolerance, cluster)
     refuse_spread(model)
     known = None if likelihood == "auto" else likelihood
     calibration = Calibration.of(model, batches, forward_fn=forward_fn, loss_fn=loss_fn, likelihood=known)
@@ -174,6 +177,7 @@ def profile(
         reestimated=reestimated,
         chunk_size=chunk_size or (_CHUNK_SIZE if many else None),
         tolerance=tolerance,
+        cluster=cluster,
         seed=seed,
         progress=progress,
         cache_dir=cache_dir,
@@ -193,6 +197,7 @@ def _measured(
     reestimated: bool,
     chunk_size: int | None,
     tolerance: float | None,
+    cluster: int,
     seed: int,
     progress: Progress | None,
     cache_dir: str | Path | None,
@@ -211,13 +216,15 @@ def _measured(
     }
     if rounded is not None:
         settings["rounded"] = rounded.fingerprint
+    if cluster > 1:
+        settings["cluster"] = cluster
     with isolated(model), batch_statistics(model) if reestimated else nullcontext():
         with errors_shared():
             check_finite_parameters(model)
             perturbations = Perturbations(model, groups, candidates, rounded=rounded)
             key = hash_settings(model, groups, candidates, settings)
         key = common_key(key, model, candidates, rounded)
-        sums = Accumulator(groups, candidates, estimator.name, loss, key, float_bytes)
+        sums = Accumulator(groups, candidates, estimator.name, loss, key, float_bytes, cluster)
 
         def kept(folder: Path) -> KeptMeasurements:
             own = hash_settings(model, groups, (), {**settings, "rounded": rounded is not None})

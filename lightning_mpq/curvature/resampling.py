@@ -1,9 +1,9 @@
 r"""Taylor models of samples drawn again: the bootstrap, over the blocks of data that a Taylor model keeps sums of.
 
-Sample n of a profile is added to block ``n mod L``, L = 16 or 8, with all its rows (positions of a sequence, drawn
-labels): a sample is what is drawn again, never a row of it. Of up to L samples each is a block of its own; of more,
-blocks are sums of every L-th sample. Single rows would take N x K numbers for each draw of labels, and are not kept by
-a profile that goes on from a file or is merged.
+Sample n of a profile is added to block ``n // c mod L``, L = 16 or 8, with all its rows (positions of a sequence, drawn
+labels): a sample is what is drawn again, never a row of it, or with ``cluster=c`` so many samples in a row, as cut from
+one document. Of up to L clusters each is a block of its own; of more, blocks are sums of every L-th. Single rows would
+take N x K numbers for each draw of labels, and are not kept by a profile that goes on from a file or is merged.
 
 B blocks are drawn B - 1 times with replacement, so that the variance of a mean over the draws is that of the mean over
 the blocks, ``S^2 / B`` (B. Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982, chapter 8; with B

@@ -68,6 +68,7 @@ def measure(
             tolerance=curvature.tolerance,
             shrink=False,
             seed=curvature.seed,
+            cluster=curvature.cluster,
             cache_dir=settings.cache_dir,
             progress=progress,
         )

@@ -13,10 +13,10 @@ from lightning_mpq.curvature.accumulation import Accumulator
 from lightning_mpq.curvature.estimators.measurement import Measurement
 
 
-def of_rows(rows, loss="divergence", gradients=None, seed=0, groups=4):
+def of_rows(rows, loss="divergence", gradients=None, seed=0, groups=4, cluster=1):
     """A Taylor model of scores [N, rows, K], one sample each."""
     like = make_taylor(groups=groups, seed=seed)
-    accumulator = Accumulator(like.groups, like.candidates, "fisher", loss, "settings", 0)
+    accumulator = Accumulator(like.groups, like.candidates, "fisher", loss, "settings", 0, cluster)
     for number, sample in enumerate(rows):
         slope = None if gradients is None else gradients[number]
         accumulator.add(Measurement(1, rows=sample[None], gradient=slope))
@@ -88,6 +88,31 @@ def test_rows_of_one_sample_are_drawn_together():
     taylor = of_rows(torch.cat([rows, rows.flip(0)], 1))
     allocation = allocate(taylor, Budget(average_bits=4.5))
     assert allocation.stability(resamples=20).blocks == 8
+
+
+def test_samples_of_one_document_are_drawn_together():
+    """Samples said four times are as good as said once, if the profile is told; else they flatter."""
+    rows = scores(12)
+    once = allocate(of_rows(rows), Budget(average_bits=4.5)).stability(resamples=30)
+    copies = rows.repeat_interleave(4, 0)
+    told = allocate(of_rows(copies, cluster=4), Budget(average_bits=4.5))
+    found = told.stability(resamples=30)
+    assert found.blocks == 12
+    assert found.shares == once.shares
+    assert found.spread == pytest.approx(once.spread, rel=1e-4)
+    untold = allocate(of_rows(copies), Budget(average_bits=4.5))
+    assert untold.prediction_error < 0.75 * told.prediction_error
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 48])
+def test_clusters_are_those_of_the_data_however_they_are_measured(chunk):
+    like, rows = make_taylor(), scores(48)
+    accumulator = Accumulator(like.groups, like.candidates, "fisher", "divergence", "settings", 0, 3)
+    for part in rows.split(chunk):
+        accumulator.add(Measurement(len(part), rows=part))
+    blocks = accumulator.result().sums["blocks.curvature"]
+    expected = torch.stack([part.flatten(0, 1).T @ part.flatten(0, 1) for part in rows.split(3)])
+    torch.testing.assert_close(blocks, expected)
 
 
 def test_the_additive_program_is_drawn_again_where_that_was_solved():

@@ -61,6 +61,7 @@ def check_settings(
     draws: int | None,
     chunk_size: int | None,
     tolerance: float | None,
+    cluster: int = 1,
 ) -> None:
     """Refuse settings of `profile` that make no sense; None stands for its own choice.
 
@@ -76,3 +77,5 @@ def check_settings(
         raise ValueError(f"draws={draws} contradicts {found!r}; give it to one of them.")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be a positive fraction or None, got {shown(tolerance)}.")
+    if isinstance(cluster, bool) or not isinstance(cluster, int) or cluster < 1:
+        raise ValueError(f"cluster must be a positive number of samples in a row, got {shown(cluster)}.")
