@@ -10,6 +10,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "compression": ("compression", compression.block),
     "repair": ("repair", repair.block),
     "pretrained": ("pretrained", pretrained.block),
+    "pretrained_short": ("pretrained", pretrained.in_short),
     "pretrained_times": ("pretrained", pretrained.times),
     "held_out": ("held_out", held_out.block),
     "pairs": ("held_out", held_out.pairs),

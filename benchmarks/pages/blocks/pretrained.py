@@ -11,6 +11,7 @@ from ...tools.selecting import grouped, having
 from .tables import table
 
 _MODELS = ("chosen", "additive", "uniform", "nearest")
+_SHOWN = ("chosen", "uniform", "nearest")
 
 
 def block(content: Content, results: str) -> str:
@@ -36,6 +37,23 @@ def block(content: Content, results: str) -> str:
                     cells.append([f"{samples}, {budget:g}", model, row["version"], *_numbers(row, figures)])
         lines += [f"{network}:", "", *table([*head, *titles], cells, left=3), ""]
     return "\n".join(lines[:-1])
+
+
+def in_short(content: Content, results: str) -> str:
+    """Return the quality of the chosen policy beside simple ones, each network on the most samples it was measured on."""
+    rows = having(content["results"], without="nothing", version="now")
+    cells = []
+    for (network,), found in grouped(rows, "network").items():
+        most = max(row["samples"] for row in found)
+        for (budget,), models in sorted(grouped(having(found, samples=most), "budget").items()):
+            of = {row["model"]: row for row in models}
+            bytes_ = ", ".join(f"{of[model]['stored_bytes'] / 1e6:.2f}" for model in _SHOWN)
+            for figure in (*BETTER_ABOVE, *BETTER_BELOW):
+                if of["chosen"][figure] is not None:
+                    shown = [f"{of[model][figure]:.3g}" for model in _SHOWN]
+                    cells.append([f"{network}, {most}", f"{budget:g}", figure.replace("_", " "), *shown, bytes_])
+    head = ["network, calibration samples", "bits", "on unseen samples", "chosen", "uniform", "nearest", "MB of each"]
+    return "\n".join(table(head, cells, left=3))
 
 
 def _numbers(row: Mapping[str, Any], figures: list[str]) -> list[str]:

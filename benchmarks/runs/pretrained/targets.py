@@ -24,6 +24,12 @@ def targets(rows: Rows) -> list[Target]:
             found.append(at_most(f"{name}: loss on unseen over that on calibration samples", ratio, 1.5))
         ratio = chosen["predicted_loss"] / chosen["unseen_loss"]
         found.append(between(f"{name}: predicted loss over that on unseen samples", ratio, 0.7, 1.4))
+        seconds = chosen["processor_seconds"]
+        if seconds["profile"] > 1:  # neither of them was kept by a job before
+            ratio = seconds["round"] / seconds["profile"]
+            found.append(
+                at_most(f"{name}: processor time of rounding all candidates over that of the profile", ratio, 3.0)
+            )
         for before in having(rows, **{**job, "version": "before"}, model="chosen", without="nothing"):
             ratio = chosen["unseen_loss"] / before["unseen_loss"]
             found.append(at_most(f"{name}: loss on unseen samples over that of the version before", ratio, 0.7))
