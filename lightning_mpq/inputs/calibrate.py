@@ -59,8 +59,9 @@ def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputSc
     histograms = input_histograms(calibration, {layer: layers[layer] for layer in searched})
     if unseen := [layer for layer, histogram in histograms.items() if not histogram.seen]:
         raise ValueError(
-            f"The inputs of {', '.join(unseen)} were not seen on the calibration batches, so that their range is not "
-            "known. Calibrate on batches that reach these layers, or keep their inputs in float."
+            f"The inputs of {', '.join(unseen)} were not seen on the calibration batches, or only as integers, so that "
+            "their range is not known. Calibrate on batches of floating-point numbers that reach these layers, or keep "
+            "their inputs in float."
         )
     if zeros := [layer for layer, histogram in histograms.items() if not histogram.reach]:
         warnings.warn(

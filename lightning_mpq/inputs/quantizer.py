@@ -68,11 +68,16 @@ def quantize_inputs(
         scale: As stored, shape []; None where each token has its own.
         zero_point: Likewise.
 
+    Raises:
+        TypeError: If the inputs are integers.
+
     Example:
         >>> scale, zero_point = InputRange(0.5, 0).tensors()
         >>> quantize_inputs(torch.tensor([-1.0, 0.25, 0.3, 9.0]), InputScheme(4), scale, zero_point)
         tensor([0.0000, 0.0000, 0.5000, 7.5000])
     """
+    if not x.is_floating_point():
+        raise TypeError(f"Quantized inputs are rounded from floating-point numbers, got {x.dtype}; pass x.float().")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if scale is None or zero_point is None:
         scale, zero_point = _of_tokens(wide, scheme)

@@ -61,3 +61,8 @@ def test_nan_stays_and_infinity_is_clipped():
     )
     assert found.isnan()[0]
     assert found[1:].tolist() == [247.0, -8.0]
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="floating-point numbers, got torch.int64"):
+        quantize_inputs(torch.arange(3), InputScheme(8), *InputRange(0.5, 0).tensors())

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mpq import RepairOptions, load, quantize, save
+from lightning_mpq import RepairOptions, clipped_inputs, load, quantize, save
 from lightning_mpq.demo.resnet import BasicBlock
 from lightning_mpq.finetune import fake_quantize
 from lightning_mpq.inputs.quantizer import InputRange, quantize_inputs, range_between
 from lightning_mpq.modules import pack_model, policy_of, restore_layers
+from lightning_mpq.modules.quantized_operands import operand_ranges
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
 
@@ -108,3 +109,14 @@ def test_fine_tuning_rounds_them_and_packs_what_it_computed():
     handle.pack()
     torch.testing.assert_close(model(images()), expected)
     assert policy_of(model).operands == {"1.add0": EIGHT}
+
+
+def test_what_is_clipped_of_them_is_told():
+    model = packed()
+    found = clipped_inputs(model, [images()])
+    assert set(found) == {"0", "1.conv1", "1.conv2", "1.add0:0", "1.add0:1"}
+    scheme, own = operand_ranges(model)["1.add0:1"]
+    read = model[0](images()).detach()
+    low, high = (-own.zero_point - 0.5) * own.scale, (2**scheme.bits - 0.5 - own.zero_point) * own.scale
+    assert found["1.add0:1"] == pytest.approx(float(((read < low) | (read > high)).double().mean()))
+    assert found["1.add0:1"] > 0
