@@ -15,7 +15,7 @@ from ..allocation import Budget
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
-from ..network.forward import ForwardFn, LossFn
+from ..network.forward import ForwardFn, LossFn, device_of
 from ..network.named_weights import named_layers
 from ..options import CandidateOptions, CurvatureOptions, RepairOptions, SelectionOptions
 from ..repair.repair import reestimates
@@ -26,7 +26,7 @@ from ..tools.process_wide import quiet
 from ..tools.room import gigabytes
 from .dry_run import Passes, Speeds, passes_over, speeds
 from .settings import JobSettings
-from .stage_bytes import Sizes
+from .stage_bytes import LIBRARIES, Sizes
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,8 @@ def estimate(
 ) -> Estimate:
     """Say what a job would take, by one forward and one backward pass of its first batch and a few rounded rows.
 
-    Memory is that of tensors, which was measured to be within a fifth of what processes held on models of ten million
-    weights and more; what the interpreter and its libraries take comes on top. Minutes are rough: they do not know what
-    else the machine does.
+    Memory is that of tensors, and of libraries while they work; what the interpreter takes before comes on top.
+    Minutes are rough: they do not know what else the machine does.
 
     Args:
         model: The float model, left as it was.
@@ -166,7 +165,8 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
         "quantize": sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential) + kept,
         "select": sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential) + kept,
     }
-    stages = [StageEstimate(n, sizes.model_bytes + size, seconds[n] / 60) for n, size in bytes_of.items()]
+    overhead = LIBRARIES if device_of(model).type == "cpu" else 0
+    stages = [StageEstimate(n, sizes.model_bytes + size + overhead, seconds[n] / 60) for n, size in bytes_of.items()]
     if not settings.selection.measures:
         stages = stages[:-1]
     disk = 0 if settings.cache_dir is None else sizes.stored_bytes

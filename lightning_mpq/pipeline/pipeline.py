@@ -16,7 +16,7 @@ from ..curvature import TaylorModel
 from ..curvature.resampling import blocks_of
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
-from ..network.placement import refuse_spread
+from ..network.placement import refuse_different_layers
 from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord
 from ..report.metric_values import MetricValues
@@ -99,7 +99,7 @@ class Pipeline:
         self.timer.seconds.clear()
         calibration = self.calibration(model, batches).listed("calibration")
         refuse_packed(model)
-        refuse_spread(model)
+        refuse_different_layers(model)
         share_buffers(model)
         return decide(calibration, self.settings, self.timer)
 
@@ -111,6 +111,7 @@ class Pipeline:
             policy: The policy.
             batches: Calibration batches.
         """
+        refuse_different_layers(model)
         share_buffers(model)
         calibration = self.calibration(model, batches).first(None)
         return Quantizer(calibration, list(policy.by_layer()), self.settings.repair)

@@ -15,6 +15,10 @@ from ..quantizers import InputMoment
 
 _SIDE_BY_SIDE = 2**22
 """Weights that are rounded side by side."""
+_COPIES = 7
+"""Of these in float32: as they are pending, their levels, codes, errors, and what a grid makes on the way."""
+LIBRARIES = 28 * 2**20
+"""What libraries take once they work, and memory that lies between what is used: measured, on Linux."""
 _CHUNK = 2**25
 """Bytes of perturbations that are made at once, if one takes no more."""
 
@@ -90,7 +94,7 @@ class Sizes:
     def round_bytes(self, forward: int) -> int:
         """Return what `round_candidates` takes beside the model and what it returns."""
         moments = min(self.all_moments, max(self.room, self.moment_bytes))
-        side_by_side = 4 * 9 * min(3 * self.schemes * self.largest, 2 * _SIDE_BY_SIDE)
+        side_by_side = 4 * _COPIES * min(3 * self.schemes * self.largest, 2 * _SIDE_BY_SIDE)
         one_layer = 3 * self.moment_bytes + (self.schemes + 4) * self.largest + side_by_side
         return moments + max(forward, one_layer)
 

@@ -42,6 +42,23 @@ def test_an_error_of_one_rank_in_the_metrics_reaches_all(pool, failing, at):
     assert said == ["a metric of this rank"] * 2
 
 
+def different_layers() -> str:
+    """Run a job on a model that is wider on one rank; return the error."""
+    model = nn.Sequential(nn.Linear(4, 8 + rank()), nn.ReLU(), nn.Linear(8 + rank(), 3))
+    settings = JobSettings(Budget(average_bits=6.0), curvature=CurvatureOptions(likelihood=Categorical()))
+    try:
+        Pipeline(settings).decide(model, [torch.randn(8, 4)])
+    except ValueError as error:
+        return f"{error}"
+    return "no error"
+
+
+def test_ranks_with_different_layers_are_refused_before_they_wait_for_each_other(pool):
+    said = pool.run(different_layers, seconds=120)
+    assert said[0] == said[1]
+    assert "rank 0 alone of 0 and 1 has 0.bias [8] torch.float32. Build the same model" in said[0]
+
+
 def decided_on_ranks() -> tuple[object, ...]:
     """Run a job on batches of the rank's own; return all that was decided and measured."""
     torch.manual_seed(0)
