@@ -40,7 +40,7 @@ def block(content: Content, results: str) -> str:
 
 
 def in_short(content: Content, results: str) -> str:
-    """Return the quality of the chosen policy beside simple ones, each network on the most samples it was measured on."""
+    """Return the quality of the chosen policy beside simple ones, by the most samples of each network."""
     rows = having(content["results"], without="nothing", version="now")
     cells = []
     for (network,), found in grouped(rows, "network").items():
