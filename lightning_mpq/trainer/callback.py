@@ -58,8 +58,8 @@ class MixedPrecisionQuantization(Callback):
     (`load`). EMA and SWA end with the float phase; list them first.
 
     One device, CPU or GPU, or several under ``strategy="ddp"``: each process then measures its share of the
-    calibration batches, one of them solves, and all pack the same model. So do those of FSDP (`FSDPStrategy`, or
-    `ModelParallelStrategy` with ``fully_shard``), where each of them takes the whole model at the end of the fit.
+    calibration batches, one of them solves, and all pack the same model. So do those of FSDP (``FSDPStrategy``, or
+    ``ModelParallelStrategy`` with ``fully_shard``), where each of them takes the whole model at the end of the fit.
 
     Calibration batches come from ``calibration_dataloader()`` of the datamodule or the module, if there is one
     (unaugmented training data is best), otherwise from the training loader. They are drawn with a seed of their own, so
