@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
-from ..export.float_twins import shared_key
 from ..export.outputs import relative_error
 from ..grids.registry import grid_named
-from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..schemes import InputScheme, Rounding, WeightScheme
 from ..tools.reading import parse_json
 from .base import StoredLayer, Target
-from .ggml_blocks import BLOCKS, SHARED, as_blocks, bytes_of
-from .gguf_file import floats_of, opened, value_of, write_with
-from .gguf_names import EXTRA, matching_order, row_orders, tensor_names
+from .ggml_blocks import BLOCKS, SHARED, bytes_of
+from .gguf_file import opened, value_of
+from .gguf_names import EXTRA
+from .gguf_writing import LAYERS_KEY, write_packed
 from .llama_cpp_run import logits_of
 
-LAYERS_KEY, POLICY_KEY = "lightning_mpq.layers", "lightning_mpq.policy"
-_ANOTHER_MODEL = 0.7
-"""Distance of a rounded weight from that in the file, relative to the latter, which no rounding explains."""
 _TYPES = ", ".join(BLOCKS)
 
 
@@ -107,49 +100,7 @@ class LlamaCpp(Target):
         """
         self.require_packages()
         assert self.gguf is not None
-        file = opened(self.gguf)
-        names, layers = tensor_names(model), packed_layers(model)
-        places = {each.name for each in file.tensors}
-        written: dict[str, str] = {}
-        of_key: dict[object, str] = {}
-        for layer in layers:
-            tensor = names.get(f"{layer}.weight")
-            if tensor is not None and tensor in places and tensor not in written:
-                written[tensor] = layer
-                of_key[shared_key(layers[layer])] = layer
-        if left := [layer for layer, packed in layers.items() if shared_key(packed) not in of_key]:
-            known = names.get(f"{left[0]}.weight")
-            said = f"{self.gguf} has no tensor {known}" if known else "gguf has no name for it"
-            raise ValueError(
-                f"The layer {left[0]!r} has no place in the file: {said}. Leave it in float by keep_float."
-            )
-        floats = {names[key]: value for key, value in model.named_parameters() if key in names}
-
-        def content(tensor: Any) -> tuple[Any, Any]:
-            if tensor.name in written:
-                return self._packed(file, tensor, written[tensor.name], layers[written[tensor.name]])
-            return _float(tensor, floats.get(tensor.name))
-
-        texts = {LAYERS_KEY: json.dumps(written), POLICY_KEY: policy_of(model).to_json()}
-        write_with(file, path, content, texts)
-
-    def _packed(self, file: Any, tensor: Any, name: str, layer: PackedLayer) -> tuple[Any, Any]:
-        gguf = require(EXTRA, "gguf", "The target 'llama-cpp'")
-        before = torch.from_numpy(floats_of(tensor))
-        rows = layer.quantized_rows()
-        if tuple(before.shape) != tuple(rows.codes.shape):
-            raise ValueError(
-                f"{self.gguf} has {list(before.shape)} weights in {tensor.name}, and the layer {name!r} has "
-                f"{list(rows.codes.shape)}: it is the file of another model."
-            )
-        order, distance = matching_order(rows.dequantize(torch.float32).cpu(), before, _orders(file, tensor))
-        if distance > _ANOTHER_MODEL:
-            raise ValueError(
-                f"{tensor.name} of {self.gguf} is {distance:.2g} times its own size away from the layer {name!r}: it "
-                "is the file of another model, or of one that was trained on since. Convert the float model again."
-            )
-        on_cpu = type(rows)(rows.codes.cpu(), rows.scale.cpu(), _cpu(rows.zero_point), rows.scheme)
-        return as_blocks(on_cpu)[order], gguf.GGMLQuantizationType[rows.scheme.grid.upper()]
+        write_packed(model, self.gguf, path)
 
     def read(self, path: Path) -> Mapping[str, StoredLayer]:
         """See `Target.read`."""
@@ -190,31 +141,3 @@ class LlamaCpp(Target):
                 f"llama.cpp and PyTorch differ by {worst:.3g} of the largest logit, more than {self.tolerance:g}"
             )
         return worst
-
-
-def _float(tensor: Any, own: Tensor | None) -> tuple[Any, Any]:
-    """Return what a file has of a tensor that stays in float, or what the model has, if that was changed."""
-    if own is None:
-        return tensor.data, tensor.tensor_type
-    before, now = floats_of(tensor), own.detach().float().cpu().numpy()
-    if before.shape != now.shape:
-        raise ValueError(f"{tensor.name} has the shape {list(before.shape)}, and the model's is {list(now.shape)}.")
-    changes: list[Callable[[Any], Any]] = [lambda values: values, lambda values: values + 1]  # Gemma's norms
-    size = float(np.abs(before).max()) or 1.0
-    if min(float(np.abs(change(now) - before).max()) for change in changes) <= 0.1 * size or before.ndim > 1:
-        return tensor.data, tensor.tensor_type
-    raise ValueError(
-        f"{tensor.name} is not in the model what it is in the file: the model was changed in float since it was "
-        "converted. Convert the float model again, and turn off repair of biases."
-    )
-
-
-def _orders(file: Any, tensor: Any) -> list[Any]:
-    rows = int(tensor.shape[-1])
-    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(tensor.name.split(".")[-2], "")
-    heads = value_of(file, f"{value_of(file, 'general.architecture')}.attention.{key}") if key else 0
-    return row_orders(rows, heads if isinstance(heads, int) else 0)
-
-
-def _cpu(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.cpu()

@@ -10,11 +10,12 @@ from lightning_mpq.targets.gguf_names import row_orders, tensor_names
 HEADS, HEADS_KV = 4, 2
 
 
-def llama(tied=False, seed=0, hidden=256):
+def llama(tied=False, seed=0, hidden=256, biases=False):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=96, hidden_size=hidden, intermediate_size=512, num_hidden_layers=2, num_attention_heads=HEADS,
         num_key_value_heads=HEADS_KV, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.06,
+        attention_bias=biases,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 

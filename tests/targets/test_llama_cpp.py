@@ -56,6 +56,23 @@ def test_llama_cpp_computes_what_the_packed_model_does(exported):
     assert mpq.verify(found.path).error == found.error
 
 
+def test_biases_are_those_of_the_model_after_repair(tmp_path):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    model = llama(biases=True)
+    target = LlamaCpp(write_gguf(model, tmp_path / "float.gguf"))
+    packed_for(target, model)
+    biases = [value for name, value in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 8
+    with torch.no_grad():
+        for number, bias in enumerate(biases):
+            bias += torch.randn(bias.shape, generator=torch.Generator().manual_seed(number))
+    assert export_for(target, model, tmp_path / "m.gguf", tokens()).error < 0.05
+    with torch.no_grad():
+        model.model.norm.weight += 0.3
+    with pytest.raises(ValueError, match="output_norm.weight is not in the model what it is in the file"):
+        export_for(target, model, tmp_path / "m.gguf", tokens())
+
+
 def test_damage_is_noticed_and_names_the_layer(exported):
     *_, found = exported
     before = found.path.read_bytes()
