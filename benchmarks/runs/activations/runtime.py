@@ -1,7 +1,8 @@
-"""Time in onnxruntime: the float network against packed layers that multiply integers."""
+"""In onnxruntime: the float network, packed layers that multiply integers, and its own static quantization."""
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -10,50 +11,110 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_mpq as mpq
 
+from ...tools.accuracy import Images, compare, outputs
 
-def times(network: nn.Module, images: torch.Tensor, repeats: int) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds a batch of 1 and of 64 images, the least of several; both networks in turn, one thread.
+WEIGHTS = (8, 7)
+"""Widths that are written; with the latter two products fit 16 bits, which processors without VNNI add them up in."""
+OWN = "onnxruntime's own"
+
+
+class Session(nn.Module):
+    """A file in onnxruntime on one thread, called like a network."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it."""
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.name = self.session.get_inputs()[0].name
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return its outputs."""
+        return torch.from_numpy(self.session.run(None, {self.name: images.numpy()})[0])
+
+
+def written(network: nn.Module, calibration: list[Tensor], folder: Path) -> dict[str, tuple[Path, int]]:
+    """Write a float network and its forms with inputs of 8 bits; return each file and its operations on integers."""
+    files = {"float": (folder / "float.onnx", 0)}
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (calibration[0][:2],), str(files["float"][0]), dynamo=True, dynamic_shapes=({0: batch},),
+            verbose=False,
+        )  # fmt: skip
+    for bits in WEIGHTS:
+        groups = mpq.find_groups(network)
+        candidates = mpq.make_candidates(groups, [bits], grids=["symmetric"], inputs=[8])
+        rounded = mpq.round_candidates(network, calibration, groups, candidates)
+        policy = mpq.BitPolicy({c.group: c.scheme for c in rounded.candidates})
+        packed = mpq.quantize(copy.deepcopy(network), policy, calibration, rounded=rounded)
+        path = folder / f"W{bits}A8.onnx"
+        files[f"W{bits}A8"] = path, mpq.export_onnx(packed, path, calibration[0][:2]).integers
+    files[OWN] = _own_quantization(files["float"][0], calibration, folder), 0
+    return files
+
+
+def _own_quantization(path: Path, calibration: list[Tensor], folder: Path) -> Path:
+    """Quantize a float file by onnxruntime: 8 by 8 bits, weights by channels, ranges by all values."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(path), str(prepared))
+    name = Session(path).name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch.numpy()}
+
+    quantize_static(
+        str(prepared), str(folder / "own.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+    )  # fmt: skip
+    return folder / "own.onnx"
+
+
+def quality(network: nn.Module, calibration: Images, test: Images) -> Iterator[dict[str, Any]]:
+    """Yield accuracy and divergence of each file on test images, computed by onnxruntime."""
+    reference, _ = outputs(network, test)
+    with TemporaryDirectory() as folder:
+        for name, (path, _) in written(network, [images for images, _ in calibration], Path(folder)).items():
+            yield {"file": name, **compare(Session(path), test, reference)}
+
+
+def times(network: nn.Module, images: Tensor, repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield milliseconds of a batch of 1 and of 64 images by each file, the least of several; all in turn, one thread.
 
     Args:
         network: A float network.
         images: At least 64, [N, C, H, W].
         repeats: How often each is run.
     """
-    import onnxruntime
-
-    groups = mpq.find_groups(network)
-    candidates = mpq.make_candidates(groups, [8], rounding="nearest", grids=["symmetric"], inputs=[8])
-    policy = mpq.BitPolicy({c.group: c.scheme for c in candidates})
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
     with TemporaryDirectory() as folder:
-        float_file, packed_file = Path(folder) / "float.onnx", Path(folder) / "packed.onnx"
-        batch = torch.export.Dim("batch")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network, (images[:2],), str(float_file), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-            )
-        export = mpq.export_onnx(mpq.quantize(network, policy, [images]), packed_file, images[:2])
-        sessions = {
-            name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            for name, path in (("float", float_file), ("integers", packed_file))
-        }
+        files = written(network, [images], Path(folder))
+        sessions = {name: Session(path) for name, (path, _) in files.items()}
         for size in (1, 64):
             found: dict[str, list[float]] = {}
             for _ in range(repeats):
                 for name, session in sessions.items():
-                    feed = {session.get_inputs()[0].name: images[:size].numpy()}
                     start = time.perf_counter()
-                    session.run(None, feed)
+                    session(images[:size])
                     found.setdefault(name, []).append(1000 * (time.perf_counter() - start))
             least = {name: min(values) for name, values in found.items()}
-            yield {
-                "batch": size, "float_ms": least["float"], "integers_ms": least["integers"],
-                "speedup": least["float"] / least["integers"], "operations_of_integers": export.integers,
-                "float_bytes": float_file.stat().st_size, "bytes": export.file_bytes, "error": export.error,
-            }  # fmt: skip
+            for name, (path, integers) in files.items():
+                yield {
+                    "batch": size, "file": name, "ms": least[name], "speedup": least["float"] / least[name],
+                    "operations_of_integers": integers, "bytes": path.stat().st_size,
+                }  # fmt: skip
