@@ -166,7 +166,8 @@ def test_files_modules_and_names_exist(page):
     for path in re.findall(r"`([\w/]+/[\w.]+\.(?:py|json|yaml|md|svg))`", text):
         assert any((root / path).exists() for root in (ROOT, ROOT / "lightning_mpq")), path
     for module in re.findall(r"benchmarks\.runs\.(\w+)", text):
-        assert (ROOT / "benchmarks" / "runs" / module / "__main__.py").exists(), module
+        runs = ROOT / "benchmarks" / "runs"
+        assert (runs / module / "__main__.py").exists() or (runs / f"{module}.py").exists(), module
     for name in re.findall(r"\bmpq\.([A-Za-z_]\w*)", text):
         assert name in mpq.__all__ or name in ("budget", "policy"), name  # the latter of `callbacks.mpq.budget`
 

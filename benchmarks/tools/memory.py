@@ -24,7 +24,7 @@ def resident_bytes() -> int | None:
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is allocated next
-        return _status("VmRSS")
+        return status_bytes("VmRSS")
     except (OSError, AttributeError):
         return None
 
@@ -44,9 +44,10 @@ def peak_bytes() -> int:
     Raises:
         OSError: Where nobody says it.
     """
-    return _status("VmHWM")
+    return status_bytes("VmHWM")
 
 
-def _status(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Return a field of this process's status, such as ``RssAnon``, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -15,8 +15,11 @@ from ..quantizers import InputMoment
 
 _SIDE_BY_SIDE = 2**22
 """Weights that are rounded side by side."""
-_COPIES = 7
-"""Of these in float32: as they are pending, their levels, codes, errors, and what a grid makes on the way."""
+_SOLVED_AGAIN = 768
+"""Columns in all that are solved again for each row, one range at least: see `search_with_feedback`."""
+_ONCE, _EACH = 3.5, 3.1
+"""Copies in float32 of what is rounded side by side: whatever is tried, and for each range that is solved again. Fitted
+to Llama shapes of 10 and 30 million weights."""
 LIBRARIES = 28 * 2**20
 """What libraries take once they work, and memory that lies between what is used: measured, on Linux."""
 _CHUNK = 2**25
@@ -32,7 +35,8 @@ class Sizes:
         model_bytes: Its parameters and buffers.
         weights: Number of weights that are offered candidates.
         largest: Number of those of the largest layer.
-        element: Of one of them.
+        columns: Its columns.
+        element: Of one of its weights.
         schemes: How many the largest layer is offered at most, of each grid.
         candidates: How many there are in all.
         stored_bytes: Of all rounded candidates, at their true widths.
@@ -47,6 +51,7 @@ class Sizes:
     model_bytes: int
     weights: int
     largest: int
+    columns: int
     element: int
     schemes: int
     candidates: int
@@ -72,14 +77,16 @@ class Sizes:
             if any(candidate.scheme.weight.needs_inputs for candidate in by_group[group.name]):
                 moments |= {layer: InputMoment.bytes_of_layer(named[layer]) for layer in group.layers}
                 cubes += sum(rows_and_columns(named[n])[1] ** 3.0 * row_parts(named[n]) for n in group.layers)
-        weights = {id(w): w for group in groups for layer in group.layers for w in _weight(named[layer])}
-        largest = max(weights.values(), key=lambda weight: weight.numel())
+        owners = {id(w): (w, named[n]) for group in groups for n in group.layers for w in _weight(named[n])}
+        weights = [weight for weight, _ in owners.values()]
+        largest, owner = max(owners.values(), key=lambda pair: pair[0].numel())
         widest = max(moments, key=moments.__getitem__, default=None)
         return cls(
             model,
             sum({id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values()),
-            sum(weight.numel() for weight in weights.values()),
+            sum(weight.numel() for weight in weights),
             largest.numel(),
+            rows_and_columns(owner)[1],
             largest.element_size(),
             schemes,
             len(candidates),
@@ -94,7 +101,8 @@ class Sizes:
     def round_bytes(self, forward: int) -> int:
         """Return what `round_candidates` takes beside the model and what it returns."""
         moments = min(self.all_moments, max(self.room, self.moment_bytes))
-        side_by_side = 4 * _COPIES * min(3 * self.schemes * self.largest, 2 * _SIDE_BY_SIDE)
+        again = max(1, _SOLVED_AGAIN // self.columns)
+        side_by_side = int(4 * (_ONCE + _EACH * again) * min(self.schemes * self.largest, _SIDE_BY_SIDE))
         one_layer = 3 * self.moment_bytes + (self.schemes + 4) * self.largest + side_by_side
         return moments + max(forward, one_layer)
 

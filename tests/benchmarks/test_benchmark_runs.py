@@ -1,19 +1,24 @@
 """Every benchmark says what it measures, and runs from its beginning to its result file on made-up data."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 import benchmarks
 from benchmarks.problems.trained import EPOCHS
+from benchmarks.runs import gpu
 from benchmarks.runs.arguments import parsed, parser_of
 from benchmarks.runs.curvature_memory.__main__ import KINDS, work
+from benchmarks.runs.scale.__main__ import print_table
+from benchmarks.runs.scale.goals import goals
+from benchmarks.runs.scale.stages import stages
 from benchmarks.tools.results import RESULTS, read_results
 
 RUNS = sorted(path.parent.name for path in (Path(benchmarks.__file__).parent / "runs").glob("*/__main__.py"))
-SHORT = [name for name in RUNS if name not in ("inference_gpu", "curvature_memory")]
-"""Without a GPU, and without three processes that import everything anew."""
+SHORT = [name for name in RUNS if name not in ("inference_gpu", "curvature_memory", "scale")]
+"""Without a GPU, and without processes that import everything anew."""
 LIGHT = ("allocation", "inference", "repair")
 """Those that take seconds; ``make benchmarks`` and ``pytest -m slow`` run all."""
 NEEDS = {"activations": "onnxscript", "finetune_torchao": "torchao", "inference": "onnxruntime", "main_job": "sklearn"}
@@ -54,6 +59,34 @@ def test_quick_run(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_work_whose_memory_is_measured(kind):
     work(kind, "transformer1")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process holds")
+def test_stages_of_a_language_model_and_what_is_said_of_them(capsys):
+    pytest.importorskip("transformers", reason="the models are its own")
+    rows = stages("tiny", "bfloat16", [2, 8], 1, 2, 8)
+    assert [row["stage"] for row in rows] == ["training step", "round", "profile", "allocate", "quantize"]
+    assert set(rows[0]) >= set(read_results("scale")["results"][0])
+    assert all(row["peak_bytes"] > 0 for row in rows)
+    larger = [row | {"shape": "larger", "weights": 2 * row["weights"]} for row in rows]
+    names = [goal.name.split(",")[0] for goal in goals([*rows, *larger])]
+    assert names[0].startswith("peak memory of a job on tiny in bfloat16 (")
+    assert names[-1] == "CPU time a weight and token"
+    assert len(names) == 5
+    print_table(rows)
+    assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_script_for_a_gpu_runs_small_on_a_processor(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="the models are its own")
+    gpu.main(["--tiny", "--widths", "2", "8", "--output", str(tmp_path / "gpu.json")])
+    found = read_results("gpu", tmp_path)
+    assert [row["model"] for row in found["results"] if row["stage"] == "quantize"] == list(gpu.MODELS)
+    assert found["settings"]["skipped"] == []
+    gpu.main(["--tiny", "--minutes", "0", "--output", str(tmp_path / "gpu.json")])
+    assert read_results("gpu", tmp_path)["settings"]["skipped"] == [f"{name}: no time left" for name in gpu.MODELS]
 
 
 @pytest.mark.parametrize("name", ["fidelity", "finetune"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..filling import Write
-from . import compression, fidelity, finetune, held_out, inference, main_job, pretrained, repair, soak
+from . import compression, fidelity, finetune, held_out, inference, main_job, pretrained, repair, scale, soak
 
 BLOCKS: dict[str, tuple[str, Write]] = {
     "main_job": ("main_job-fashion_mnist", main_job.block),
@@ -17,6 +17,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "fidelity": ("fidelity", fidelity.block),
     "finetune": ("finetune", finetune.block),
     "inference": ("inference", inference.block),
+    "scale": ("scale", scale.block),
     "soak": ("soak", soak.block),
 }
 """Name of the markers to the result file and the function that writes what stands between them."""

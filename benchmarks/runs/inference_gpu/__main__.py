@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ...methods.inference.on_gpu import copy_bandwidth, measure
 from ...tools.environment import PACKAGES
 from ...tools.results import Row, write_results
 from ..arguments import parsed, parser_of, parts_of
-from .measuring import copy_bandwidth, measure
 
 SHAPES = ((1024, 4096), (4096, 4096))
 """Outputs and inputs."""

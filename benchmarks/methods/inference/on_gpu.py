@@ -15,9 +15,9 @@ from torch import nn
 from lightning_mpq import use_kernels
 from lightning_mpq.modules import stored_bytes
 
-from ...methods.inference import relative_error
 from ...problems.inference_models import packed_model
 from ...tools.results import Row
+from .way import relative_error
 
 DTYPES = (torch.float16, torch.bfloat16)
 
