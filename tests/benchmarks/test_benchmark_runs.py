@@ -21,7 +21,13 @@ SHORT = [name for name in RUNS if name not in ("inference_gpu", "curvature_memor
 """Without a GPU, and without processes that import everything anew."""
 LIGHT = ("allocation", "inference", "repair")
 """Those that take seconds; ``make benchmarks`` and ``pytest -m slow`` run all."""
-NEEDS = {"activations": "onnxscript", "finetune_torchao": "torchao", "inference": "onnxruntime", "main_job": "sklearn"}
+NEEDS = {
+    "activations": "onnxscript",
+    "finetune_torchao": "torchao",
+    "inference": "onnxruntime",
+    "main_job": "sklearn",
+    "noise": "sklearn",
+}
 
 
 def main_of(name):

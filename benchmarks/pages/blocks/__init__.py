@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from ..filling import Write
-from . import compression, fidelity, finetune, held_out, inference, main_job, pretrained, repair, scale, soak
+from . import (
+    allocation,
+    compression,
+    fidelity,
+    finetune,
+    held_out,
+    inference,
+    main_job,
+    noise,
+    pretrained,
+    repair,
+    scale,
+    soak,
+)
 
 BLOCKS: dict[str, tuple[str, Write]] = {
     "main_job": ("main_job-fashion_mnist", main_job.block),
@@ -14,6 +27,8 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "pretrained_times": ("pretrained", pretrained.times),
     "held_out": ("held_out", held_out.block),
     "pairs": ("held_out", held_out.pairs),
+    "noise": ("noise", noise.block),
+    "allocation": ("allocation", allocation.block),
     "fidelity": ("fidelity", fidelity.block),
     "finetune": ("finetune", finetune.block),
     "inference": ("inference", inference.block),

@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = parser_of("allocation", __doc__)
     parser.add_argument("--peer-seconds", type=float, default=30.0, help="time limit of other solvers")
     parser.add_argument("--budgets", type=int, default=30, help="budgets of the frontier")
+    parser.add_argument("--known", action="store_true", help="only collect the parts that are there")
     arguments = parsed(parser, words, peer_seconds=1.0, budgets=2)
     parts = parts_of(arguments)
     solved = quick_cases() if arguments.quick else [*cases(), largest()]
@@ -38,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     by_peers, skipped = measure_peers(parts, arguments.peer_seconds, arguments.quick)
     roots, missing = measure_roots(parts, arguments.peer_seconds, arguments.quick)
     rows += by_peers + roots
-    skipped += missing
+    skipped += [*missing, *parts.left_out]
     print_table(rows)
     reached = targets(rows)
     print_targets(reached, arguments.quick)

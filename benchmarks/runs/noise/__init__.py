@@ -1,0 +1,1 @@
+"""What to do about noise in Taylor models of few samples, and what there is to gain by more."""
