@@ -71,7 +71,7 @@ def _own_quantization(path: Path, calibration: list[Tensor], folder: Path) -> Pa
     quant_pre_process(str(path), str(prepared))
     name = Session(path).name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(calibration)
 
