@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -62,8 +61,4 @@ class Levels(ABC):
 
     def in_steps(self, weights: Tensor) -> Tensor:
         """Return weights in units of the scale; unchanged where the scale is zero."""
-        return weights / self._divisor
-
-    @cached_property
-    def _divisor(self) -> Tensor:
-        return torch.where(self.step == 0, torch.ones_like(self.step), self.step)
+        return weights / torch.where(self.step == 0, torch.ones_like(self.step), self.step)

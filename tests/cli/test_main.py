@@ -197,7 +197,8 @@ def test_finetuning_starts_from_one_float_training_and_one_profile(folders: Fold
     assert plain == folders.report("plain")["models"][-1]["metrics"]["val_accuracy"]
     assert folders.run("other", *finetunes, "budget.average_bits=5") is not None
     assert folders.fits == 3
-    assert len(list(folders.cache.glob("*taylor*"))) == 1
+    # One for statistics that are measured again and, where that does harm, one for those that stay.
+    assert len(list(folders.cache.glob("*taylor*"))) <= 2
     shutil.rmtree(folders.cache)
     folders.run("again", *finetunes)  # trains first, and comes to the same model
     assert folders.fits == 5

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ...problems.subjects import subject
 from ...recorded_instances.pretrained import NETWORKS
 from ...tools.parts import Parts
 from ...tools.quality import BETTER_ABOVE, BETTER_BELOW
@@ -26,7 +27,6 @@ from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of, settings_of
 from .measuring import WITHOUT, measure
-from .networks import subject
 from .targets import targets
 
 KEYS = ("version", "network", "samples", "budget", "without")

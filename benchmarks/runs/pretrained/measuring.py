@@ -27,8 +27,8 @@ from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.pipeline.settings import JobSettings
 
+from ...problems.subjects import Subject
 from ...tools.results import Row
-from .networks import Subject
 from .stages import MeasuredStages
 
 WITHOUT: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ def targets(rows: Rows) -> list[Target]:
         ratio = chosen["predicted_loss"] / chosen["unseen_loss"]
         found.append(between(f"{name}: predicted loss over that on unseen samples", ratio, 0.7, 1.4))
         seconds = chosen["processor_seconds"]
-        if seconds["profile"] > 1:  # neither of them was kept by a job before
+        if seconds.get("profile", 0.0) > 1:  # neither of them was kept by a job before
             ratio = seconds["round"] / seconds["profile"]
             found.append(
                 at_most(f"{name}: processor time of rounding all candidates over that of the profile", ratio, 3.0)

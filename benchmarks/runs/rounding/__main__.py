@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ...problems.subjects import subject
 from ...tools.results import Row, write_results
 from ...tools.targets import Target, at_least, at_most, print_targets
 from ..arguments import parsed, parser_of, settings_of
-from ..pretrained.networks import subject
 from .measuring import measure
 
 LAYERS = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")

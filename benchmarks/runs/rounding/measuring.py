@@ -18,8 +18,8 @@ from lightning_mpq.quantizers.clip_search import trial_ratios
 from lightning_mpq.quantizers.error_feedback import output_error
 from lightning_mpq.rounding.input_moments import input_moments
 
+from ...problems.subjects import Subject
 from ...tools.results import Row
-from ..pretrained.networks import Subject
 
 
 def measure(subject: Subject, layers: Sequence[str]) -> Iterator[Row]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_mpq import Gaussian, Likelihood
 
-from ...recorded_instances.pretrained import NETWORKS, Network
-from ...tools.quality import Quality, of_classes, of_embeddings, of_tokens
+from ..recorded_instances.pretrained import NETWORKS, Network
+from ..tools.quality import Quality, of_classes, of_embeddings, of_tokens
 
 UNSEEN = {"made_up": 64, "minilm": 256, "efficientnet_lite0": 256, "smollm2": 64}
 """Samples that quality is measured on."""
