@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, maximum
 
 from .table import TableGrid
 
@@ -17,6 +17,10 @@ class IQ4NL(TableGrid):
     bits = (4,)
     learnable_scale = False
     table = tuple(level / 127 for level in LEVELS)
+
+    def exact_scale(self, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        """See `Grid.exact_scale`; the largest level is less far from zero than the least."""
+        return maximum(-low, high * (127 / LEVELS[-1]))
 
     def as_stored(self, scale: Tensor, zero_point: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
         """See `Grid.as_stored`: the largest level is 127 times a float16 number."""
