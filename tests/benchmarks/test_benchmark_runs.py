@@ -27,6 +27,7 @@ NEEDS = {
     "inference": "onnxruntime",
     "main_job": "sklearn",
     "noise": "sklearn",
+    "targets": "onnxscript",
 }
 
 

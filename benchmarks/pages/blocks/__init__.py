@@ -16,6 +16,7 @@ from . import (
     repair,
     scale,
     soak,
+    targets,
 )
 
 BLOCKS: dict[str, tuple[str, Write]] = {
@@ -33,6 +34,9 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "finetune": ("finetune", finetune.block),
     "inference": ("inference", inference.block),
     "scale": ("scale", scale.block),
+    "targets_onnx": ("targets", targets.onnx),
+    "targets_speeds": ("targets", targets.speeds),
+    "targets_ggml": ("targets", targets.ggml),
     "soak": ("soak", soak.block),
 }
 """Name of the markers to the result file and the function that writes what stands between them."""

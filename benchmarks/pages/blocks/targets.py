@@ -1,0 +1,41 @@
+"""Files of targets beside those of the runtimes' own quantizers: three tables."""
+
+from __future__ import annotations
+
+from statistics import geometric_mean
+
+from ...tools.results import Content
+from ...tools.selecting import grouped, having
+from .tables import table
+
+
+def onnx(content: Content, results: str) -> str:
+    """Return bytes, speed and distance of each way to run the encoder."""
+    cells = []
+    for (way,), rows in grouped(content["results"], "way").items():
+        one, many = (having(rows, batch=size)[0] for size in (1, 32))
+        speeds = [f"{row['over_float32']:.2f}" for row in (one, many)]
+        cells.append([way, f"{one['file_bytes']:,}", *speeds, f"{one['squared_distance']:.4f}"])
+    head = ["", "bytes of the file", "times as fast, batch 1", "batch 32", "squared distance on unseen text"]
+    return "\n".join(table(head, cells))
+
+
+def speeds(content: Content, results: str) -> str:
+    """Return how fast each scheme is."""
+    cells = []
+    for (scheme,), rows in grouped(content["schemes"], "scheme").items():
+        one, many = (having(rows, batch=size)[0] for size in (1, 32))
+        times = [f"{row['milliseconds']:,.0f} ms, {row['over_float32']:.2f}" for row in (one, many)]
+        cells.append([scheme, f"{one['file_bytes']:,}", *times])
+    return "\n".join(table(["", "bytes of the file", "batch 1, times as fast", "batch 32, times as fast"], cells))
+
+
+def ggml(content: Content, results: str) -> str:
+    """Return the errors of layers in each of ggml's types, and how they compare."""
+    cells = []
+    for (kind,), rows in grouped(content["layers"], "type").items():
+        means = [geometric_mean(row[key] for row in rows) for key in ("error_ggml", "error_ggml_importance", "error")]
+        ratio = geometric_mean(row["over_ggml"] for row in rows)
+        shown = [f"{mean:.2g}" for mean in means]
+        cells.append([f"{kind}, {rows[0]['bits_a_weight']:g} bits, {len(rows)} layers", *shown, f"{ratio:.2f}"])
+    return "\n".join(table(["error of a layer's output", "ggml", "with importance", "ours", "ours over theirs"], cells))

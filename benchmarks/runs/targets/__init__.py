@@ -1,0 +1,1 @@
+"""Files of targets beside those of each runtime's own quantizer."""

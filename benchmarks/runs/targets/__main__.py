@@ -1,0 +1,114 @@
+"""Files of targets beside the float model and beside each runtime's own quantizer, at the same bytes.
+
+MiniLM in onnxruntime: 4 bits in blocks of 32, against ``MatMulNBitsQuantizer``. Layers of MiniLM in ggml's types,
+against ggml's own rounding by an importance matrix. Errors are those on text that nothing was rounded by; times are
+processor time, the least of several runs in turns, one thread.
+
+    python -m benchmarks.runs.targets --texts DIR
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean
+
+import torch
+from torch import Tensor, nn
+
+from ...recorded_instances.pretrained import minilm
+from ...tools.environment import PACKAGES
+from ...tools.results import Row, write_results
+from ...tools.targets import Target, at_least, at_most, print_targets
+from ..arguments import parsed, parser_of, parts_of
+from . import ggml_layers, onnx_encoder
+from .small_encoder import SmallEncoder
+
+PEERS = ("onnxruntime", "onnx", "gguf", "llama-cpp-python", "transformers")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, print and write."""
+    parser = parser_of("targets", __doc__)
+    parser.add_argument("--texts", type=Path, help="folder of html files with at least 100 paragraphs")
+    parser.add_argument("--samples", type=int, default=128, help="paragraphs that it is rounded by")
+    parser.add_argument("--held-out", type=int, default=64, help="further ones to judge by")
+    parser.add_argument("--repeats", type=int, default=5, help="runs that the least time is taken of")
+    arguments = parsed(parser, words, repeats=1, samples=16, held_out=32)
+    if arguments.texts is None and not arguments.quick:
+        parser.error("--texts=FOLDER is needed, with html files")
+    torch.set_num_threads(1)
+    parts = parts_of(arguments)
+    counts = f"{arguments.samples}-{arguments.held_out}"
+    encoder = parts.rows(f"minilm-{counts}-{arguments.repeats}", partial(of_encoder, arguments))
+    schemes = parts.rows(f"schemes-{arguments.repeats}", partial(of_schemes, arguments))
+    layers = []
+    if not arguments.quick:
+        layers = parts.rows(
+            f"ggml-{counts}",
+            partial(ggml_layers.measure, arguments.texts, arguments.samples, arguments.held_out),
+        )
+    reached = targets(encoder, schemes, layers)
+    print_targets(reached, arguments.quick)
+    path = write_results(
+        "targets",
+        settings={
+            "paragraphs": arguments.samples, "held_out": arguments.held_out,
+            "repeats": arguments.repeats, "threads": 1, "clock": "processor time, the least of runs in turns",
+        },
+        results=encoder,
+        targets=reached,
+        output=arguments.output,
+        packages=(*PACKAGES, *PEERS),
+        schemes=schemes,
+        layers=layers,
+    )  # fmt: skip
+    print(f"written to {path}")
+
+
+def of_encoder(arguments: Namespace) -> list[Row]:
+    """Return the rows of MiniLM, or of something small in a quick run."""
+    samples = arguments.samples
+    name, model, tokens = subject(arguments, samples, arguments.held_out)
+    return onnx_encoder.measure(name, model, tokens[:samples], tokens[samples:], arguments.repeats)
+
+
+def of_schemes(arguments: Namespace) -> list[Row]:
+    """Return the rows of the speeds of the same."""
+    name, model, tokens = subject(arguments, 0, 32)
+    return onnx_encoder.speeds(name, model, tokens, arguments.repeats)
+
+
+def subject(arguments: Namespace, samples: int, held_out: int) -> tuple[str, nn.Module, Tensor]:
+    """Return MiniLM, or something small in a quick run, with token numbers."""
+    if arguments.quick:
+        return "made_up", SmallEncoder().eval(), torch.randint(0, 64, (samples + held_out, 8))
+    model, batches, _ = minilm(arguments.texts, samples + held_out)
+    return "minilm", model, torch.cat(batches)
+
+
+def targets(encoder: Sequence[Row], schemes: Sequence[Row], layers: Sequence[Row]) -> list[Target]:
+    """Return what was demanded, and what was measured."""
+    own, peer = (
+        next(row for row in encoder if row["way"] == way and row["batch"] == 1)
+        for way in ("lightning_mpq", "MatMulNBitsQuantizer")
+    )
+    found = [
+        at_least(
+            f"{own['model']} in onnxruntime, times as fast as float32, batch 1, fastest scheme",
+            max(row["over_float32"] for row in schemes if row["batch"] == 1 and row["scheme"] != "float32"),
+            1.5,
+        ),
+        at_most("its file over that of MatMulNBitsQuantizer", own["file_bytes"] / peer["file_bytes"], 1.0),
+        at_most("its squared distance over the same", own["squared_distance"] / peer["squared_distance"], 1.0),
+    ]
+    for name in dict.fromkeys(row["type"] for row in layers):
+        ratio = geometric_mean(row["over_ggml"] for row in layers if row["type"] == name)
+        found.append(at_most(f"{name}: error of a layer's output over ggml's, same bytes", ratio, 1.0))
+    return found
+
+
+if __name__ == "__main__":
+    main()
