@@ -48,7 +48,7 @@ from .taylor_model import TaylorModel
 # With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
 # about ten forward passes over the same samples.
 _CHUNK_SIZE = 32
-_DRAWS_A_CHUNK = 4
+DRAWS_A_CHUNK = 4
 
 
 @renamed(curvature="estimator")
@@ -165,7 +165,7 @@ def profile(
     refuse_unseen_inputs(kind, offered)
     many = reestimated and kind.scores_batches
     if isinstance(kind, Fisher) and isinstance(estimator, str):
-        kind = Fisher(draws or (_DRAWS_A_CHUNK if many else 1))
+        kind = Fisher(draws or (DRAWS_A_CHUNK if many else 1))
     measured = _measured(
         calibration,
         tuple(found),

@@ -19,7 +19,7 @@ from ..schemes import InputScheme
 from ..tools.changed_class import ChangedClass
 from ..tools.distributed import gather
 from .histogram import InputHistogram, merged
-from .operations import Followed, Site
+from .operations import Followed, Site, no_counts
 from .quantizer import InputRange
 from .range_search import best_range
 from .same_tensors import TensorNumbers, sharing
@@ -136,7 +136,7 @@ class _Watch:
         }
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.append((module, {"add": 0, "mean": 0, "average": 0}))
+        self._calls.append((module, no_counts()))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _, counts = self._calls.pop()

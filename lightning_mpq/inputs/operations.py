@@ -89,6 +89,11 @@ def kind_of_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Ma
     return kind
 
 
+def no_counts() -> dict[str, int]:
+    """Return each kind of operation with how often it was done before anything was: never."""
+    return dict.fromkeys(_FUNCTIONS, 0)
+
+
 class Operations(TorchFunctionMode):
     """Lets a function see and change what sums and averages read, while it is active."""
 
@@ -96,7 +101,7 @@ class Operations(TorchFunctionMode):
         """Call ``change(kind, number, operand, tensor)`` for each tensor read; what it returns is read instead."""
         super().__init__()
         self.change = change
-        self.counts = dict.fromkeys(_FUNCTIONS, 0)
+        self.counts = no_counts()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -45,7 +45,6 @@ class Passes:
         backward_bytes: The most that a forward and a backward pass hold, to the gradients of all layers' outputs.
         forward_seconds: Of the former.
         backward_seconds: Of the latter.
-        samples: Samples of the batch.
     """
 
     forward_bytes: int
@@ -129,8 +128,7 @@ def speeds(layer: nn.Module, schemes: Sequence[WeightScheme]) -> Speeds:
     moment = (noise.mT @ noise / len(noise) + torch.eye(columns).to(rows)).double()[None]
     factor = torch.randn(256, 256, dtype=torch.float64, device=moment.device)
     product = min(_timed(lambda: factor @ factor) for _ in range(3)) / 256**3
-    found: list[Any] = []
-    found += round_rows(few, moment, schemes)  # of two times the second, to which nothing is new
+    found = round_rows(few, moment, schemes)  # the first time is not taken: much is new to it
     seconds = _timed(lambda: round_rows(few, moment, schemes)) - 4 * columns**3 * product
     packed = [PackedRows.of(each.quantized) for each in found]
     changed = _timed(lambda: [each.unpacked().dequantize(torch.float64) - few for each in packed])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..allocation import Budget
+from ..curvature.profile import DRAWS_A_CHUNK
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
@@ -158,12 +159,13 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
     kept = sizes.stored_bytes if settings.cache_dir is None else 0
     speed = speeds(layers[largest.layers[0]], list(dict.fromkeys(own)))
     seconds = _seconds(settings, sizes, passes, speed, batches, groups, candidates)
+    quantize = sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential)
     bytes_of = {
         "round": sizes.round_bytes(passes.forward_bytes) + kept,
         "profile": sizes.profile_bytes(passes.backward_bytes) + kept,
         "allocate": sizes.allocate_bytes() + kept,
-        "quantize": sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential) + kept,
-        "select": sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential) + kept,
+        "quantize": quantize + kept,
+        "select": quantize + kept,
     }
     overhead = LIBRARIES if device_of(model).type == "cpu" else 0
     stages = [StageEstimate(n, sizes.model_bytes + size + overhead, seconds[n] / 60) for n, size in bytes_of.items()]
@@ -186,7 +188,7 @@ def _seconds(
     forward, count = passes.forward_seconds * len(batches), len(candidates)
     schemes = count / len(groups)
     chosen = schemes / grids_apart([candidate.scheme.weight for candidate in candidates])
-    draws = settings.curvature.draws or (4 if reestimates(sizes.model, settings.repair) else 1)
+    draws = settings.curvature.draws or (DRAWS_A_CHUNK if reestimates(sizes.model, settings.repair) else 1)
     backward = passes.backward_seconds * (1 + draws) / 2
     if settings.curvature.estimator != "fisher":
         backward = passes.forward_seconds * count
