@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from types import TracebackType
@@ -30,7 +29,6 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         """Give back what was freed, and begin to look."""
-        gc.collect()
         resident_bytes()
         self.before = self.peak = status_bytes("RssAnon")
         self._thread = threading.Thread(target=self._look, daemon=True)
