@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from benchmarks.pages.blocks.pretrained import block, times
-from benchmarks.runs.pretrained.networks import UNSEEN, subject
+from benchmarks.problems.subjects import UNSEEN, subject
 from benchmarks.runs.pretrained.targets import targets
 from benchmarks.tools.quality import of_classes, of_embeddings, of_tokens
 

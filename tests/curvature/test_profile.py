@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers.networks import QUICK, Module, batches, small
+from helpers.profile_cases import QUICK, Module, batches, small
 from helpers.profiles import nearest_candidates, plain_profile
 from torch.nn.functional import cross_entropy
 

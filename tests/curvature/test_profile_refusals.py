@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.networks import QUICK, Module, batches, small
+from helpers.profile_cases import QUICK, Module, batches, small
 from helpers.profiles import plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -22,7 +22,7 @@ class TakesTwo(nn.Module):
 
 class Dictionary(TakesTwo):
     def forward(self, x):
-        return {"logits": self.layer(x)}
+        return {"scores": self.layer(x)}
 
 
 class Batchless(TakesTwo):
@@ -42,7 +42,7 @@ class Probabilities(TakesTwo):
         (small(), [{"x": torch.zeros(2, 4)}], {}, TypeError, "Pass forward_fn"),
         (small(), ["text"], {}, TypeError, "Pass forward_fn"),
         (TakesTwo(), [torch.zeros(2, 4)], {}, TypeError, "TakesTwo.*Pass forward_fn"),
-        (Dictionary(), [torch.zeros(2, 4)], {}, TypeError, "one floating-point tensor.*'logits'.*Pass forward_fn"),
+        (Dictionary(), [torch.zeros(2, 4)], {}, TypeError, "one floating-point tensor.*'scores'.*Pass forward_fn"),
         (Batchless(), [torch.zeros(2, 4)], {}, TypeError, "samples along dimension 0"),
         (Probabilities(), [torch.zeros(2, 4)], {"likelihood": "auto"}, ValueError, "look like probabilities"),
         (small(), [torch.zeros(2, 4)], {"loss": "task"}, TypeError, "Sequential has no training_step.*loss_fn"),
@@ -96,5 +96,5 @@ def test_training_steps_of_other_forms():
     other.load_state_dict(model.state_dict())
     expected = plain_profile(model, batches(), estimator="hessian", bits=[2])
     assert torch.equal(plain_profile(other, batches(), estimator="hessian", bits=[2]).gradient, expected.gradient)
-    with pytest.raises(TypeError, match="NoLoss.training_step must return the loss"):
+    with pytest.raises(TypeError, match="NoLoss.training_step returned None, which skips the batch.*loss_fn"):
         plain_profile(NoLoss(), batches(), estimator="hessian", bits=[2])

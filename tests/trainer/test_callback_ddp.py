@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import run_two_processes
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
-from helpers.two_processes import TESTS, run_two_processes
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -16,13 +16,11 @@ from lightning_mpq.modules import packed_layers
 from lightning_mpq.trainer.calibration_data import share_of_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SECONDS = 400
-"""Enough for a busy machine; a run that hangs is killed then."""
 
 
 def fit(folder: Path, case: str) -> list[dict]:
     """Run the script, which becomes two processes, and return what each rank wrote."""
-    run_two_processes(TESTS / "ddp_fit.py", str(folder), case, seconds=SECONDS)
+    run_two_processes("ddp_fit.py", folder, case)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -36,8 +34,9 @@ def test_both_ranks_end_with_the_same_packed_model(tmp_path, case):
     assert first["packed"] == ["network.0", "network.4", "network.8"]
     for key in ("packed", "digest", "policy", "report", "samples", "explained"):
         assert first[key] == second[key], key
-    assert first["samples"] == 6 * 16  # all processes together
     report = json.loads((tmp_path / "report.json").read_text())
+    assert first["samples"] + report["held_out"] == 6 * 16  # all processes together
+    assert report["held_out"] == 20  # half of them from each
     assert report["models"][3]["measured_loss"] == first["report"]["chosen/measured_loss"]
     assert [row["name"] for row in report["models"]][4:] == (["fine-tuned"] if case == "finetune" else [])
     module = load(tmp_path / "checkpoints" / "last.ckpt", SmallClassifier())

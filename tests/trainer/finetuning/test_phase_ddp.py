@@ -1,20 +1,18 @@
 """Two processes fine-tune to the model of a single one on the same data, and resume as if nothing had happened."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.finetuning import same
+from helpers.processes import run_two_processes
 from helpers.scripts.ddp_finetune import main as fit_alone
-from helpers.two_processes import run_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-HERE = Path(__file__).parent
 
 
 def test_two_processes_come_to_the_model_of_one(tmp_path):
-    run_two_processes(HERE / "ddp_finetune.py", str(tmp_path), "2", seconds=240)
+    run_two_processes("ddp_finetune.py", tmp_path, 2)
     fit_alone(tmp_path, 1)
     first, second, alone = (torch.load(tmp_path / name) for name in ("2-0.pt", "2-1.pt", "1-0.pt"))
     assert same(first, second)
@@ -28,7 +26,7 @@ def test_two_processes_come_to_the_model_of_one(tmp_path):
 
 
 def test_each_process_resumes_with_its_own_random_numbers(tmp_path):
-    run_two_processes(HERE / "ddp_resume.py", str(tmp_path), seconds=400)
+    run_two_processes("ddp_resume.py", tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert found["differ"]  # so that one process's states would not do for the other
