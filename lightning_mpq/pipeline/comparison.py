@@ -14,7 +14,7 @@ from ..modules import stored_bytes
 from ..policy import BitPolicy
 from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from ..report.metric_values import MetricValues
-from ..report.records import GroupRow, ModelRow, RepairRow
+from ..report.rows import GroupRow, ModelRow, RepairRow
 from ..tools.progress import Progress
 from .policy_evaluator import PolicyEvaluator
 from .quantize import RoundingOrder

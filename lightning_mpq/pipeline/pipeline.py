@@ -20,7 +20,8 @@ from ..network.placement import refuse_different_layers
 from ..policy import BitPolicy
 from ..report.frontier_record import FrontierRecord
 from ..report.metric_values import MetricValues
-from ..report.records import PairsRow, Report
+from ..report.records import Report
+from ..report.rows import PairsRow
 from ..tools.distributed import active, errors_shared, mean_over_ranks, on_rank_zero, share_buffers
 from ..tools.progress import Progress, StageTimer, silent
 from .comparison import Comparison

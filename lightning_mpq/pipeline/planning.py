@@ -14,7 +14,7 @@ from ..modules.recount import refuse_exceeded
 from ..network.calibration import Calibration
 from ..network.held_out import hold_out
 from ..network.loss_change import LossChange
-from ..report.records import TrialRow
+from ..report.rows import TrialRow
 from ..targets import Target, Torch
 from ..tools.distributed import on_rank_zero
 from ..tools.progress import Progress, StageTimer

@@ -19,7 +19,7 @@ from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
 from ..options import SelectionOptions, SolverOptions
 from ..policy import BitPolicy
-from ..report.records import TrialRow
+from ..report.rows import TrialRow
 from ..rounding.independent import round_candidates
 from ..tools.progress import Progress, silent
 from .policy_evaluator import Measured, PolicyEvaluator

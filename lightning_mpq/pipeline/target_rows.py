@@ -8,7 +8,7 @@ from torch import nn
 
 from ..groups.groups import LayerGroup
 from ..policy import BitPolicy
-from ..report.records import TargetRow
+from ..report.rows import TargetRow
 from ..targets import Target
 from ..targets.menu import obstacles, stored_bytes_in
 from ..targets.registry import TARGETS

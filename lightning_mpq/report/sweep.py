@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ..tools.files import write_text_atomically
 from .page.writing import write_page
-from .records import ModelRow, Report
+from .records import Report
+from .rows import ModelRow
 
 SWEEP_FORMAT = "lightning_mpq.sweep"
 SWEEP_VERSION = 1

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..allocation.stability import Stability
-from .records import PairsRow, Report
+from .records import Report
+from .rows import PairsRow
 
 _LOG_WIDTH = 160
 

@@ -118,7 +118,7 @@ def _nothing(_: object) -> None:
 
 
 def _report() -> mpq.Report:
-    from lightning_mpq.report.records import GroupRow, ModelRow, RepairRow, TrialRow
+    from lightning_mpq.report.rows import GroupRow, ModelRow, RepairRow, TrialRow
 
     return mpq.Report(
         loss="divergence",

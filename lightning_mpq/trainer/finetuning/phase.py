@@ -16,7 +16,7 @@ from ...network.calibration import Calibration
 from ...options import FinetuneOptions
 from ...policy import BitPolicy
 from ...quantizers import QuantizedRows
-from ...report.records import FinetuningRow
+from ...report.rows import FinetuningRow
 from ...tools.clean_up import after_errors
 from .distillation_step import DistillationStep
 from .fit_phase import FitPhase, PhaseName

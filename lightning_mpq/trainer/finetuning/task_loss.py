@@ -6,7 +6,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ...network.calibration import Calibration
 from ...network.loss_change import LossChange
-from ...report.records import FinetuningRow
+from ...report.rows import FinetuningRow
 
 _TOLERATED = 1.05
 """Factor by which the task loss may rise without a warning, as it may when the float model's outputs are learned."""
