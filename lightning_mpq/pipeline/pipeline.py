@@ -115,7 +115,8 @@ class Pipeline:
         refuse_different_layers(model)
         share_buffers(model)
         calibration = self.calibration(model, batches).first(None)
-        return Quantizer(calibration, list(policy.by_layer()), self.settings.repair)
+        cache_dir = self.settings.cache_dir
+        return Quantizer(calibration, list(policy.by_layer()), self.settings.repair, cache_dir=cache_dir)
 
     def compared(self, decision: Decision, metrics: Metrics, *, keep: bool = False) -> Report | None:
         """Do what `compare` does; where that fails, say so and return None, since the policy is worth more than it.

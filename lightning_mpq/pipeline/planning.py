@@ -152,7 +152,8 @@ class _Solved(NamedTuple):
         layers = [layer for group in known.groups for layer in group.layers]
         with timer.stage("quantize"):
             judge = None if judging is None else LossChange(judging, known.taylor.loss)
-            quantizer = Quantizer(calibration, layers, settings.repair, known.rounded, judge)
+            repair, folder = settings.repair, settings.cache_dir
+            quantizer = Quantizer(calibration, layers, repair, known.rounded, judge, folder)
         return cls(settings, known, allocation, quantizer)
 
     def measures_statistics_in_vain(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from ..repair.batchnorm import restore_statistics, save_statistics
 from ..repair.repair import Repair, final_codes, reestimates, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.clean_up import after_errors, afterwards
+from .kept_sequence import KeptSequence
 
 RoundingOrder = Literal["independent", "sequential"]
 """Whether each layer is rounded by the float model's inputs, as candidates are, or after the layers before it."""
@@ -39,6 +41,7 @@ def quantize(
     rounded: RoundedWeights | None = None,
     repair: RepairOptions | None = None,
     forward_fn: ForwardFn | None = None,
+    cache_dir: str | Path | None = None,
 ) -> nn.Module:
     """Replace the layers that a policy names by packed ones, in place, and make up for what rounding did.
 
@@ -50,6 +53,8 @@ def quantize(
         rounded: What `round_candidates` returned: its codes are packed, unless they are rounded anew in sequence.
         repair: What is repaired; by default all that helps.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
+        cache_dir: Folder where each layer is kept once it is rounded in sequence, so that the same call goes on there
+            after it was killed.
 
     Returns:
         The same model.
@@ -75,7 +80,7 @@ def quantize(
             "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
         )
     given = Calibration.of(model, () if batches is None else batches, forward_fn=forward_fn)
-    Quantizer(given.first(None), list(policy.by_layer()), options, rounded).pack(policy)
+    Quantizer(given.first(None), list(policy.by_layer()), options, rounded, cache_dir=cache_dir).pack(policy)
     return model
 
 
@@ -103,6 +108,7 @@ class Quantizer:
         options: RepairOptions,
         rounded: RoundedWeights | None = None,
         judge: LossChange | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         """Measure the float model as far as repair asks for it.
 
@@ -112,9 +118,11 @@ class Quantizer:
             options: What is repaired.
             rounded: The candidates' codes, if they are known.
             judge: Says on other data which repairs do harm; see `Repair`.
+            cache_dir: Where layers that are rounded in sequence are kept.
         """
         self.calibration, self.options, self.rounded, self.judge = calibration, options, rounded, judge
         self.repair = Repair(calibration, layers, options, judge)
+        self._cache_dir = cache_dir
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
         self._ranges: dict[BitPolicy, Mapping[str, InputRange]] = {}
         self._operands: Operands | None = None
@@ -146,7 +154,9 @@ class Quantizer:
         if (policy, order) not in self._codes:
             options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
             ranges = self.ranges(policy)
-            self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded, ranges)
+            folder = self._cache_dir if order == "sequential" else None
+            kept = None if folder is None else KeptSequence(folder, self.calibration)
+            self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded, ranges, kept=kept)
         return self._codes[policy, order]
 
     def ranges(self, policy: BitPolicy) -> Mapping[str, InputRange]:

@@ -29,7 +29,7 @@ class JobSettings:
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         loss_fn: ``(model, batch) -> scalar``; by default the model's ``training_step``.
         target: The runtime that the policy is for.
-        cache_dir: Folder where rounded candidates and Taylor models are kept and found again; None for no cache.
+        cache_dir: Folder where rounded weights and Taylor models are kept and found again; None for no cache.
     """
 
     budget: Budget

@@ -17,6 +17,7 @@ from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..rounding.independent import round_policy
+from ..rounding.kept_layers import KeptLayers
 from ..rounding.rounded_weights import RoundedWeights
 from ..rounding.sequential import round_sequentially
 from ..tools.progress import Progress
@@ -163,6 +164,7 @@ def final_codes(
     rounded: RoundedWeights | None = None,
     ranges: Mapping[str, InputRange] | None = None,
     progress: Progress | None = None,
+    kept: KeptLayers | None = None,
 ) -> Mapping[str, QuantizedRows]:
     """Return the codes to pack, by layer; none where a weight is rounded by itself.
 
@@ -174,6 +176,7 @@ def final_codes(
         ranges: Layer name to the range of its inputs, where the policy quantizes them; found where they are needed if
             not given.
         progress: Called with the fraction done and a message.
+        kept: Keeps layers that are rounded in sequence.
 
     Raises:
         ValueError: If a scheme is rounded by its inputs and there is no batch.
@@ -188,6 +191,7 @@ def final_codes(
             ranges=ranges,
             reestimated=reestimates(calibration.model, options),
             progress=progress,
+            kept=kept,
         )
     if known is None and any(scheme.needs_inputs for scheme in policy.weights().values()):
         return round_policy(calibration, policy)

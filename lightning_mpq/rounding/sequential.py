@@ -38,7 +38,8 @@ from ..tools.distributed import broadcast, errors_shared, gather, on_rank_zero
 from ..tools.progress import Progress
 from .held_out import FIXED, Fit, choose_fit, target
 from .independent import round_policy
-from .joint_moments import PARTS, JointMoment, joint_moments, parts_of_batches
+from .joint_moments import PARTS, JointMoment, JointMoments, joint_moments, parts_of_batches
+from .kept_layers import KeptLayer, KeptLayers
 
 
 def round_sequentially(
@@ -53,6 +54,7 @@ def round_sequentially(
     lockstep: bool = True,
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
+    kept: KeptLayers | None = None,
 ) -> dict[str, QuantizedRows]:
     """Round the layers of a policy in the order in which they are called; for ``pack_model(rounded=)``.
 
@@ -82,6 +84,7 @@ def round_sequentially(
             own, which hold nothing.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
+        kept: Keeps each layer once it is rounded, and finds those that were rounded before.
 
     Returns:
         Layer name to rounded weight, in the policy's schemes.
@@ -102,8 +105,12 @@ def round_sequentially(
     passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
     statistics = batch_statistics if reestimated else _as_it_is
     while True:
-        sequence = _Sequence(calibration, {layer: schemes[layer] for layer in order}, apart, damping)
+        sequence = _Sequence(calibration, {layer: schemes[layer] for layer in order}, apart, damping, kept)
         sequence.quantize_inputs(policy.inputs(), ranges)
+        if kept is not None:
+            inputs = {layer: (repr(scheme), repr(ranges.get(layer))) for layer, scheme in policy.inputs().items()}
+            options = {"damping": damping, "reestimated": reestimated, "lockstep": lockstep, "inputs": inputs}
+            on_rank_zero(partial(kept.begin, options, apart))
         repeated = sequence.round(passes, statistics, progress)
         if not repeated:
             break
@@ -138,8 +145,9 @@ class _Sequence:
         schemes: Mapping[str, WeightScheme],
         known: Mapping[str, QuantizedRows],
         damping: float | None,
+        kept: KeptLayers | None,
     ) -> None:
-        self._calibration, self._schemes, self._damping = calibration, schemes, damping
+        self._calibration, self._schemes, self._damping, self._kept = calibration, schemes, damping, kept
         self._places = parts_of_batches(list(calibration.filled()))
         self._twin = copy.deepcopy(calibration.model)
         self._copies = named_layers(self._twin, remove_duplicate=False)
@@ -186,16 +194,36 @@ class _Sequence:
     def _round_one(
         self, layer: str, module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None]
     ) -> None:
-        moments = joint_moments(module, floats, twins, self._places)
-        if not moments.parts:
-            self.unseen[layer] = None
-            return
-        if not moments.paired:
+        kept = self._kept
+        found = None if kept is None else on_rank_zero(partial(kept.find, layer, self._schemes[layer]))
+        if found is not None:
+            _go_on(floats, twins)
+        else:
+            moments = joint_moments(module, floats, twins, self._places)
+            if not moments.parts:
+                self.unseen[layer] = None
+                return
+            found = on_rank_zero(partial(self._rounded, layer, module, moments))
+        if not found.paired:
             self.unpaired[layer] = None
+        self.found[layer] = found.rounded
+        _set_weight(self._copies[layer], found.rounded)
+
+    def _rounded(self, layer: str, module: nn.Module, moments: JointMoments) -> KeptLayer:
+        """Round a layer, and keep it if it is to be kept."""
         if not all(torch.isfinite(moment).all() for part in moments.parts for moment in (part.cross, part.own)):
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
-        self.found[layer] = on_rank_zero(partial(_rounded, module, moments.parts, self._schemes[layer], self._damping))
-        _set_weight(self._copies[layer], self.found[layer])
+        found = KeptLayer(_rounded(module, moments.parts, self._schemes[layer], self._damping), moments.paired)
+        if self._kept is not None:
+            self._kept.keep(layer, found)
+        return found
+
+
+def _go_on(floats: Iterable[Stop | None], twins: Iterable[Stop | None]) -> None:
+    """Let passes come to a layer whose codes are known: they go on from it, and show what they call again."""
+    with errors_shared():
+        for _ in zip(floats, twins, strict=True):
+            pass
 
 
 def _say_unpaired(layers: Sequence[str]) -> None:

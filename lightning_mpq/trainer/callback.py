@@ -88,7 +88,7 @@ class MixedPrecisionQuantization(Callback):
         compare: Whether float, uniform, additive and chosen model are measured and reported.
         report_path: File for the report, relative to the Trainer's log directory, with the page ``report.html`` beside
             it; None for no file.
-        cache_dir: Folder where rounded candidates and Taylor models are kept, so that another budget on the same
+        cache_dir: Folder where rounded weights and Taylor models are kept, so that another budget on the same
             weights, candidates and data rounds and profiles nothing again, and a profile that was interrupted goes
             on; None for no cache.
 

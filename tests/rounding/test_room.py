@@ -8,7 +8,7 @@ from torch import nn
 
 import lightning_mpq as mpq
 from lightning_mpq.network.calibration import Calibration
-from lightning_mpq.pipeline import kept_rounding
+from lightning_mpq.pipeline import kept_files, kept_rounding
 from lightning_mpq.rounding import room
 
 
@@ -35,13 +35,13 @@ def test_a_full_disk_keeps_candidates_in_memory_and_says_so_once(tmp_path, monke
     groups = mpq.find_groups(model)
     offered = mpq.make_candidates(groups, [2, 4])
     whole = mpq.round_candidates(model, batches, groups, offered)
-    monkeypatch.setattr(kept_rounding, "free_bytes", lambda folder: 50)
+    monkeypatch.setattr(kept_files, "free_bytes", lambda folder: 50)
     kept = kept_rounding.KeptRounding(tmp_path, Calibration.of(model, batches))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rounded = mpq.round_candidates(model, batches, groups, offered, kept=kept)
     texts = [str(each.message) for each in caught if "free" in str(each.message)]
     assert len(texts) == 1
-    assert "has 50 bytes free, and the rounded candidates of the group '0' take" in texts[0]
+    assert "has 50 bytes free, and the group '0' as it was rounded takes" in texts[0]
     assert rounded.fingerprint == whole.fingerprint
     assert not list(tmp_path.iterdir())

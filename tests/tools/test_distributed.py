@@ -20,6 +20,7 @@ from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import CurvatureOptions, RepairOptions
+from lightning_mpq.pipeline.kept_sequence import KeptSequence
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from lightning_mpq.repair.biases import correct_biases
@@ -368,6 +369,38 @@ def test_two_processes_round_and_repair_as_one_does(pool):
     assert first[2] == second[2]
     assert first[2] == pytest.approx(changes, rel=1e-4)
     assert changes[0] > 0
+
+
+class OneMoreLayer(KeptSequence):
+    """Dies after each new layer."""
+
+    def keep(self, layer, found):
+        super().keep(layer, found)
+        raise RuntimeError(f"killed after {layer}")
+
+
+def rounded_a_layer_at_a_time(folder):
+    """Round in sequence on this rank's batches, with a death after every layer; return those layers, and the codes."""
+    items, model, killed = own(batches()), network(), []
+    policy = BitPolicy({g.name: offered_schemes([3])[0] for g in find_groups(model)})
+    while True:
+        try:
+            kept = OneMoreLayer(folder, Calibration(model, items))
+            found = round_sequentially(model, items, policy, kept=kept)
+            return killed, [rows.codes for rows in found.values()]
+        except RuntimeError as error:
+            killed.append(str(error))
+
+
+def test_two_processes_that_were_killed_go_on_at_the_same_layer(pool, tmp_path):
+    first, second = pool.run(rounded_a_layer_at_a_time, tmp_path)
+    assert first[0] == second[0] == [f"killed after {layer}" for layer in ("0", "3", "6")]
+    model = network()
+    policy = BitPolicy({g.name: offered_schemes([3])[0] for g in find_groups(model)})
+    whole = round_sequentially(model, batches(), policy)
+    for one, other, single in zip(first[1], second[1], whole.values(), strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, single.codes)
 
 
 def synchronised_statistics():
