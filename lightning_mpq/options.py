@@ -257,7 +257,8 @@ class FinetuneOptions:
         schedule: "cosine" decays to zero over the fine-tuning, "constant" does not. The module's own schedulers are
             paused.
         learn_scales: Whether scales learn with the weights (LSQ); otherwise rounding alone is straight-through.
-        scale_learning_rate: Factor on the learning rate of scales, on top of the other.
+        learn_ranges: Whether ranges of quantized inputs learn likewise, from the calibrated ones; otherwise they stay.
+        scale_learning_rate: Factor on the learning rate of scales and ranges, on top of the other.
         margin: How far beyond the outermost levels gradients pass, in steps (see `fake_quantize`).
         batchnorm: "average" statistics on as in training, or keep them "frozen" as they are after quantization.
         distill: Weight of the divergence from the float model's outputs, which is added to the loss of
@@ -273,6 +274,7 @@ class FinetuneOptions:
     learning_rate: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     learn_scales: bool = True
+    learn_ranges: bool = True
     scale_learning_rate: float = 1.0
     margin: float = 0.5
     batchnorm: Literal["average", "frozen"] = "average"

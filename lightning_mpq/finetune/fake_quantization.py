@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..inputs.quantizer import InputRange
 from ..modules import PackedLayer, pack_model, restore_layers
-from ..modules.quantized_operands import operands_in_float, quantize_operands
+from ..modules.quantized_operands import operand_devices, operands_in_float, quantize_operands
 from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..tools.checks import shown
 from ..tools.clean_up import after_errors, afterwards
-from .inputs import InputQuantizer
+from .gradients import average_gradients
+from .inputs import InputQuantizer, input_quantizers
 from .layer import (
     FakeQuantizedLayer,
     fake_quantized_layers,
@@ -37,23 +38,38 @@ INSET = 0.05
 """How far from the ends of its cell a weight starts, in steps."""
 
 
+class Learned(NamedTuple):
+    """A learned scale, that of a weight or of an input.
+
+    Attributes:
+        name: The weight's name, or that of the input.
+        parameter: What learns.
+        weights: The weight, or those of the layers that the input is multiplied with; it learns where they do.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    weights: tuple[nn.Parameter, ...]
+
+
 class FakeQuantization:
     """The fake-quantized layers of a model and their learned scales, which are no part of its state dict.
 
-    The learned scales need an optimizer group of their own (``add_param_group({"params": list(handle.parameters()),
-    "weight_decay": 0.0})``), their state must be saved beside the model's, and where gradients are averaged over
-    processes by a wrapper that knows the module's parameters only, `synchronize_gradients` averages theirs.
+    The learned scales, of weights and of inputs, need an optimizer group of their own
+    (``add_param_group({"params": list(handle.parameters()), "weight_decay": 0.0})``), their state must be saved beside
+    the model's, and where gradients are averaged over processes by a wrapper that knows the module's parameters only,
+    `synchronize_gradients` averages theirs.
 
     Attributes:
         model: The model.
         policy: What it will be packed to.
-        ranges: Layer name to the range of its inputs, where the policy has one; ranges do not learn.
+        inputs: Layer name to what rounds its inputs; and what rounds operands of sums and averages, by their names.
     """
 
-    def __init__(self, model: nn.Module, policy: BitPolicy, ranges: Mapping[str, InputRange]) -> None:
+    def __init__(self, model: nn.Module, policy: BitPolicy, inputs: Mapping[str, InputQuantizer]) -> None:
         self.model = model
         self.policy = policy
-        self.ranges = ranges
+        self.inputs = inputs
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLayer]:
@@ -73,11 +89,35 @@ class FakeQuantization:
         """The quantizers by the first name of their weight."""
         return {name: quantizer for name, (_, quantizer) in self.weights.items()}
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield weight name and learned scales (relative to those at the start), if scales learn."""
-        for name, quantizer in self.quantizers.items():
+    @property
+    def ranges(self) -> dict[str, InputRange]:
+        """The ranges that inputs are rounded by now, by layer and operand, where the policy has one.
+
+        Raises:
+            NonFiniteError: If a learned one is NaN or infinite; the message names the layer.
+        """
+        found = {name: quantizer.found(name) for name, quantizer in self.inputs.items()}
+        return {name: own for name, own in found.items() if own is not None}
+
+    def learned(self) -> Iterator[Learned]:
+        """Yield each scale that learns (relative to that at the start) once: those of weights, then those of inputs."""
+        for name, (weight, quantizer) in self.weights.items():
             if quantizer.relative_scale.requires_grad:
-                yield name, quantizer.relative_scale
+                yield Learned(name, quantizer.relative_scale, (weight,))
+        named = {name: weight for name, weight, _ in fake_quantized_weights(self.model)}
+        readers: dict[InputQuantizer, list[str]] = {}
+        for name, inputs in self.inputs.items():
+            readers.setdefault(inputs, []).append(name)
+        for inputs, names in readers.items():
+            parameter = inputs.relative_scale
+            if parameter is not None and parameter.requires_grad:
+                own = [named[name] for name in names if name in named]
+                yield Learned(f"{names[0]}.input", parameter, tuple(own or named.values()))
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and learned scales (relative to those at the start), if any learn."""
+        for name, parameter, _ in self.learned():
+            yield name, parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the learned scales, for an optimizer."""
@@ -98,9 +138,11 @@ class FakeQuantization:
                 raise NonFiniteError(f"Layer {name!r}: {error}") from error
         return found
 
-    def float_weights(self) -> AbstractContextManager[None]:
-        """Let the layers compute with their parameters unrounded inside of a ``with`` block."""
-        return float_weights(self.model)
+    @contextmanager
+    def float_weights(self) -> Iterator[None]:
+        """Let the layers compute with parameters and inputs unrounded inside of a ``with`` block."""
+        with afterwards(operands_in_float(self.model)), float_weights(self.model):
+            yield
 
     def restore(self) -> None:
         """End fake quantization: the layers are of their own classes again, with the weights as trained."""
@@ -117,17 +159,22 @@ class FakeQuantization:
             NonFiniteError: If a weight or scale is NaN or infinite; the model is then as it was.
         """
         rounded = self.quantized_rows()
-        found = quantizers_in(self.model)
+        ranges, found = self.ranges, quantizers_in(self.model)
         put_operands_back = operands_in_float(self.model)
         with after_errors(put_operands_back), after_errors(lambda: start_all(found)):
             stop_all(self.model)
-            return pack_model(self.model, self.policy, rounded, self.ranges)
+            return pack_model(self.model, self.policy, rounded, ranges)
 
     def state_dict(self) -> dict[str, Any]:
         """Return policy and scales as text and tensors, which ``torch.load(weights_only=True)`` opens."""
         return {
             "policy": self.policy.to_json(),
-            "ranges": {name: asdict(found) for name, found in self.ranges.items()},
+            "ranges": {name: asdict(own.first) for name, own in self.inputs.items() if own.first is not None},
+            "learned_ranges": {
+                name: own.relative_scale.detach().clone()
+                for name, own in self.inputs.items()
+                if own.relative_scale is not None
+            },
             "quantizers": {name: quantizer.state() for name, quantizer in self.quantizers.items()},
         }
 
@@ -147,31 +194,18 @@ class FakeQuantization:
             raise ValueError(f"The saved scales and the model differ in the layer {other[0]!r}.")
         for name, saved in state["quantizers"].items():
             own[name].load_state(saved)
+        for name, relative in state.get("learned_ranges", {}).items():
+            scale = self.inputs[name].relative_scale
+            assert scale is not None
+            with torch.no_grad():
+                scale.copy_(relative)
 
     def synchronize_gradients(self) -> None:
         """Average the gradients of the learned scales over all processes; call it after each backward pass.
 
         Every process must call it. Does nothing where ``torch.distributed`` is not in use.
         """
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        world = torch.distributed.get_world_size()
-        scales = list(self.parameters())
-        if world == 1 or not scales:
-            return
-        with torch.no_grad():
-            parts: list[Tensor] = []
-            for scale in scales:
-                gradient = torch.zeros_like(scale) if scale.grad is None else scale.grad
-                parts += [gradient.flatten(), scale.new_full((1,), float(scale.grad is not None))]
-            flat = torch.cat(parts)
-            torch.distributed.all_reduce(flat)
-            start = 0
-            for scale in scales:
-                mean = flat[start : start + scale.numel()].view_as(scale) / world
-                if flat[start + scale.numel()] > 0:
-                    scale.grad = mean.clone() if scale.grad is None else scale.grad.copy_(mean)
-                start += scale.numel() + 1
+        average_gradients(list(self.parameters()))
 
 
 def fake_quantize(
@@ -181,6 +215,7 @@ def fake_quantize(
     *,
     ranges: Mapping[str, InputRange] | None = None,
     learn_scales: bool = True,
+    learn_ranges: bool = True,
     margin: float = 0.5,
     inset: float = INSET,
 ) -> FakeQuantization:
@@ -196,8 +231,9 @@ def fake_quantize(
         rounded: Layer name to the codes and scales to start from, as for `pack_model`; layers that it misses start
             from nearest ones.
         ranges: Layer name to the range of its inputs, where the policy quantizes them: they are rounded with gradients
-            that pass straight through within the range, which stays as it is.
-        learn_scales: Whether scales learn (LSQ), or stay as they are (straight-through rounding alone).
+            that pass straight through within the range. Those that are equal at the start stay equal.
+        learn_scales: Whether scales of weights learn (LSQ), or stay as they are (straight-through rounding alone).
+        learn_ranges: Whether ranges of inputs do.
         margin: How far beyond the outermost levels gradients pass, in steps; see `FakeQuantizedRows`.
         inset: How far from the ends of its rounding cell a weight starts, in steps, 0 < inset <= 1/2.
 
@@ -247,8 +283,9 @@ def fake_quantize(
         moved[id(weight)] = quantizer.weights_with_codes(
             quantizer.rows(weight.detach()), starts[name].codes.to(weight.device), inset
         )
-    known = ranges or {}
-    inputs = {name: InputQuantizer(scheme, known.get(name)) for name, scheme in policy.inputs().items()}
+    own = {name: (scheme, starts[name].codes.device) for name, scheme in policy.inputs().items()}
+    placed = {**own, **operand_devices(model, policy.operands or {})}
+    inputs = input_quantizers(placed, ranges or {}, learn=learn_ranges)
     weights = [weight for layer, _ in quantizers.values() if isinstance(weight := layer.weight, nn.Parameter)]
     before = {weight: weight.detach().clone() for weight in weights}
 
@@ -264,8 +301,8 @@ def fake_quantize(
             quantizer.write_rows(layer.weight, moved[key])  # type: ignore[arg-type]
         for name, layer in layers.items():
             start_fake_quantization(layer, quantizers[id(layer.weight)][1], inputs.get(name))
-        quantize_operands(model, policy.operands or {}, ranges or {}, straight_through=True)
-    return FakeQuantization(model, policy, ranges or {})
+        quantize_operands(model, policy.operands or {}, ranges or {}, rounding=inputs)
+    return FakeQuantization(model, policy, inputs)
 
 
 def _rounded(layer: nn.Module) -> QuantizedRows:

@@ -53,6 +53,8 @@ class FakeQuantizedLayer(NotScriptable, nn.Module):
         super()._apply(fn, recurse)
         for quantizer in self.weight_quantizers.values():
             quantizer.move(fn)
+        if (inputs := input_quantizer_of(self)) is not None:
+            inputs.move(fn)
         return self
 
 

@@ -20,6 +20,21 @@ _SCALE_RANGE = 4.0
 which the BatchNorm after it divides by."""
 
 
+def relative_to(first: Tensor, relative: Tensor, stored: torch.dtype) -> Tensor:
+    """Return learned scales as they are stored, without a gradient: within a factor of 4 of the first ones.
+
+    Args:
+        first: Scales at the start, float32 or wider.
+        relative: What they are multiplied with.
+        stored: Type that scales are stored in.
+    """
+    limits = torch.finfo(stored)
+    # Half precision holds a few scales below its least normal number; those must not grow before they learn.
+    least = first.clamp(max=limits.tiny)
+    learned = first * relative.detach().clamp(1 / _SCALE_RANGE, _SCALE_RANGE)
+    return torch.where(first == 0, first, torch.maximum(learned, least).clamp(max=limits.max)).to(stored)
+
+
 class WeightQuantizer:
     """The grid of one weight, shared by layers that share the weight.
 
@@ -91,13 +106,7 @@ class WeightQuantizer:
 
     def scale(self) -> Tensor:
         """Return the scales as a packed layer would store them, without a gradient."""
-        stored = getattr(torch, self.scheme.scale_dtype)
-        limits = torch.finfo(stored)
-        relative = self.relative_scale.detach().clamp(1 / _SCALE_RANGE, _SCALE_RANGE)
-        # Half precision holds a few scales below its least normal number; those must not grow before they learn.
-        least = self.first_scale.clamp(max=limits.tiny)
-        exact = torch.maximum(self.first_scale * relative, least).clamp(max=limits.max)
-        return torch.where(self.first_scale == 0, self.first_scale, exact).to(stored)
+        return relative_to(self.first_scale, self.relative_scale, getattr(torch, self.scheme.scale_dtype))
 
     def quantized(self, weight: Tensor) -> QuantizedRows:
         """Return codes and scales of a weight as the next forward pass would use them.

@@ -19,7 +19,12 @@ from .layer import stop_all
 
 
 def resume_fake_quantization(
-    model: nn.Module, state: Mapping[str, Any], *, learn_scales: bool = True, margin: float = 0.5
+    model: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    learn_scales: bool = True,
+    learn_ranges: bool = True,
+    margin: float = 0.5,
 ) -> FakeQuantization:
     """Let a model whose trained weights are loaded compute as it did when the state was saved.
 
@@ -27,6 +32,7 @@ def resume_fake_quantization(
         model: Float layers with the weights saved beside the state; on an error it is left as it was.
         state: What `FakeQuantization.state_dict` returned.
         learn_scales: As for `fake_quantize`.
+        learn_ranges: As for `fake_quantize`; those of states from before ranges could learn stay as they are.
         margin: As for `fake_quantize`.
 
     Raises:
@@ -65,7 +71,10 @@ def resume_fake_quantization(
 
     with afterwards(as_loaded), after_errors(lambda: stop_all(model)):
         ranges = {name: InputRange(**found) for name, found in state.get("ranges", {}).items()}
-        handle = fake_quantize(model, policy, known, ranges=ranges, learn_scales=learn_scales, margin=margin)
+        handle = fake_quantize(
+            model, policy, known, ranges=ranges, learn_scales=learn_scales,
+            learn_ranges=learn_ranges and "learned_ranges" in state, margin=margin,
+        )  # fmt: skip
         handle.load_state_dict(state)
     return handle
 

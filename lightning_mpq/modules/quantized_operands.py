@@ -6,20 +6,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..inputs.operations import Operations, Site
 from ..inputs.quantizer import InputRange, quantize_inputs
-from ..inputs.straight_through import rounded_straight_through
 from ..schemes import InputScheme
 from ..tools.changed_class import change_back, change_class
 
 _BUFFERS = ("operand_scale", "operand_zero_point")
-_OWN = ("operand_schemes", "module_name", "straight_through")
+_OWN = ("operand_schemes", "module_name", "rounding")
 _REPLACED: ContextVar[Callable[[str, Tensor], Tensor] | None] = ContextVar("replaced", default=None)
+
+
+class OperandRounding(Protocol):
+    """Rounds an operand in the place of its stored range, as in fine-tuning."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the rounded values."""
+
+    def move(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Follow a module to another device."""
 
 
 class QuantizesOperands(nn.Module):
@@ -30,7 +39,7 @@ class QuantizesOperands(nn.Module):
         operand_scale: float32 [operands], the steps, site after site.
         operand_zero_point: uint8 [operands], the codes of zero.
         module_name: Name of the module in the model that was packed.
-        straight_through: Whether gradients pass through the rounding, as in fine-tuning.
+        rounding: What rounds each operand instead, by the name that it has in the model; None unless it is fine-tuned.
     """
 
     prefix = "Integer"
@@ -38,7 +47,7 @@ class QuantizesOperands(nn.Module):
     operand_scale: Tensor
     operand_zero_point: Tensor
     module_name: str
-    straight_through: bool
+    rounding: Mapping[str, OperandRounding] | None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let the original class's forward, whose signature stays, run on quantized operands."""
@@ -66,12 +75,13 @@ class QuantizesOperands(nn.Module):
         for name, scheme in self.operand_schemes.items():
             site = Site.named(name)
             if (site.kind, site.number) == (kind, number):
-                replaced = _REPLACED.get()
-                if replaced is not None:
-                    return replaced(site._replace(module=self.module_name).operand_name(index), x)
+                operand = site._replace(module=self.module_name).operand_name(index)
+                if (replaced := _REPLACED.get()) is not None:
+                    return replaced(operand, x)
+                if self.rounding is not None:
+                    return self.rounding[operand](x)
                 scale, zero_point = self.operand_scale[place + index], self.operand_zero_point[place + index]
-                quantize = rounded_straight_through if self.straight_through else quantize_inputs
-                return quantize(x, scheme, scale, zero_point)
+                return quantize_inputs(x, scheme, scale, zero_point)
             place += site.operands
         return x
 
@@ -84,6 +94,8 @@ class QuantizesOperands(nn.Module):
             assert old is not None
             assert new is not None
             self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
+        for rounding in (self.rounding or {}).values():
+            rounding.move(fn)
         return self
 
 
@@ -102,7 +114,7 @@ def quantize_operands(
     schemes: Mapping[str, InputScheme],
     ranges: Mapping[str, InputRange] | None,
     *,
-    straight_through: bool = False,
+    rounding: Mapping[str, OperandRounding] | None = None,
 ) -> None:
     """Let sums and averages read quantized tensors from now on, in place.
 
@@ -110,7 +122,7 @@ def quantize_operands(
         model: The model.
         schemes: Site to scheme.
         ranges: Operand to range; None if they are still to be filled in.
-        straight_through: Whether gradients pass through the rounding; ranges are then not part of the state dict.
+        rounding: What rounds each operand instead, as in fine-tuning; ranges are then not part of the state dict.
 
     Raises:
         ValueError: If a site is in no module of the model, or a range is missing.
@@ -134,12 +146,25 @@ def quantize_operands(
             found.setdefault(site.module, []).append(InputRange(1.0, 0) if ranges is None else ranges[operand])
     for name, own in by_module.items():
         module = modules[name]
-        device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), None)
-        stored = zip(*(each.tensors(device) for each in found[name]), strict=True)
+        stored = zip(*(each.tensors(_device(module)) for each in found[name]), strict=True)
         change_class(module, QuantizesOperands)
-        module.__dict__.update(operand_schemes=own, module_name=name, straight_through=straight_through)
+        module.__dict__.update(operand_schemes=own, module_name=name, rounding=None)
+        if rounding is not None:
+            module.__dict__["rounding"] = {operand: rounding[operand] for operand, *_ in module.operands()}
         for buffer, values in zip(_BUFFERS, stored, strict=True):
-            module.register_buffer(buffer, torch.stack(values), persistent=not straight_through)
+            module.register_buffer(buffer, torch.stack(values), persistent=rounding is None)
+
+
+def operand_devices(
+    model: nn.Module, schemes: Mapping[str, InputScheme]
+) -> dict[str, tuple[InputScheme, torch.device | None]]:
+    """Return the operands of sites by name, each with its scheme and where its module lies."""
+    modules = dict(model.named_modules())
+    return {
+        site.operand_name(index): (scheme, _device(modules[site.module], model))
+        for site, scheme in ((Site.named(name), scheme) for name, scheme in schemes.items())
+        for index in range(site.operands)
+    }
 
 
 def operands_in_float(model: nn.Module) -> Callable[[], None]:
@@ -161,7 +186,7 @@ def operands_in_float(model: nn.Module) -> Callable[[], None]:
             change_class(module, QuantizesOperands)
             module.__dict__.update(own)
             for name, value in filled.items():
-                module.register_buffer(name, value, persistent=not module.straight_through)
+                module.register_buffer(name, value, persistent=module.rounding is None)
 
     return put_back
 
@@ -187,3 +212,9 @@ def operand_ranges(model: nn.Module) -> dict[str, tuple[InputScheme, InputRange]
         for module in modules_with_operands(model).values()
         for name, scheme, place in module.operands()
     }
+
+
+def _device(*modules: nn.Module) -> torch.device | None:
+    """Return where the first of the modules that has any tensor lies; None if none has."""
+    tensors = (tensor for module in modules for tensor in [*module.parameters(), *module.buffers()])
+    return next((tensor.device for tensor in tensors), None)

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_mpq import RepairOptions, clipped_inputs, load, quantize, save
 from lightning_mpq.demo.resnet import BasicBlock
 from lightning_mpq.finetune import fake_quantize
+from lightning_mpq.finetune.resume import resume_fake_quantization
 from lightning_mpq.inputs.quantizer import InputRange, quantize_inputs, range_between
 from lightning_mpq.modules import pack_model, policy_of, restore_layers
 from lightning_mpq.modules.quantized_operands import operand_ranges
@@ -96,19 +97,33 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
         policy({"1.add0": InputScheme(8, "token")})
 
 
-def test_fine_tuning_rounds_them_and_packs_what_it_computed():
+def test_fine_tuning_rounds_them_by_ranges_that_learn_and_packs_what_it_computed():
     model = block()
-    state = set(model.state_dict())
+    before, state = model(images()).detach(), set(model.state_dict())
     handle = fake_quantize(model, policy({"1.add0": EIGHT}), ranges=ranges())
     assert set(model.state_dict()) == state
+    with handle.float_weights():
+        torch.testing.assert_close(model(images()), before, atol=0.2, rtol=0)
+        assert type(model[1]) is BasicBlock
+    optimizer = torch.optim.SGD(handle.parameters(), 0.1)
     model(images()).square().sum().backward()
     first = next(model.parameters()).grad
     assert first is not None
     assert float(first.abs().max()) > 0
+    optimizer.step()
+    learned = handle.ranges
+    assert [name for name, _ in handle.named_parameters()][3:] == ["0.input", "1.add0:0.input", "1.add0:1.input"]
+    assert all(learned[name] != found for name, found in ranges().items())
+    twin = block()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(resume_fake_quantization(twin, handle.state_dict()).model(images()), model(images()))
     expected = model(images()).detach()
     handle.pack()
     torch.testing.assert_close(model(images()), expected)
     assert policy_of(model).operands == {"1.add0": EIGHT}
+    assert {name: found for name, (_, found) in operand_ranges(model).items()} == {
+        name: learned[name] for name in ("1.add0:0", "1.add0:1")
+    }
 
 
 def test_what_is_clipped_of_them_is_told():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ...finetune import FakeQuantization
+from ...finetune.fake_quantization import Learned
 
 Schedule = Literal["cosine", "constant"]
 
@@ -55,12 +56,11 @@ def prepare_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = factor * float(group.get("max_lr", group.get("initial_lr", group.get("lr", 0.0))))
     _warn_of_copies(trainer)
-    resting = []
-    for name, (weight, quantizer) in handle.weights.items():
-        home = _home(weight, trainer.optimizers)
-        if home is None or not weight.requires_grad:
-            quantizer.relative_scale.requires_grad_(False)
-            resting.append(name)
+    held = [weight for weight, _ in handle.weights.values() if weight.requires_grad]
+    learning = {id(weight) for weight in held if _home([weight], trainer.optimizers) is not None}
+    resting = [name for name, (weight, _) in handle.weights.items() if id(weight) not in learning]
+    for _, parameter, weights in list(handle.learned()):
+        parameter.requires_grad_(any(id(weight) in learning for weight in weights))
     if len(resting) == len(handle.weights):
         raise ValueError(
             "No optimizer holds a quantized weight that learns, so there is nothing to fine-tune. Let "
@@ -71,8 +71,10 @@ def prepare_optimizers(
             f"MixedPrecisionQuantization: {len(resting)} quantized layers are frozen or in no optimizer and stay as "
             f"they are: {', '.join(resting)}"
         )
+    homes = [(each, _home(each.weights, trainer.optimizers)) for each in handle.learned()]
     for optimizer in trainer.optimizers:
-        _add_scales(optimizer, handle, scale_factor)
+        own = [(each, home[1]) for each, home in homes if home is not None and home[0] is optimizer]
+        _add_scales(optimizer, own, scale_factor)
     if automatic:
         for config in trainer.lr_scheduler_configs:
             config.frequency = sys.maxsize  # never stepped
@@ -111,23 +113,21 @@ def given_optimizers(module: L.LightningModule, make: Callable[[L.LightningModul
         module.__dict__["configure_optimizers"] = lambda: make(module)
 
 
-def _home(weight: nn.Parameter, optimizers: Sequence[Optimizer]) -> tuple[Optimizer, dict[str, Any]] | None:
+def _home(weights: Sequence[nn.Parameter], optimizers: Sequence[Optimizer]) -> tuple[Optimizer, dict[str, Any]] | None:
+    """Return the first optimizer that holds one of the weights, and the group in which it does."""
+    wanted = {id(weight) for weight in weights}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            if any(held is weight for held in group["params"]):
+            if any(id(held) in wanted for held in group["params"]):
                 return optimizer, group
     return None
 
 
-def _add_scales(optimizer: Optimizer, handle: FakeQuantization, scale_factor: float) -> None:
-    """Add a group with the scales of the weights that an optimizer holds, if any."""
-    scales, names, like = [], [], None
-    for name, (weight, quantizer) in handle.weights.items():
-        home = _home(weight, [optimizer]) if quantizer.relative_scale.requires_grad else None
-        if home is not None:
-            scales.append(quantizer.relative_scale)
-            names.append(f"learned_scales.{name}")
-            like = like or home[1]
+def _add_scales(optimizer: Optimizer, own: Sequence[tuple[Learned, dict[str, Any]]], scale_factor: float) -> None:
+    """Add a group with the scales that learn where an optimizer's weights do, each given with their group, if any."""
+    scales = [each.parameter for each, _ in own]
+    names = [f"learned_scales.{each.name}" for each, _ in own]
+    like = own[0][1] if own else None
     if like is not None and isinstance(optimizer, LBFGS):  # which takes one group only
         like["params"] += scales
         if "param_names" in like:

@@ -100,13 +100,14 @@ class FinetunePhase:
                 "The checkpoint was fine-tuned without distillation and holds no float model that could teach. Set "
                 "distill=0 to go on with it, or start from a checkpoint of the float phase."
             )
-        learned = state.get("learn_scales", self.options.learn_scales)
-        if learned != self.options.learn_scales:
-            raise ValueError(
-                f"The checkpoint was fine-tuned with learn_scales={learned}, and its optimizers hold "
-                f"{'' if learned else 'no '}scales; go on with the same FinetuneOptions(learn_scales={learned}), or "
-                "start from a checkpoint of the float phase."
-            )
+        for option, what in (("learn_scales", "scales"), ("learn_ranges", "ranges")):
+            own = getattr(self.options, option)
+            if (learned := state.get(option, own)) != own:
+                raise ValueError(
+                    f"The checkpoint was fine-tuned with {option}={learned}, and its optimizers hold "
+                    f"{'' if learned else 'no '}{what}; go on with the same FinetuneOptions({option}={learned}), or "
+                    "start from a checkpoint of the float phase."
+                )
         self._quantized, self._loss_before = state["quantized"], state.get("loss_before")
         self._distillation.load(state.get("teacher"))
         given_optimizers(module, self.options.optimizers)
@@ -116,7 +117,8 @@ class FinetunePhase:
         state = self.fit.state()
         if self.phase == "training":
             state["quantized"] = self._quantized if self.handle is None else self.handle.state_dict()
-            state |= {"learn_scales": self.options.learn_scales, "loss_before": self._loss_before}
+            state |= {"learn_scales": self.options.learn_scales, "learn_ranges": self.options.learn_ranges}
+            state["loss_before"] = self._loss_before
             if (teacher := self._distillation.state()) is not None:
                 state["teacher"] = teacher
         return state
@@ -130,7 +132,11 @@ class FinetunePhase:
         self._distillation.watch(module)
         options = self.options
         self.handle = resume_fake_quantization(
-            module, self._quantized, learn_scales=options.learn_scales, margin=options.margin
+            module,
+            self._quantized,
+            learn_scales=options.learn_scales,
+            learn_ranges=options.learn_ranges,
+            margin=options.margin,
         )
         self._set_up(trainer, module)
 
@@ -170,7 +176,13 @@ class FinetunePhase:
         options = self.options
         self._distillation.watch(module)
         self.handle = fake_quantize(
-            module, policy, codes, ranges=ranges, learn_scales=options.learn_scales, margin=options.margin
+            module,
+            policy,
+            codes,
+            ranges=ranges,
+            learn_scales=options.learn_scales,
+            learn_ranges=options.learn_ranges,
+            margin=options.margin,
         )
         self.fit.begin_training(trainer)
 

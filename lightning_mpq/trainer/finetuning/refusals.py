@@ -98,6 +98,7 @@ def refuse_diverged(handle: FakeQuantization, learning_rate: float) -> None:
     """
     try:
         handle.quantized_rows()
+        _ = handle.ranges
     except NonFiniteError as error:
         raise NonFiniteError(
             f"Fine-tuning has diverged. {error} Lower the learning rate (FinetuneOptions(learning_rate="

@@ -10,7 +10,8 @@ from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
 from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_mpq.options import FinetuneOptions
+from lightning_mpq.modules import packed_layers
+from lightning_mpq.options import CandidateOptions, FinetuneOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,6 +37,37 @@ def test_two_optimizers_stepped_by_hand_get_the_scales_of_their_own_weights(tmp_
     assert all((scale != 1).any() for scale in groups["scales"])
     with pytest.raises(ValueError, match="manual optimization"):
         make_trainer(tmp_path, finetuning(finetune=FinetuneOptions(distill=1.0))).fit(TwoOptimizers(), SmallData())
+
+
+def test_ranges_of_inputs_learn_where_the_weights_of_their_layers_do_and_resume(tmp_path):
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.groups = [optimizer.param_groups for optimizer in trainer.optimizers]
+            if mixed.finetuning.handle is not None:
+                self.learned = list(mixed.finetuning.handle.learned())
+                self.scales = {name: float(found.scale) for name, found in mixed.finetuning.handle.ranges.items()}
+
+    def of_inputs():
+        return finetuning(6.0, candidates=CandidateOptions(bits=(4,), inputs=(5,)))
+
+    def run(folder, mixed, *callbacks, **arguments):
+        L.seed_everything(0, verbose=False)
+        return fit(tmp_path / folder, *callbacks, mixed, module=TwoOptimizers(), **arguments)[1]
+
+    watch, mixed = Watch(), of_inputs()
+    module = run("whole", mixed, watch)
+    ranges = {name: each.parameter for each in watch.learned if (name := each.name).endswith(".input")}
+    assert set(ranges) == {"network.0.input", "network.4.input", "network.8.input"}
+    body, head = ([{id(p) for p in group["params"]} for group in groups] for groups in watch.groups)
+    assert {id(ranges["network.0.input"]), id(ranges["network.4.input"])} <= body[1]
+    assert id(ranges["network.8.input"]) in head[1]
+    assert all(float(parameter) != 1 for parameter in ranges.values())
+    stored = {name: float(layer.input_scale) for name, layer in packed_layers(module).items()}
+    assert stored == watch.scales
+    with pytest.raises(Killed):
+        run("killed", of_inputs(), Kill("on_train_epoch_start", 3))
+    mixed = of_inputs()
+    assert same(module.state_dict(), run("on", mixed, resume=tmp_path / "killed" / "last.ckpt").state_dict())
 
 
 def test_learning_rates_decay_from_a_tenth_and_schedulers_rest(tmp_path):

@@ -174,11 +174,14 @@ def test_a_teacher_that_the_checkpoint_does_not_hold(tmp_path):
     assert kind_of(module) == "float"
 
 
-@pytest.mark.parametrize(("before", "now"), [(True, False), (False, True)])
-def test_scales_that_learned_and_shall_not_or_the_other_way_round(tmp_path, before, now):
-    fit(tmp_path, finetuning(finetune=FinetuneOptions(learn_scales=before)))
-    module, mixed = SmallClassifier(), finetuning(finetune=FinetuneOptions(learn_scales=now))
-    with pytest.raises(ValueError, match=f"fine-tuned with learn_scales={before}.*go on with the same"):
+@pytest.mark.parametrize(
+    ("option", "before", "now"),
+    [("learn_scales", True, False), ("learn_scales", False, True), ("learn_ranges", True, False)],
+)
+def test_scales_that_learned_and_shall_not_or_the_other_way_round(tmp_path, option, before, now):
+    fit(tmp_path, finetuning(finetune=FinetuneOptions(**{option: before})))
+    module, mixed = SmallClassifier(), finetuning(finetune=FinetuneOptions(**{option: now}))
+    with pytest.raises(ValueError, match=f"fine-tuned with {option}={before}.*go on with the same"):
         fit(tmp_path, mixed, module=module, resume=tmp_path / "epoch=2.ckpt")
     assert kind_of(module) == "float"
 
