@@ -12,6 +12,7 @@ from lightning_mpq.export.compressed_tensors import export_compressed_tensors
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.modules import pack_model, packed_layers
 from lightning_mpq.policy import BitPolicy
+from lightning_mpq.quantizers.packing import pack_codes
 from lightning_mpq.schemes import WeightScheme
 
 
@@ -62,6 +63,25 @@ def test_the_library_decompresses_the_same_weights(tmp_path):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
     codes = stored["layers.0.weight_packed"]
     assert codes.numel() * 4 == 9 * 48 * 2 // 8  # 2 bits a weight
+
+
+@pytest.mark.parametrize(
+    ("bits", "values", "words"),
+    [  # by hand: integers from -2**(bits - 1), moved to begin at zero, the first in the lowest bits of a word of 32
+        (4, [1, 2, 3, 4, 5, 6, 7, 0], [0x8FEDCBA9]),
+        (4, [-1, -2, -3, -4, -5, -6, -7, -8], [0x01234567]),
+        (8, [-128, 127, 0, 1], [0x8180FF00]),
+        (2, [-2, -1, 0, 1] * 4, [0xE4E4E4E4]),
+        (3, [-4, -3, -2, -1, 0, 1, 2, 3, -4, -3, 2, 0], [0x88FAC688, 0x9]),  # the 11th code lies in two words
+    ],
+)
+def test_words_of_codes(bits, values, words):
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers", reason="needs the extra")
+    codes = torch.tensor(values)
+    found = helpers.pack_to_int32(codes.to(torch.int8)[None], bits)[0]
+    assert [word % 2**32 for word in found.tolist()] == words
+    stream = pack_codes((codes + 2 ** (bits - 1)).to(torch.uint8), bits).tolist()
+    assert sum(byte << 8 * place for place, byte in enumerate(stream)) == sum(w << 32 * i for i, w in enumerate(words))
 
 
 @pytest.mark.parametrize(
