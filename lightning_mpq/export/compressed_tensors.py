@@ -23,14 +23,14 @@ from ..tools.changed_class import original_class
 from ..tools.temporaries import temporary_folder
 from .extras import require
 from .float_twins import float_twins, weight_names
-from .quantized_inputs import refuse_quantized_inputs
 
-FORMAT = "pack-quantized"
+PACKED, INT8, SEVERAL = "pack-quantized", "int-quantized", "mixed-precision"
+"""Formats of layers: packed weights; weights as int8, where inputs are quantized too; and that of a file with both."""
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
 
 def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
-    """Write a packed model in the ``pack-quantized`` format of compressed-tensors; decompressed, weights are the same.
+    """Write a packed model in the formats of compressed-tensors; decompressed, weights are the same.
 
     The folder holds ``model.safetensors`` (packed weights, scales in float32, zero points, and everything else that
     the model stores) and ``config.json`` with the ``quantization_config``: one config group for all layers of a kind,
@@ -38,6 +38,10 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
 
     Linear and Embedding layers can be carried: per tensor, per channel, and in blocks that divide the columns. The half
     grid has no counterpart there and is written exactly as twice the level at half the scale, in one bit more.
+
+    Quantized inputs of Linear layers are carried too, with the stored range or one for each token. Weights are
+    ``pack-quantized``, but ``int-quantized`` (int8) where weights and inputs have 8 bits. The library may round ties
+    the other way, and its symmetric ranges of tokens reach half a level further.
 
     Args:
         model: A packed model; it is left as it was.
@@ -56,21 +60,28 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
-    refuse_quantized_inputs(policy_of(model).inputs(), "export_compressed_tensors")
+    if sums := policy_of(model).operands:
+        raise ValueError(
+            f"export_compressed_tensors carries inputs of Linear layers, and the sum {next(iter(sums))!r} reads "
+            "quantized tensors. Quantize with a policy whose operands are {}, or use another export."
+        )
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is not None:
         _refuse_unread(layers)
     arguments = {name: _arguments(name, layer) for name, layer in layers.items()}
     prefix = getattr(model, "base_model_prefix", "") if to_dict is not None else ""
-    by_arguments: dict[str, list[str]] = {}
+    by_group: dict[str, list[str]] = {}
     for name, values in arguments.items():
-        by_arguments.setdefault(json.dumps(values, sort_keys=True), []).append(_target(name, prefix))
+        inputs = _input_arguments(layers[name])
+        group = {"weights": values, "input_activations": inputs, "format": _format(layers[name], values)}
+        by_group.setdefault(json.dumps(group, sort_keys=True), []).append(_target(name, prefix))
+    formats = {json.loads(group)["format"] for group in by_group}
     config = quantization.QuantizationConfig(
         config_groups={
-            f"group_{number}": {"targets": targets, "weights": json.loads(values), "format": FORMAT}
-            for number, (values, targets) in enumerate(by_arguments.items())
+            f"group_{number}": {"targets": targets, **json.loads(group)}
+            for number, (group, targets) in enumerate(by_group.items())
         },
-        format=FORMAT,
+        format=formats.pop() if len(formats) == 1 else SEVERAL,
         quantization_status="compressed",
     )
     tensors = _tensors(model, layers, arguments)
@@ -182,6 +193,20 @@ def _arguments(name: str, layer: PackedLayer) -> dict[str, Any]:
     }
 
 
+def _input_arguments(layer: PackedLayer) -> dict[str, Any] | None:
+    """Return the ``QuantizationArgs`` of a layer's inputs; None where they stay in float."""
+    scheme = layer.input_scheme
+    if scheme is None:
+        return None
+    form = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric}
+    return {**form, "strategy": scheme.granularity, "dynamic": not scheme.needs_range}
+
+
+def _format(layer: PackedLayer, arguments: Mapping[str, Any]) -> str:
+    eight = layer.input_scheme is not None and layer.input_scheme.bits == arguments["num_bits"] == 8
+    return INT8 if eight and arguments["strategy"] != "group" else PACKED
+
+
 def _tensors(
     model: nn.Module, layers: Mapping[str, PackedLayer], arguments: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Tensor]:
@@ -208,15 +233,20 @@ def _compressed(layer: PackedLayer, arguments: Mapping[str, Any]) -> dict[str, T
     assert form is not None
     if form.steps == 2:
         levels, scale = 2 * levels + 1, scale / 2
-    bits = int(arguments["num_bits"])
-    stored = {
-        "weight_packed": pack(levels.to(torch.int8), bits),
-        "weight_scale": scale.reshape(1) if arguments["strategy"] == "tensor" else scale,
-        "weight_shape": torch.tensor(levels.shape),
-    }
+    bits, packs = int(arguments["num_bits"]), _format(layer, arguments) == PACKED
+    codes = levels.to(torch.int8)
+    stored = {"weight_packed": pack(codes, bits), "weight_shape": torch.tensor(levels.shape)} if packs else {}
+    stored |= {} if packs else {"weight": codes}
+    stored["weight_scale"] = scale.reshape(1) if arguments["strategy"] == "tensor" else scale
     if layer.zero_point is not None:
         zero_point = (layer.zero_point.to(torch.int16) - middle).to(torch.int8)
-        stored["weight_zero_point"] = pack(zero_point, bits, packed_dim=0)
+        stored["weight_zero_point"] = pack(zero_point, bits, packed_dim=0) if packs else zero_point
+    if layer.input_scale is not None and layer.input_zero_point is not None:
+        assert layer.input_scheme is not None
+        stored["input_scale"] = layer.input_scale.reshape(1)
+        if not layer.input_scheme.symmetric:
+            shifted = layer.input_zero_point.to(torch.int16) - 2 ** (layer.input_scheme.bits - 1)
+            stored["input_zero_point"] = shifted.to(torch.int8).reshape(1)
     return stored
 
 

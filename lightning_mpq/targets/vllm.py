@@ -53,7 +53,7 @@ class Vllm(Target):
 
     def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
         """See `Target.why_not_inputs`."""
-        return "the file carries weights only"
+        return "it is offered for weights only here (export_compressed_tensors writes inputs too)"
 
     def ties(self, model: nn.Module) -> Sequence[Sequence[str]]:
         """See `Target.ties`."""
