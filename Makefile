@@ -3,6 +3,7 @@
 # make docs         install into .venv, then build the documentation in build/docs, offline, warnings being errors
 # make benchmarks   install into .venv, then run every benchmark in a short form, on made-up data
 # make soak         install into .venv, then kill, interrupt and mutate; SOAK=--quick for a minute's worth
+# make peers        make an environment in .peers for each quantizer that benchmarks/runs/peers compares with
 # make constraints  write the versions that .venv holds to constraints.txt
 #
 # Another Python: make demo PYTHON=python3.12
@@ -11,6 +12,7 @@ PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PEERS := $(basename $(notdir $(wildcard benchmarks/runs/peers/requirements/*.txt)))
 BENCHMARKS := $(filter-out inference_gpu,$(notdir $(patsubst %/,%,$(dir $(wildcard benchmarks/runs/*/__main__.py)))))
 
 # oneDNN 3.12, which torch 2.13 brings, writes beyond its memory in the backward pass of convolutions on one thread where
@@ -19,7 +21,7 @@ ifeq ($(shell grep -cm 1 avx512f /proc/cpuinfo 2>/dev/null),0)
 export ONEDNN_MAX_CPU_ISA ?= AVX
 endif
 
-.PHONY: demo test docs benchmarks soak constraints
+.PHONY: demo test docs benchmarks soak peers constraints
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -41,6 +43,15 @@ benchmarks: $(INSTALLED)
 
 soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks.runs.soak $(SOAK)
+
+# One that cannot be installed does not keep the others: make -k peers. make .peers/hqq/installed makes one alone.
+peers: $(PEERS:%=.peers/%/installed)
+
+.peers/%/installed: benchmarks/runs/peers/requirements/%.txt
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.peers/$*/bin/python -m pip install --disable-pip-version-check torch==2.13.0 numpy safetensors -r $<
+	touch $@
 
 # torch first, by itself: its wheel may come from another index (set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS for that).
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

@@ -93,6 +93,17 @@ def test_a_failing_installation_is_not_taken_for_done(checkout: Checkout) -> Non
     assert checkout.calls() == ["pip torch", "pip .[test]", "lightning-mpq"]
 
 
+def test_each_peer_gets_an_environment_with_torch_first():
+    said = subprocess.run(["make", "-n", "-B", "peers"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path in (ROOT / "benchmarks" / "runs" / "peers" / "requirements").iterdir():
+        own = [line for line in said.splitlines() if f".peers/{path.stem}" in line]
+        assert own[0].endswith(f"-m venv --clear .peers/{path.stem}")
+        assert own[1].endswith("install --disable-pip-version-check torch==2.13.0")
+        assert own[2].endswith(f"torch==2.13.0 numpy safetensors -r {path.relative_to(ROOT)}")
+        for line in path.read_text().splitlines():
+            assert "==" in line, f"{line} is not pinned"
+
+
 def test_an_unsuitable_python_is_a_sentence(checkout: Checkout) -> None:
     checkout.python(refuses=True)
     finished = checkout.run("make", "demo")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..tools.results import RESULTS, Content, read_results
-from . import compression, fidelity, main_job
+from . import compression, fidelity, main_job, peers
 from .style import pyplot
 
 FIGURES: dict[str, tuple[str, Callable[[Content], Any]]] = {
     "main_job": ("main_job-fashion_mnist", main_job.draw),
     "compression": ("compression", compression.draw),
     "fidelity": ("fidelity", fidelity.draw),
+    "peers": ("peers", peers.draw),
 }
 """Name of the file to the results that it shows and the function that draws them."""
 

@@ -13,7 +13,7 @@ What stands in results is measured by us with these formulas; no figure is taken
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,18 +22,24 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mpq import TaylorModel
 from lightning_mpq.network.layer_kinds import apply_weight
-from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.rounding.rounded_weights import RoundedWeights
 
 from ..tools.accuracy import Images
+from .weight_errors import weight_errors, weight_of
 
 UNITLESS = ("weight_error", "gradient_error", "output_error")
 """Scores that rank candidates, but are no loss in nats."""
 _PROBES = 16
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def additive_scores(
-    model: nn.Module, batches: Images, taylor: TaylorModel, rounded: RoundedWeights | None, seed: int = 0
+    model: nn.Module,
+    batches: Images,
+    taylor: TaylorModel,
+    rounded: RoundedWeights | None,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
 ) -> dict[str, Tensor]:
     """Return the scores of all candidates, [K] float64, by name of the method.
 
@@ -43,12 +49,13 @@ def additive_scores(
         taylor: Holds groups and candidates.
         rounded: The rounded weights; None if all are rounded to nearest.
         seed: Seed of the trace's random directions.
+        loss: (Outputs, labels) to the mean loss of samples; by default labels are classes.
     """
     errors = weight_errors(model, taylor, rounded)
     layers = {group.name: model.get_submodule(group.layers[0]) for group in taylor.groups}
-    weights = {name: _weight(layer) for name, layer in layers.items()}
-    gradient = _gradients(model, batches, weights)
-    trace = _mean_traces(model, batches, weights, seed)
+    weights = {name: weight_of(layer) for name, layer in layers.items()}
+    gradient = _gradients(model, batches, weights, loss)
+    trace = _mean_traces(model, batches, weights, seed, loss)
     names = [candidate.group for candidate in taylor.candidates]
     return {
         "hawq": _stack(trace[name] * error.square().sum() / 2 for name, error in zip(names, errors, strict=True)),
@@ -56,55 +63,34 @@ def additive_scores(
         "gradient_error": _stack(
             (gradient[name] * error).abs().sum() for name, error in zip(names, errors, strict=True)
         ),
-        "output_error": _output_errors(model, batches, layers, taylor, errors),
+        "output_error": _output_errors(model, batches, layers, taylor, errors, loss),
     }
-
-
-def weight_errors(model: nn.Module, taylor: TaylorModel, rounded: RoundedWeights | None) -> list[Tensor]:
-    """Return quantized weight minus float weight of every candidate."""
-    first: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for index, candidate in enumerate(taylor.candidates):
-        first.setdefault(candidate.group, index)
-        counts[candidate.group] = index - first[candidate.group] + 1
-    found: dict[int, Tensor] = {}
-    for step in range(max(counts.values())):
-        indices = [start + min(step, counts[name] - 1) for name, start in first.items()]
-        policy = taylor.policy(indices)
-        before = {group.name: _weight(model.get_submodule(group.layers[0])).detach() for group in taylor.groups}
-        with temporarily_packed(model, policy, {} if rounded is None else rounded.of_policy(policy)), torch.no_grad():
-            for index, group in zip(indices, taylor.groups, strict=True):
-                found[index] = _weight(model.get_submodule(group.layers[0])) - before[group.name]
-    return [found[index] for index in range(len(taylor.candidates))]
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    assert isinstance(layer.weight, Tensor)
-    return layer.weight
 
 
 def _stack(values: Any) -> Tensor:
     return torch.stack([value.double() for value in values])
 
 
-def _gradients(model: nn.Module, batches: Images, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(model: nn.Module, batches: Images, weights: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
     """Return the mean gradient of the task loss for each weight."""
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     samples = sum(len(labels) for _, labels in batches)
     for images, labels in batches:
-        loss = cross_entropy(model(images), labels, reduction="sum") / samples
-        for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+        part = loss(model(images), labels) * (len(labels) / samples)
+        for name, gradient in zip(weights, torch.autograd.grad(part, list(weights.values())), strict=True):
             total[name] += gradient
     return total
 
 
-def _mean_traces(model: nn.Module, batches: Images, weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+def _mean_traces(
+    model: nn.Module, batches: Images, weights: Mapping[str, Tensor], seed: int, loss: Loss = cross_entropy
+) -> dict[str, Tensor]:
     """Return each layer's Hessian trace over its number of weights, by Hutchinson's estimator."""
     generator = Generator().manual_seed(seed)
     total = {name: torch.zeros((), dtype=torch.float64) for name in weights}
     for number in range(_PROBES):
         images, labels = batches[number % len(batches)]
-        gradients = torch.autograd.grad(cross_entropy(model(images), labels), list(weights.values()), create_graph=True)
+        gradients = torch.autograd.grad(loss(model(images), labels), list(weights.values()), create_graph=True)
         probes = [torch.randint(0, 2, g.shape, generator=generator).to(g) * 2 - 1 for g in gradients]
         products = torch.autograd.grad(gradients, list(weights.values()), probes)
         for name, probe, product in zip(weights, probes, products, strict=True):
@@ -113,7 +99,12 @@ def _mean_traces(model: nn.Module, batches: Images, weights: Mapping[str, Tensor
 
 
 def _output_errors(
-    model: nn.Module, batches: Images, layers: Mapping[str, nn.Module], taylor: TaylorModel, errors: list[Tensor]
+    model: nn.Module,
+    batches: Images,
+    layers: Mapping[str, nn.Module],
+    taylor: TaylorModel,
+    errors: list[Tensor],
+    loss: Loss,
 ) -> Tensor:
     """Return the sum over outputs of squared gradient times squared output error, per sample, of each candidate."""
     scores = torch.zeros(len(errors), dtype=torch.float64)
@@ -129,8 +120,8 @@ def _output_errors(
     handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         for images, labels in batches:
-            loss = cross_entropy(model(images), labels, reduction="sum")
-            found = torch.autograd.grad(loss, [outputs[name] for name in layers])
+            total = loss(model(images), labels) * len(labels)
+            found = torch.autograd.grad(total, [outputs[name] for name in layers])
             gradients = dict(zip(layers, found, strict=True))
             with torch.no_grad():
                 for index, candidate in enumerate(taylor.candidates):

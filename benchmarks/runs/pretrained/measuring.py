@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from math import floor
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from lightning_mpq import (
     BitPolicy,
@@ -28,6 +24,7 @@ from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.pipeline.settings import JobSettings
 
 from ...problems.subjects import Subject
+from ...problems.unseen import Unseen
 from ...tools.results import Row
 from .stages import MeasuredStages
 
@@ -40,38 +37,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "blocks": {"candidates": CandidateOptions(granularities=("channel",))},
 }
 """What is switched off, to the settings that do it."""
-
-
-class Unseen:
-    """Measures a model as it is on the unseen samples.
-
-    Attributes:
-        processor: Seconds of processor time that this has taken, and seconds of wall time.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        """Keep what the float model says."""
-        self._subject = subject
-        self._reference = self._outputs()
-        self.processor, self.seconds = 0.0, 0.0
-
-    def __call__(self) -> dict[str, float]:
-        """Return the loss, which is the divergence from the float model per sample, and the figures of quality."""
-        began, processor = time.perf_counter(), time.process_time()
-        found, batches = self._outputs(), self._subject.unseen
-        losses = [
-            self._subject.likelihood.divergence(one, two, batch)
-            for one, two, batch in zip(self._reference, found, batches, strict=True)
-        ]
-        quality = self._subject.quality(self._reference, found, batches)
-        self.seconds += time.perf_counter() - began
-        self.processor += time.process_time() - processor
-        return {"unseen_loss": float(torch.cat(losses).double().mean()), **quality}
-
-    @torch.no_grad()
-    def _outputs(self) -> list[Tensor]:
-        model = self._subject.model.eval()
-        return [model(**batch) if isinstance(batch, dict) else model(batch) for batch in self._subject.unseen]
 
 
 def measure(subject: Subject, budget: float, without: str, cache: Path) -> Iterator[Row]:

@@ -1,0 +1,68 @@
+"""Other quantizers beside this package: a table a network, and who could not do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import geometric_mean
+from typing import Any
+
+from ...tools.quality import BETTER_ABOVE
+from ...tools.results import Content
+from ...tools.selecting import Rows, grouped, having, mean_of, spread
+from .tables import table
+
+_QUALITY = ("accuracy", *BETTER_ABOVE)
+
+
+def block(content: Content, results: str) -> str:
+    """Return a table of all peers for each network: loss, quality, bytes, and the time that they take."""
+    rows = content["results"]
+    parts = [f"![Loss against stored bytes, this package and its peers]({results}/peers.svg)", ""]
+    for (network,), own in grouped(rows, "network").items():
+        seeds = {row["seed"] for row in own}
+        draws = f"{len(seeds)} draws of samples" if len(seeds) > 1 else "one draw of samples"
+        figure = next(key for key in _QUALITY if any(row[key] is not None for row in own))
+        parts.append(f"{network}, {draws}: loss on unseen samples ({figure}) in bytes of the quantized layers\n")
+        parts += [*_table(own, figure), ""]
+        parts += _reasons(own)
+    return "\n".join(parts).rstrip()
+
+
+def _table(rows: Rows, figure: str) -> list[str]:
+    budgets = sorted({row["budget"] for row in rows})
+    cells = []
+    for (peer,), own in grouped(rows, "peer").items():
+        if any(row["unseen_loss"] is not None for row in own):
+            cells.append([peer, *(_cell(having(own, budget=budget), figure) for budget in budgets), _times(own, rows)])
+    return table(["", *(f"{budget:g} bits" for budget in budgets), "processor time over ours"], cells)
+
+
+def _cell(rows: Rows, figure: str) -> str:
+    found = [row for row in rows if row["unseen_loss"] is not None]
+    if not found:
+        return ""
+    deviation = spread([row["unseen_loss"] for row in found])
+    plus = f" ± {deviation:.1g}" if len(found) > 1 else ""
+    return f"{mean_of(found, 'unseen_loss'):.3g}{plus} ({mean_of(found, figure):.3f}) {found[0]['stored_bytes']:,}"
+
+
+def _times(rows: Rows, every: Rows) -> str:
+    ratios = []
+    for row in rows:
+        ours = having(every, peer="ours", seed=row["seed"], budget=row["budget"])
+        if ours and _seconds(row) and _seconds(ours[0]):
+            ratios.append(_seconds(row) / _seconds(ours[0]))
+    return f"{geometric_mean(ratios):.2g}" if ratios else ""
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    return float(row["processor_seconds"] or 0.0)
+
+
+def _reasons(rows: Rows) -> list[str]:
+    lines = []
+    for (peer, cannot, refused), own in grouped(rows, "peer", "cannot", "refused").items():
+        if cannot or refused:
+            budgets = ", ".join(f"{budget:g}" for budget in sorted({row["budget"] for row in own}))
+            lines.append(f"- {peer}, {budgets} bits: {'refused: ' if refused else ''}{cannot or refused}")
+    return [*lines, ""] if lines else []

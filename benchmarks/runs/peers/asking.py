@@ -1,0 +1,106 @@
+"""Hand a task to a peer's process and take its answer, if that is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .checking import RefusedError, checked
+from .exchange import ANSWER, TENSORS, read_answer, write_task
+from .records import Answer, CannotError, Task
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENTS = ROOT / ".peers"
+"""Where ``make peers`` puts an environment for each file in ``requirements``."""
+Start = Callable[[Path], None]
+"""Leaves an answer in the folder that holds the task, or raises `RefusedError`."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A quantizer.
+
+    Attributes:
+        name: As the tables call it.
+        adapter: Module in `adapters`; empty for one that can do no network here.
+        environment: Environment that it runs in; None for the one that the runner runs in.
+        options: What the adapter is asked beside the task.
+        zero_points: Whether it stores a zero point with each scale whatever it is asked, and gets room for them.
+        cannot: Network to the reason why it is not even asked.
+    """
+
+    name: str
+    adapter: str = ""
+    environment: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    zero_points: bool = False
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that the adapter runs in."""
+        if self.environment is None:
+            return Path(sys.executable)
+        return ENVIRONMENTS / self.environment / "bin" / "python"
+
+    def start(self, seconds: float) -> Start:
+        """Return what runs the adapter's process on a folder.
+
+        Args:
+            seconds: How long it may take.
+        """
+        words = [str(self.python), "-m", f"benchmarks.runs.peers.adapters.{self.adapter}"]
+        return lambda folder: run_process([*words, str(folder)], seconds)
+
+
+def run_process(words: list[str], seconds: float) -> None:
+    """Run a command in the repository's root, as many threads as this process is told to use.
+
+    Raises:
+        RefusedError: If it ends with an error or not in time.
+    """
+    own = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise RefusedError(f"No answer within {seconds:,.0f} seconds.") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "without a word").splitlines()[-1]
+        raise RefusedError(f"It ended with status {done.returncode}: {last}")
+
+
+def answered(start: Start, task: Task, folder: Path) -> Answer:
+    """Return a peer's answer to a task, checked.
+
+    Args:
+        start: Runs the peer.
+        task: What it is asked.
+        folder: Where task and answer are written.
+
+    Raises:
+        CannotError: If the peer says that it cannot.
+        RefusedError: If it fails, or its answer is none; see `checked`.
+    """
+    for name in (ANSWER, TENSORS):
+        (folder / name).unlink(missing_ok=True)  # one of an earlier try
+    write_task(folder, task)
+    start(folder)
+    try:
+        found = read_answer(folder)
+    except CannotError:
+        raise
+    except FileNotFoundError:
+        missing = next(name for name in (ANSWER, TENSORS) if not (folder / name).exists())
+        raise RefusedError(f"It has written no {missing}.") from None
+    except (ValueError, SafetensorError, LookupError, TypeError, AttributeError, OSError) as error:
+        raise RefusedError(f"Its answer cannot be read: {type(error).__name__}: {error}") from error
+    return checked(task, found)

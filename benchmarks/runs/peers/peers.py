@@ -1,0 +1,31 @@
+"""Which peers there are, and where each runs."""
+
+from __future__ import annotations
+
+from .asking import Peer
+from .problems import NETWORKS
+
+_CONVOLUTIONAL = tuple(name for name in NETWORKS if name != "minilm")
+_LINEAR_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes Linear layers only, and the weights are in convolutions")
+_TRANSFORMERS_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes models of transformers only")
+_NOT_TRACED = {"minilm": "traces networks with torch.fx, which the encoder of transformers does not bear"}
+_LANGUAGE_MODELS_ONLY = dict.fromkeys(NETWORKS, "takes language models only, that predict tokens")
+
+PEERS = (
+    Peer("ours", "ours"),
+    Peer("nearest, absmax", "nearest", options={"clip": "absmax"}),
+    Peer("nearest, least squares", "nearest", options={"clip": "mse"}),
+    Peer("HAWQ's score, our candidates", "scores", options={"score": "hawq"}),
+    Peer("Model Optimizer's score, our candidates", "scores", options={"score": "output_error"}),
+    Peer("AutoScheme's score, our candidates", "scores", options={"score": "gradient_error"}),
+    Peer("CLADO's matrix, our candidates", "scores", options={"score": "clado"}),
+    Peer("Model Optimizer", "modelopt", "modelopt", {"method": "gradient", "rescaled": False}),
+    Peer("Model Optimizer, scores rescaled", "modelopt", "modelopt", {"method": "gradient", "rescaled": True}),
+    Peer("MCT", "mct", "mct", cannot=_NOT_TRACED),
+    Peer("llm-compressor, GPTQ", "llmcompressor", "llmcompressor", cannot=_TRANSFORMERS_ONLY),
+    Peer("torchao", "torchao", "torchao", cannot=_LINEAR_ONLY),
+    Peer("HQQ", "hqq", "hqq", zero_points=True, cannot=_LINEAR_ONLY),
+    Peer("AutoRound", cannot=_LANGUAGE_MODELS_ONLY),
+    Peer("GPTQModel", cannot=_LANGUAGE_MODELS_ONLY),
+)
+"""In the order of the tables."""
