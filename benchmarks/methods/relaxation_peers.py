@@ -94,14 +94,16 @@ class RelaxationPeer(NamedTuple):
     Attributes:
         package: What must be installed.
         bound: Form, the best known value and seconds to the lower bound that it reaches; -inf if none.
+        most: With more candidates it takes more than 16 GB of memory; None where no such number was seen.
     """
 
     package: str
     bound: Callable[[DifferenceForm, float, float], float]
+    most: int | None = None
 
 
 RELAXATIONS = {
     "lightning_mpq root": RelaxationPeer("lightning_mpq", newton_path),
-    "clarabel root": RelaxationPeer("clarabel", clarabel),
+    "clarabel root": RelaxationPeer("clarabel", clarabel, most=200),
     "highs convex root": RelaxationPeer("highspy", highs),
 }

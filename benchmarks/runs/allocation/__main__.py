@@ -90,7 +90,14 @@ def measure_roots(parts: Parts, seconds: float, quick: bool) -> tuple[list[Row],
     skipped = [f"{name}: {way.package} is not installed" for name, way in RELAXATIONS.items() if not _installed(way)]
     rows: list[Row] = []
     for instance, problem in problems.items():
-        for name in (name for name, way in RELAXATIONS.items() if _installed(way)):
+        for name, way in RELAXATIONS.items():
+            if not _installed(way):
+                continue
+            if way.most is not None and len(problem.group) > way.most:
+                skipped.append(
+                    f"{instance}, {name}: it takes more than 16 GB of memory with {len(problem.group)} candidates"
+                )
+                continue
             rows += parts.rows(f"{instance}, {name}", partial(measure_root, name, instance, problem, seconds))
     return rows, skipped
 
