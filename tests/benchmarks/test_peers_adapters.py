@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from benchmarks.methods.clado import clado_matrix
+from benchmarks.runs.peers.adapters import scores
 from benchmarks.runs.peers.checking import checked
 from benchmarks.runs.peers.peers import PEERS
 from benchmarks.runs.peers.problems import drawn_targets, pretrained
-from benchmarks.runs.peers.records import Answer, total_bytes
+from benchmarks.runs.peers.records import Answer, CannotError, total_bytes
 
 NEEDS = {"torchao": "torchao"}
 HERE = [peer for peer in PEERS if peer.adapter in ("ours", "nearest", "scores", "torchao")]
@@ -29,6 +30,12 @@ def test_an_adapter_s_answer_is_taken(peer, problem):
     found = adapter.quantize(task)
     answer = Answer(found.layers, found.others, total_bytes(task, found.layers), 0.0, 0.0, 0, {})
     assert 0 < problem.quality(checked(task, answer))["unseen_loss"] < 0.05
+
+
+def test_clado_says_where_pairs_are_too_many(problem, monkeypatch):
+    monkeypatch.setattr(scores, "CLADO_MOST", 26)
+    with pytest.raises(CannotError, match="27 pairs of candidates, each a pass over all samples: more than 26"):
+        scores.quantize(problem.task(4.0, 0, {"score": "clado"}))
 
 
 def test_clado_s_matrix_of_a_quadratic_loss_is_its_hessian_s_without_negative_eigenvalues():

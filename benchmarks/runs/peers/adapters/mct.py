@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+# isort: off
+from . import without_torchvision_ops  # noqa: F401  # before what imports torchvision
 import model_compression_toolkit as mct
+# isort: on
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +17,6 @@ from torch import Tensor, nn
 from ..adapting import Found, per_row, run
 from ..grid import QuantizedLayer
 from ..records import CannotError, Task
-from . import without_torchvision_ops  # noqa: F401, I001  # before what imports torchvision
 from .networks import float_network
 
 BITS = (8, 7, 6, 5, 4, 3, 2)

@@ -39,9 +39,9 @@ def quantize(task: Task) -> Found:
     batches = list(task.inputs.split(task.batch))
     groups = find_groups(net, keep_float=floats(net, task))
     offered = make_candidates(groups, CLADO_BITS if score == "clado" else BITS, granularities=("channel",))
-    if score == "clado" and len(offered) * (len(offered) - len(CLADO_BITS)) / 2 > CLADO_MOST:
-        pairs = len(offered) * (len(offered) - len(CLADO_BITS)) // 2
-        raise CannotError(f"{pairs:,} pairs of candidates, each a pass over all samples")
+    pairs = len(CLADO_BITS) ** 2 * len(groups) * (len(groups) - 1) // 2
+    if score == "clado" and pairs > CLADO_MOST:
+        raise CannotError(f"{pairs:,} pairs of candidates, each a pass over all samples: more than {CLADO_MOST:,}")
     rounded = round_candidates(net, batches, groups, offered)
     nothing = torch.zeros(len(rounded.candidates), dtype=torch.float64)
     blank = TaylorModel(tuple(groups), rounded.candidates, nothing, torch.diag(nothing), "fisher", "divergence", 1)
