@@ -1,4 +1,4 @@
-"""onnxruntime by standard ONNX: 2, 4 and 8 bits fused into products, everything else dequantized when it runs."""
+"""onnxruntime by ONNX: 2, 4 and 8 bits fused into products, 4 and 8 into look-ups, others dequantized as they run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _PARTS = ("levels", "scale", "zero_point", "half")
 
 
 class OnnxRuntime(Target):
-    """onnxruntime 1.32 and later: ``.onnx`` files of standard operations, with any batch size and length.
+    """onnxruntime 1.32 and later: ``.onnx`` files with any batch size and length.
 
-    Codes lie in 2, 4 or 8 bits, so that 3 bits cost 4 there and 5 to 7 cost 8; the half grid takes one bit more in
-    products. What is not worth its bytes so is not offered.
+    Operations are standard ones, but for ``GatherBlockQuantized``, which dequantizes those rows of a table that are
+    looked up. Codes lie in 2, 4 or 8 bits, so that 3 bits cost 4 there and 5 to 7 cost 8; the half grid takes one bit
+    more in products. What is not worth its bytes so is not offered.
 
     Args:
         dynamic_batch: Whether the first dimension of all inputs may have any size.
@@ -59,7 +60,7 @@ class OnnxRuntime(Target):
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """See `Target.write`; what onnxruntime computes differently is refused, and nothing written."""
-        export_onnx(model, path, inputs, **self.dynamic)
+        export_onnx(model, path, inputs, **self.dynamic, standard=False)
 
     def read(self, path: Path) -> Mapping[str, StoredLayer]:
         """See `Target.read`."""

@@ -41,6 +41,7 @@ class OnnxExport:
         containers: Layer name to the ONNX type that holds its codes; a layer that the model never calls is not there.
         fused: How many products onnxruntime computes from the integers (``MatMulNBits``).
         integers: How many convolutions and products it computes of integers and integers.
+        lookups: How many tables it dequantizes row by row (``GatherBlockQuantized``).
         error: Largest difference from PyTorch relative to the largest output, products in float32.
         default_error: The same by onnxruntime's default, which rounds the inputs of fused products to 8 bits.
         batch_sizes: Batch sizes that were compared.
@@ -52,6 +53,7 @@ class OnnxExport:
     containers: Mapping[str, str]
     fused: int
     integers: int
+    lookups: int
     error: float
     default_error: float
     batch_sizes: tuple[int, ...]
@@ -68,6 +70,7 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
     tolerance: float | None = None,
+    standard: bool = True,
 ) -> OnnxExport:
     """Write a packed model as ONNX and prove in onnxruntime that it computes what the PyTorch model computes.
 
@@ -97,6 +100,9 @@ def export_onnx(
             in INT4.
         tolerance: Largest difference allowed, relative to the largest output. None: 1e-4, or 0.05 where inputs are
             quantized, since the last bit of a sum may decide which code comes next.
+        standard: Whether all operations are those of the ONNX standard, which dequantize a whole table in every call.
+            Otherwise the rows that are looked up are dequantized, where that can be, by onnxruntime's own
+            ``GatherBlockQuantized``.
 
     Returns:
         What was written, and how far onnxruntime's outputs are from PyTorch's.
@@ -111,6 +117,7 @@ def export_onnx(
     from .check import compare  # these files import the packages of the extra
     from .codes import operands_marked
     from .integers import refuse_inputs
+    from .lookups import fuse_lookups
     from .trace import put_codes_in, serialized, trace
 
     inputs = ExampleInputs.of(example_inputs)
@@ -137,6 +144,7 @@ def export_onnx(
         with float_twins(model), operands_marked():
             exported = trace(model, batches[0], opset, shapes, input_names, output_names)
     containers = put_codes_in(exported, owners, operand_ranges(model))
+    lookups = 0 if standard else fuse_lookups(exported)
     exported.metadata_props[POLICY_KEY] = json.dumps(json.loads(policy_of(model).to_json()), separators=(",", ":"))
     content = serialized(exported)
     if tolerance is None:
@@ -150,6 +158,7 @@ def export_onnx(
         containers=containers,
         fused=checked.fused,
         integers=checked.integers,
+        lookups=lookups,
         error=checked.error,
         default_error=checked.default_error,
         batch_sizes=tuple(len(batch.tensors[0]) for batch in batches),

@@ -123,9 +123,9 @@ class Nodes:
         self.graph, self.name = graph, name
         self.first = graph[0] if before is None else before
 
-    def add(self, operation: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
+    def add(self, operation: str, inputs: Sequence[ir.Value], domain: str = "", **attributes: Any) -> ir.Value:
         """Add a node and return its output."""
-        node = ir.node(operation, inputs, attributes=attributes)
+        node = ir.node(operation, inputs, attributes=attributes, domain=domain)
         self.graph.insert_before(self.first, node)
         return node.outputs[0]
 
@@ -154,7 +154,7 @@ class Nodes:
     def dequantized(self, held: HeldWeight, levels: Tensor, row_axis: int) -> ir.Value:
         """Add ``DequantizeLinear`` of levels whose rows run along an axis; with blocks, they have two axes."""
         blocks = held.scale.shape[1]
-        attributes: dict[str, int] = {"axis": row_axis}
+        attributes: dict[str, Any] = {"axis": row_axis}
         if blocks > 1:
             attributes = {"axis": 1 - row_axis, "block_size": held.block}
 
