@@ -61,7 +61,8 @@ class LossChange:
     batches, and all get the loss over the batches of all.
 
     Attributes:
-        batches: How many batches of this process it is measured on.
+        calibration: The model and the batches that it is measured on.
+        batches: How many batches of this process these are.
         reference: Task loss of the float model; 0 for the divergence.
         likelihood: What the outputs mean; None for the task loss where nobody said it.
     """
@@ -74,7 +75,7 @@ class LossChange:
                 nobody says what the outputs mean, it is guessed from the first batch.
             loss: "divergence" or "task".
         """
-        self._calibration = calibration
+        self.calibration = calibration
         self.batches = sum(1 for _ in calibration.filled())
         self.likelihood = calibration.likelihood
         self._evaluator = Evaluator(calibration)
@@ -89,8 +90,8 @@ class LossChange:
     def on(self, model: nn.Module) -> LossChange:
         """Return the same for another model, such as a copy, whose loss is compared with that of the float model."""
         other = copy.copy(self)
-        other._calibration = self._calibration.on(model)
-        other._evaluator = Evaluator(other._calibration)
+        other.calibration = self.calibration.on(model)
+        other._evaluator = Evaluator(other.calibration)
         return other
 
     def measure(self, first: int | None = None) -> float:
@@ -118,8 +119,8 @@ class LossChange:
             values.append(found.double().cpu().flatten())
             samples.append(torch.full_like(values[-1], count))
 
-        with isolated(self._calibration.model), torch.no_grad():
-            self._calibration.first(first).each(add, "measuring the loss")
+        with isolated(self.calibration.model), torch.no_grad():
+            self.calibration.first(first).each(add, "measuring the loss")
         return Losses(torch.cat(values), torch.cat(samples))
 
     def _task_loss(self, number: int, batch: Any) -> tuple[Tensor, int]:

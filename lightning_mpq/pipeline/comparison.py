@@ -11,6 +11,7 @@ from ..allocation import Allocation
 from ..curvature import TaylorModel
 from ..groups.groups import LayerGroups
 from ..modules import stored_bytes
+from ..modules.clipped_inputs import clipped_inputs
 from ..policy import BitPolicy
 from ..repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 from ..report.metric_values import MetricValues
@@ -109,6 +110,9 @@ class Comparison:
         with quantizer.packed(policy, keep=keep):
             quantizer.repair.apply()
             stored, metrics = stored_bytes(quantizer.model), MetricValues(self.metrics())
+            ranges = any(scheme.needs_range for scheme in policy.inputs().values())
+            held_out = None if quantizer.judge is None else quantizer.judge.calibration
+            clipped = clipped_inputs(quantizer.model, held_out) if ranges and held_out is not None else {}
         return ModelRow(
             name=name,
             average_bits=8 * stored.packed / sum(group.weight_count for group in self.groups),
@@ -119,6 +123,7 @@ class Comparison:
             fitted_loss=found.fitted,
             metrics=dict(metrics),
             intervals=metrics.intervals,
+            clipped=clipped,
         )
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:

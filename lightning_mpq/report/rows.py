@@ -27,6 +27,8 @@ class ModelRow:
         above_chosen_error: The standard error of that, of the differences sample by sample.
         intervals: Metric to its 95 % interval over validation batches drawn again, where it is a mean over them and
             there are 8 or more. Models are validated on the same batches, so that differences are surer than that.
+        clipped: Layer, or operand of a sum or average, to the part of its input values on held-out samples that lies
+            beyond its range; nothing where no input has a range, or none are held out.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelRow:
     above_chosen: float | None = None
     above_chosen_error: float | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    clipped: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelRow:

@@ -130,6 +130,13 @@ def _summary(report: Report) -> str:
         f"Stages on {report.samples} samples: {stages}",
         _held_out(report),
     ]
+    if clipped := next((row.clipped for row in report.models if row.name == "chosen"), {}):
+        most = max(clipped, key=lambda name: clipped[name])
+        mean = sum(clipped.values()) / len(clipped)
+        lines.append(
+            f"Inputs: {100 * mean:.2g} % of the held-out values lie beyond their ranges, of {most!r} "
+            f"{100 * clipped[most]:.2g} %, the most"
+        )
     if report.coverage is not None:
         lines.append(f"Quantized: {report.coverage}, over which bits per weight are averaged")
     if report.pairs is not None:

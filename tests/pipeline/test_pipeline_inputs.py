@@ -1,6 +1,7 @@
 """Whole jobs in which weights and inputs are decided together."""
 
 import copy
+import json
 
 import lightning as L
 import pytest
@@ -17,12 +18,16 @@ from lightning_mpq import (
     CandidateOptions,
     InputScheme,
     MixedPrecisionQuantization,
+    Report,
     SelectionOptions,
     load,
+    print_report,
     save,
 )
 from lightning_mpq.modules import policy_of, stored_bytes
 from lightning_mpq.modules.clipped_inputs import clipped_inputs
+from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.held_out import hold_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:likelihood=", "ignore:More bits are predicted")
 
@@ -51,7 +56,7 @@ def accuracy(model: nn.Module) -> float:
     return float((model(x).argmax(1) == y).float().mean())
 
 
-def test_eight_by_eight_bits_are_as_good_as_float(tmp_path):
+def test_eight_by_eight_bits_are_as_good_as_float(tmp_path, capsys):
     model = trained()
     before = accuracy(model)
     candidates = CandidateOptions(bits=(8,), inputs=(8,))
@@ -62,6 +67,13 @@ def test_eight_by_eight_bits_are_as_good_as_float(tmp_path):
     assert outcome.report is not None
     assert any("8-bit inputs" in row.scheme for row in outcome.report.groups)
     assert max(clipped_inputs(model, data(2, 50, seed=7)).values()) < 0.05
+    held_out = hold_out(Calibration(model, data(8, 32))).judging
+    assert outcome.report["chosen"].clipped == pytest.approx(clipped_inputs(model, held_out))
+    assert set(outcome.report["chosen"].clipped) >= {"conv", "head"}
+    again = Report.from_dict(json.loads(json.dumps(outcome.report.to_dict())))
+    assert again["chosen"].clipped == outcome.report["chosen"].clipped
+    print_report(again)
+    assert "% of the held-out values lie beyond their ranges" in capsys.readouterr().out
     save(model, tmp_path)
     again = load(tmp_path, convnet().eval())
     x, _ = data(1, 5)[0]
