@@ -27,8 +27,8 @@ def block_error(
 ) -> float | None:
     """Return the standard error of the predicted loss of a policy; None without two blocks of data.
 
-    A model whose entries were shrunk keeps the sums of the data; its error is that of the data, with every entry scaled
-    as it was shrunk.
+    A model whose entries were shrunk, or raised for unseen samples, keeps the sums of the data; its error is that of
+    the data, with every entry scaled likewise.
 
     Args:
         sums: Those of a `TaylorModel`.
@@ -60,5 +60,5 @@ def block_error(
 
 
 def entry_factor(entries: Tensor, mean: Tensor) -> Tensor:
-    """Return by how much entries were shrunk from the mean of the data, 0..1."""
-    return torch.where(mean == 0, 1.0, entries / torch.where(mean == 0, 1.0, mean)).clamp(0, 1)
+    """Return by how much entries were scaled from the mean of the data: shrunk, or raised for unseen samples."""
+    return torch.where(mean == 0, 1.0, entries / torch.where(mean == 0, 1.0, mean)).clamp(min=0)

@@ -44,6 +44,7 @@ from .sanity import warn_far_from_minimum
 from .shrinkage import shrink as shrunk
 from .silent_groups import all_ignored, refuse_silence, silent_groups
 from .taylor_model import TaylorModel
+from .unseen import for_unseen
 
 # With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
 # about ten forward passes over the same samples.
@@ -110,7 +111,9 @@ def profile(
             are re-estimated (None: 4).
         chunk_size: Most samples to pass through the model at once. None: whole batches, and 32 for ``"fisher"`` with
             re-estimated statistics. Batches whose tensors do not share dimension 0 stay whole.
-        shrink: Whether entries are drawn towards zero by their standard errors, see `shrink`.
+        shrink: Whether chance is taken out of what was measured: entries are drawn towards zero by their standard
+            errors, see `shrink`, and weights that were rounded to these very samples are taken to cost what they cost
+            on unseen ones (`RoundedWeights.unseen`).
         cluster: Samples in a row that hang together, as sequences cut from one document do. They are drawn again
             together (`Allocation.stability`), and count as one for standard errors of predictions.
         tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform policy (all
@@ -182,7 +185,7 @@ def profile(
         progress=progress,
         cache_dir=cache_dir,
     )
-    return shrunk(measured) if shrink else measured
+    return shrunk(for_unseen(measured, rounded)) if shrink else measured
 
 
 def _measured(

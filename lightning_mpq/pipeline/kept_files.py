@@ -96,7 +96,8 @@ def _write(path: Path, rounded: RoundedWeights, said: Mapping[str, Any]) -> None
         tensors |= {f"{number}.{name}": value.cpu().contiguous() for name, value in packed.tensors.items()}
     offered = [[candidate.group, candidate.scheme.to_dict(), candidate.stored_bits] for candidate in rounded.candidates]
     inputs = [[layer, asdict(scheme), asdict(found)] for (layer, scheme), found in rounded.inputs.items()]
-    text: dict[str, Any] = {"candidates": offered, "rows": rows, "inputs": inputs, **said}
+    unseen = dict(rounded.unseen)
+    text: dict[str, Any] = {"candidates": offered, "rows": rows, "inputs": inputs, "unseen": unseen, **said}
     text["hash"] = hash_content(text, tensors)
     write_bytes_atomically(path, to_bytes(tensors, metadata={"rounded": json.dumps(text)}))
 
@@ -126,6 +127,6 @@ def _read(path: Path, name: str, device: str) -> tuple[RoundedWeights, dict[str,
         inputs = {
             (layer, InputScheme.from_dict(scheme)): InputRange(**found) for layer, scheme, found in text["inputs"]
         }
-        return RoundedWeights(tuple(offered), rows, errors, inputs), text["notes"]
+        return RoundedWeights(tuple(offered), rows, errors, inputs, text["unseen"]), text["notes"]
     except Exception:  # which one, depends on the byte that is wrong
         return None

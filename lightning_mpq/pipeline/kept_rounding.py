@@ -18,7 +18,7 @@ from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import gather
 from .kept_files import KeptFiles
 
-_MADE = 2
+_MADE = 3
 """Counts changes of how weights are rounded, so that codes of another way are not taken for those of this one."""
 
 

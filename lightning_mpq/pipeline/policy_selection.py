@@ -144,13 +144,8 @@ class PolicySelection:
         return _beyond_chance(self.evaluator.as_packed(simple), self.evaluator.as_packed(than))
 
     def _disagrees(self, trial: TrialRow) -> bool:
-        """Tell whether the prediction of a policy is off by more than the trusted factor.
-
-        It was made from samples that weights are fitted to, and is compared with the loss on these: what rounding has
-        overfitted is no error of the expansion.
-        """
-        measured = trial.measured_loss if trial.fitted_loss is None else trial.fitted_loss
-        low, high = sorted((trial.predicted_loss, measured))
+        """Tell whether the prediction of a policy, for unseen samples, is off by more than the trusted factor."""
+        low, high = sorted((trial.predicted_loss, trial.measured_loss))
         return (high / low if low > 0 else inf) > self.options.trust and high > 0
 
     def _expanded(self, policy: BitPolicy, settings: Mapping[str, Any]) -> TaylorModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..curvature import TaylorModel, profile, shrink
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
+from ..curvature.unseen import for_unseen
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
@@ -81,7 +82,8 @@ def measure(
             rounded = None if rounded is None else replace(rounded, candidates=candidates)
             unshrunk = profiled(silently)
     warn_of_wrong_order(unshrunk)
-    return Profiled(groups, rounded, unshrunk, shrink(unshrunk) if curvature.shrink else unshrunk)
+    taylor = shrink(for_unseen(unshrunk, rounded)) if curvature.shrink else unshrunk
+    return Profiled(groups, rounded, unshrunk, taylor)
 
 
 def _rounded(

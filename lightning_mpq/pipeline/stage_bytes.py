@@ -103,7 +103,7 @@ class Sizes:
         moments = min(self.all_moments, max(self.room, self.moment_bytes))
         again = max(1, _SOLVED_AGAIN // self.columns)
         side_by_side = int(4 * (_ONCE + _EACH * again) * min(self.schemes * self.largest, _SIDE_BY_SIDE))
-        one_layer = 3 * self.moment_bytes + (self.schemes + 4) * self.largest + side_by_side
+        one_layer = 2 * self.moment_bytes + (self.schemes + 4) * self.largest + side_by_side
         return moments + max(forward, one_layer)
 
     def profile_bytes(self, backward: int) -> int:
@@ -126,7 +126,7 @@ class Sizes:
         if not in_sequence:
             return packed + held
         codes = self.weights
-        one_layer = 12 * self.moment_bytes + 16 * self.largest
+        one_layer = 8 * self.moment_bytes + 16 * self.largest
         return self.model_bytes + codes + max(packed, 2 * held + one_layer)
 
 

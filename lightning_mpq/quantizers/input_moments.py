@@ -7,29 +7,19 @@ feedback have in common (M. Nagel et al., "Up or Down?", ICML 2020, arXiv:2004.1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from ..network.layer_kinds import (
-    ParameterView,
-    float_class,
-    kind_of,
-    row_parts,
-    rows_and_columns,
-)
+from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..tools.distributed import sum_over_ranks
 from .ledoit_wolf import UNKNOWN, Spread
+from .unfolding import unfolded_chunks
+from .unseen_error import unseen_error
 
-_CHUNK_ELEMENTS = 2**22
-"""Unfolded input values that are made at once (16 MiB of float32)."""
 _STRIP = 192
 """Columns of a product that are computed at once."""
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass
@@ -47,6 +37,8 @@ class InputMoment:
         part_counts: [groups], the count of each block of rows where blocks may be used apart, as the projections of
             queries, keys and values are; None where all are always used together.
         spread: How far ``second`` differs from batch to batch; None where it is a diagonal.
+        half: What every other batch added to ``second``, in float32: the two parts of the samples can judge each other.
+            None where ``second`` is a diagonal.
     """
 
     first: Tensor
@@ -55,12 +47,13 @@ class InputMoment:
     row_counts: Tensor | None = None
     part_counts: Tensor | None = None
     spread: Spread | None = None
+    half: Tensor | None = None
 
     @classmethod
     def of_layer(cls, module: nn.Module) -> InputMoment:
         """Return empty sums for a layer, on the device of its weight.
 
-        They take 8 bytes times columns squared times convolution groups.
+        They take 12 bytes times columns squared times convolution groups.
         """
         weight = module.weight
         assert isinstance(weight, Tensor)
@@ -73,13 +66,15 @@ class InputMoment:
         apart = kind is not None and kind.parts > 1
         second = torch.zeros(groups, columns, columns, dtype=wide, device=weight.device)
         part_counts = first.new_zeros(groups) if apart else None
-        return cls(first, second, part_counts=part_counts, spread=Spread.zero(second))
+        spread, half = Spread.zero(second), torch.zeros_like(second, dtype=torch.float32)
+        return cls(first, second, part_counts=part_counts, spread=spread, half=half)
 
     @staticmethod
     def bytes_of_layer(module: nn.Module) -> int:
         """Return what `of_layer` takes, without making it."""
         kind, columns = kind_of(module), rows_and_columns(module)[1]
-        return 8 * columns * (1 if kind is not None and kind.operation == "lookup" else columns * row_parts(module))
+        lookup = kind is not None and kind.operation == "lookup"
+        return 8 * columns if lookup else 12 * columns * columns * row_parts(module)
 
     def update(
         self,
@@ -88,6 +83,7 @@ class InputMoment:
         output_shape: torch.Size,
         rows: slice | None = None,
         *,
+        turn: int = 0,
         halved: bool = False,
     ) -> None:
         """Add one call of the layer.
@@ -97,6 +93,7 @@ class InputMoment:
             inputs: What it was called on.
             output_shape: Shape of what it returned.
             rows: Which rows of the weight were used, whole blocks of them; None for all.
+            turn: Number of the batch: every other one belongs to ``half``.
             halved: Whether to compare the two halves of the samples, for batches that may be alone.
         """
         inputs = inputs.detach()
@@ -111,12 +108,14 @@ class InputMoment:
         if rows is not None and self.part_counts is not None:
             height = rows_and_columns(module)[0] // len(self.part_counts)
             parts = slice(rows.start // height, rows.stop // height)
-        for values in unfolded_chunks(module, inputs, output_shape, 2 if halved else 1):
+        for number, values in enumerate(unfolded_chunks(module, inputs, output_shape, 2 if halved else 1)):
             # Products are summed in float32 within a chunk, where their spread is small, and in float64 beyond.
             unit = values.abs().amax().clamp(min=torch.finfo(values.dtype).tiny)  # squares must not overflow
             values = values / unit
             product = gram(values).to(self.second.dtype).mul_(unit.to(self.second.dtype) ** 2)
             self.second[parts] += product
+            if self.half is not None and (turn + number) % 2 == 0:
+                self.half[parts] += product
             if self.spread is not None:
                 self.spread.add(parts, product, values.shape[1])
             self.first[parts] += values.sum(1, dtype=self.first.dtype) * unit.to(self.first.dtype)
@@ -131,6 +130,8 @@ class InputMoment:
         self.count += other.count
         if self.spread is not None and other.spread is not None:
             self.spread = self.spread.plus(other.spread)
+        if self.half is not None and other.half is not None:
+            self.half += other.half
 
     def merge(self, other: InputMoment) -> InputMoment:
         """Return the moment of a weight that two layers share.
@@ -149,8 +150,9 @@ class InputMoment:
         if self.part_counts is not None and other.part_counts is not None:
             apart = self.part_counts + other.part_counts
         spread = None if self.spread is None or other.spread is None else self.spread.plus(other.spread)
+        half = None if self.half is None or other.half is None else self.half + other.half
         count = self.count + other.count
-        return InputMoment(self.first + other.first, self.second + second, count, None, apart, spread)
+        return InputMoment(self.first + other.first, self.second + second, count, None, apart, spread, half)
 
     def over_ranks(self) -> InputMoment:
         """Return the moment of what all processes saw; every rank must call it, and gets the same bits."""
@@ -158,7 +160,8 @@ class InputMoment:
         apart = None if self.part_counts is None else sum_over_ranks(self.part_counts)
         count = int(sum_over_ranks(torch.tensor(self.count)))
         spread = None if self.spread is None else self.spread.over_ranks()
-        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts, apart, spread)
+        half = None if self.half is None else sum_over_ranks(self.half)
+        return InputMoment(sum_over_ranks(self.first), sum_over_ranks(self.second), count, counts, apart, spread, half)
 
     def matrix(self, centred: bool = False) -> Tensor:
         """Return M as [groups, columns, columns], the mean of x x^T; zero if the layer was never called.
@@ -183,6 +186,15 @@ class InputMoment:
         """Return how much damping the moment should have, in units of the mean of its diagonal."""
         return UNKNOWN if self.spread is None else self.spread.damping(self.form(), self._counts())
 
+    def unseen_error(self, damping: float) -> float:
+        """Return the error of the layer's output on unseen samples over that on those that error feedback knew.
+
+        1 where nothing tells it: where the moment is a diagonal, or came from less than two batches.
+        """
+        if self.half is None:
+            return 1.0
+        return unseen_error(self.second, self.half, damping)
+
     def _counts(self) -> Tensor:
         """Return how many rows were seen of each group, [groups]."""
         return self.first.new_full((len(self.first),), self.count) if self.part_counts is None else self.part_counts
@@ -205,108 +217,3 @@ def gram(values: Tensor) -> Tensor:
         product[:, start : start + _STRIP, start:] = strip
         product[:, start:, start : start + _STRIP] = strip.mT
     return product
-
-
-def unfolded_chunks(module: nn.Module, inputs: Tensor, output_shape: torch.Size, least: int = 1) -> Iterator[Tensor]:
-    """Yield what `unfold_inputs` returns for a call of a layer, in float32 or wider, a few samples at a time.
-
-    Args:
-        module: The layer.
-        inputs: What it was called on, with or without a batch dimension.
-        output_shape: Shape of what it returned.
-        least: In so many chunks if there are as many samples.
-    """
-    batched, output_shape = _with_batch(module, inputs, output_shape)
-    positions = prod(batched.shape[1:-1]) if _is_product(module) else prod(output_shape[2:])
-    _, columns = rows_and_columns(module)
-    per_sample = max(positions * columns * int(getattr(module, "groups", 1)), 1)
-    for chunk in batched.split(max(1, min(_CHUNK_ELEMENTS // per_sample, ceil(len(batched) / least)))):
-        values = unfold_inputs(module, chunk, output_shape[2:])
-        yield values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def unfold_inputs(module: nn.Module, inputs: Tensor, output_size: torch.Size | tuple[int, ...] = ()) -> Tensor:
-    """Return the vectors that a layer's weight rows are multiplied with.
-
-    With ``rows = weight_rows(module)`` cut into convolution groups, [groups, rows / groups, columns], the layer's
-    output without bias is ``rows @ vectors^T``, one column for each position.
-
-    Args:
-        module: Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d.
-        inputs: [N, ..., columns] for Linear, [N, channels, *spatial] for convolutions.
-        output_size: Spatial shape of the output; only transposed convolutions need it.
-
-    Returns:
-        [groups, N * positions, columns].
-
-    Raises:
-        TypeError: If the layer is of another type.
-
-    Example:
-        >>> conv = nn.Conv1d(2, 4, kernel_size=3, bias=False)
-        >>> vectors = unfold_inputs(conv, images := torch.randn(5, 2, 8))
-        >>> torch.allclose(vectors @ conv.weight.flatten(1).T, conv(images).mT.reshape(1, 30, 4), atol=1e-5)
-        True
-    """
-    kind = float_class(module)
-    if _is_product(module):
-        return inputs.reshape(1, -1, inputs.shape[-1])
-    if kind in _TRANSPOSED:
-        return _windows(module, _stretched(module, inputs, output_size), transposed=True)
-    if kind not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        raise TypeError(
-            f"The inputs of a {type(module).__name__} cannot be unfolded; expected Linear or a convolution."
-        )
-    amounts = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = pad(inputs, amounts, mode=mode) if any(amounts) else inputs  # type: ignore[arg-type]
-    return _windows(module, padded, transposed=False)
-
-
-def _is_product(module: nn.Module) -> bool:
-    """Tell whether rows are multiplied with the vectors along the last dimension of the inputs."""
-    kind = kind_of(module)
-    return isinstance(module, ParameterView) or (kind is not None and kind.operation == "linear")
-
-
-def _with_batch(module: nn.Module, inputs: Tensor, output_shape: torch.Size) -> tuple[Tensor, torch.Size]:
-    """Give single samples a batch dimension."""
-    spatial = len(getattr(module, "kernel_size", ()))
-    single = inputs.dim() == (spatial + 1 if spatial else 1)
-    return (inputs[None], torch.Size([1, *output_shape])) if single else (inputs, output_shape)
-
-
-def _stretched(module: nn.Module, inputs: Tensor, output_size: torch.Size | tuple[int, ...]) -> Tensor:
-    """Return what an ordinary convolution of stride 1 with the mirrored kernel would read.
-
-    A transposed convolution of stride s is that convolution of the input with s - 1 zeros after each value
-    (V. Dumoulin, F. Visin, "A guide to convolution arithmetic", arXiv:1603.07285, section 4).
-    """
-    strides = [int(s) for s in module.stride]  # type: ignore[union-attr]
-    sizes = [(size - 1) * stride + 1 for size, stride in zip(inputs.shape[2:], strides, strict=True)]
-    stretched = inputs.new_zeros(*inputs.shape[:2], *sizes)
-    every = tuple(slice(None, None, stride) for stride in strides)
-    stretched[(slice(None), slice(None), *every)] = inputs
-    amounts: list[int] = []
-    for size, out, kernel, dilation, cut in reversed(
-        list(zip(sizes, output_size, module.kernel_size, module.dilation, module.padding, strict=True))  # type: ignore[arg-type]
-    ):
-        reach = dilation * (kernel - 1)
-        before = reach - cut
-        amounts += [before, out + reach - size - before]  # negative amounts crop
-    return pad(stretched, amounts)
-
-
-def _windows(module: nn.Module, padded: Tensor, transposed: bool) -> Tensor:
-    """Return all windows under the kernel, [groups, N * positions, channels / groups * kernel]."""
-    kernel: tuple[int, ...] = tuple(module.kernel_size)  # type: ignore[arg-type]
-    strides = [1] * len(kernel) if transposed else list(module.stride)  # type: ignore[arg-type]
-    windows = padded.unflatten(1, (int(module.groups), -1))  # type: ignore[arg-type]
-    for axis, (size, stride, dilation) in enumerate(zip(kernel, strides, module.dilation, strict=True)):  # type: ignore[arg-type]
-        windows = windows.unfold(axis + 3, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    axes = range(3, 3 + len(kernel))
-    order = [1, 0, *axes, 2, *(axis + len(kernel) for axis in axes)]
-    windows = windows.permute(order)  # groups, N, *positions, channels, *kernel
-    if transposed:
-        windows = windows.flip(list(range(-len(kernel), 0)))
-    return windows.reshape(windows.shape[0], -1, prod(windows.shape[-1 - len(kernel) :]))

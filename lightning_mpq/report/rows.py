@@ -110,8 +110,7 @@ class TrialRow:
         kept: Whether this policy was chosen.
         above_kept: By how much its measured loss exceeds that of the policy that was chosen.
         above_kept_error: The standard error of that, of the differences sample by sample.
-        fitted_loss: As ``measured_loss``, on samples that weights were fitted to, from which the prediction was made;
-            None if none are held out.
+        fitted_loss: As ``measured_loss``, on samples that weights were fitted to; None if none are held out.
     """
 
     round: int

@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..quantizers.damped_moment import OrderedMoment
+from ..quantizers.unseen_error import relative_cost, unit_errors
 from .joint_moments import JointMoment
 
 DAMPINGS = (0.01, 0.04, 0.16, 0.64, 2.56, 10.24)
 """In units of the mean of the moment's diagonal; at the last one hardly any error is fed on."""
-_SIGNS = 64
-"""Rows of rounding errors that are tried; all dampings have the same."""
 _ROWS = 128
 """So many rows of a weight tell how far it should be pulled."""
 
@@ -122,8 +120,7 @@ def choose_fit(weights: Tensor, parts: Sequence[JointMoment]) -> Fit:
     rows = weights[:, ::step].float()  # a choice among a few needs no more
     narrow = [JointMoment(part.cross.float(), part.own.float(), part.rows) for part in parts]
     halves = [_Half(part.own, OrderedMoment.of(part.own), _pull(rows, part)) for part in narrow]
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (_SIGNS, weights.shape[2]), generator=generator).to(rows) * 2 - 1
+    signs = unit_errors(rows, weights.shape[2])
     tried: dict[float, _Sums] = {}
     for damping in DAMPINGS:
         tried[damping] = _judged(signs, halves, damping)
@@ -148,6 +145,5 @@ def _judged(signs: Tensor, halves: Sequence[_Half], damping: float) -> _Sums:
         sums.gained += float((step * judge.pull).sum())
         sums.spent += float(((step @ judge.own) * step).sum())
         errors = damped.fed_on(signs.expand(len(judge.own), -1, -1))
-        cost = ((errors @ judge.own) * errors).sum() / len(signs)
-        sums.noise += float(cost / judge.own.diagonal(dim1=1, dim2=2).sum().clamp(min=torch.finfo(cost.dtype).tiny))
+        sums.noise += relative_cost(errors, judge.own)
     return sums

@@ -129,12 +129,13 @@ def _known(
 
 def _together(parts: Sequence[RoundedWeights]) -> RoundedWeights:
     candidates = tuple(candidate for part in parts for candidate in part.candidates)
-    rows, errors, inputs = ({}, {}, {})  # type: ignore[var-annotated]
+    rows, errors, inputs, unseen = ({}, {}, {}, {})  # type: ignore[var-annotated]
     for part in parts:
         rows |= part.rows
         errors |= part.errors
         inputs |= part.inputs
-    return RoundedWeights(candidates, rows, errors, inputs)
+        unseen |= part.unseen
+    return RoundedWeights(candidates, rows, errors, inputs, unseen)
 
 
 def _parts(
@@ -237,7 +238,8 @@ class _Rounding:
             for scheme, (packed, error) in zip(schemes, found[id(self.layers[layer].weight)], strict=True):
                 rows[layer, scheme], errors[layer, scheme] = packed, error
         ranges = {key: each for key, each in self.ranges.items() if key[0] in group.layers}
-        return RoundedWeights(tuple(best), rows, errors, ranges)
+        unseen = {layer: weights[id(self.layers[layer].weight)].unseen for layer in group.layers}
+        return RoundedWeights(tuple(best), rows, errors, ranges, unseen)
 
 
 def _with_padding_rows(layers: Sequence[nn.Module], offered: Sequence[Candidate]) -> list[Candidate]:

@@ -63,9 +63,10 @@ def input_moments(
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         if _operation(layer) != "linear" or moment.part_counts is not None or inputs.is_inference():
-            moment.update(layer, inputs, output.shape, call.rows, halved=first and number == 1)
+            moment.update(layer, inputs, output.shape, call.rows, turn=number, halved=first and number == 1)
         else:
-            moment.add(latest.moment(layer, call.inputs, inputs, output.shape, halved=first and number == 1))
+            halved = first and number == 1
+            moment.add(latest.moment(layer, call.inputs, inputs, output.shape, turn=number, halved=halved))
         return output
 
     def forward(batch_number: int, batch: Any) -> None:
@@ -111,12 +112,12 @@ class _LatestInputs:
         self._known: tuple[Tensor, int, InputMoment] | None = None
 
     def moment(
-        self, layer: nn.Module, given: Tensor, inputs: Tensor, output_shape: torch.Size, *, halved: bool
+        self, layer: nn.Module, given: Tensor, inputs: Tensor, output_shape: torch.Size, *, turn: int, halved: bool
     ) -> InputMoment:
         """Return the moment of the inputs that count: the known one if the same tensor is given, and as it was."""
         if self._known is None or self._known[0] is not given or self._known[1] != given._version:
             moment = InputMoment.of_layer(layer)
-            moment.update(layer, inputs, output_shape, halved=halved)
+            moment.update(layer, inputs, output_shape, turn=turn, halved=halved)
             self._known = given, given._version, moment
         return self._known[2]
 

@@ -16,7 +16,8 @@ from ..network.batches import sample_count
 from ..network.layer_kinds import row_parts, rows_and_columns
 from ..network.layerwise import Stop
 from ..network.tokens import token_mask
-from ..quantizers.input_moments import gram, unfolded_chunks
+from ..quantizers.input_moments import gram
+from ..quantizers.unfolding import unfolded_chunks
 from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks, world_size
 
 PARTS = 2

@@ -29,12 +29,15 @@ class RoundedWeights:
         errors: (layer, scheme) to the relative error of the layer's output on calibration data,
             tr(E M E^T) / tr(W M W^T); empty if nothing was measured.
         inputs: (layer, scheme of inputs) to the range that was found.
+        unseen: Layer to the error of its output on unseen samples over that on calibration data, for schemes with
+            second-order rounding; 1 where it is missing.
     """
 
     candidates: tuple[Candidate, ...]
     rows: Mapping[tuple[str, WeightScheme], PackedRows]
     errors: Mapping[tuple[str, WeightScheme], float]
     inputs: InputRanges = field(default_factory=dict)
+    unseen: Mapping[str, float] = field(default_factory=dict)
 
     def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
         """Return one rounded weight.

@@ -64,6 +64,7 @@ def test_what_is_found_is_what_was_rounded(kept, tmp_path):
     assert found.candidates == rounded.candidates
     assert found.fingerprint == rounded.fingerprint
     assert found.errors == rounded.errors
+    assert found.unseen == rounded.unseen
     scheme = found.candidates[0].scheme.weight
     assert found.rows["embedding", scheme] is found.rows["head", scheme]
     assert found.stored_bytes == rounded.stored_bytes
@@ -121,6 +122,7 @@ def test_killed_before_each_layer_in_turn_a_job_rounds_every_layer_once(tmp_path
     found = round_candidates(model, batches, groups, offered, kept=KeptRounding(tmp_path, Calibration(model, batches)))
     assert found.fingerprint == whole.fingerprint
     assert found.errors == whole.errors
+    assert found.unseen == whole.unseen
 
 
 def test_a_damaged_file_counts_as_absent(kept, tmp_path):

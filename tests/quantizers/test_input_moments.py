@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_mpq.network.layer_kinds import weight_rows
-from lightning_mpq.quantizers.input_moments import InputMoment, unfold_inputs
+from lightning_mpq.quantizers.input_moments import InputMoment
+from lightning_mpq.quantizers.unfolding import unfold_inputs
 
 LAYERS = {
     "linear": (nn.Linear(5, 3), (4, 5)),
@@ -97,11 +98,11 @@ def test_large_inputs_are_unfolded_in_chunks(monkeypatch):
     layer, data = nn.Conv2d(3, 2, 3, padding=1).double(), torch.randn(9, 3, 5, 5).double()
     whole, cut = InputMoment.of_layer(layer), InputMoment.of_layer(layer)
     whole.update(layer, data, layer(data).shape)
-    monkeypatch.setattr("lightning_mpq.quantizers.input_moments._CHUNK_ELEMENTS", 2 * 25 * 27)
+    monkeypatch.setattr("lightning_mpq.quantizers.unfolding._CHUNK_ELEMENTS", 2 * 25 * 27)
     seen = []
     original = unfold_inputs
     monkeypatch.setattr(
-        "lightning_mpq.quantizers.input_moments.unfold_inputs", lambda m, x, o: seen.append(len(x)) or original(m, x, o)
+        "lightning_mpq.quantizers.unfolding.unfold_inputs", lambda m, x, o: seen.append(len(x)) or original(m, x, o)
     )
     cut.update(layer, data, layer(data).shape)
     assert seen == [2, 2, 2, 2, 1]

@@ -55,6 +55,8 @@ def measure(subject: Subject, layers: Sequence[str]) -> Iterator[Row]:
                 "grid": scheme.grid,
                 "grid_of_all": best.grid,
                 "error": _error(rows, rounded.of_layer(layer, scheme).dequantize(), judge),
+                "error_on_fitted": rounded.errors[layer, scheme],
+                "unseen_told": rounded.unseen[layer],
                 "error_of_all": _error(rows, every[best][0], judge),
                 "processor_seconds": shipped,
                 "processor_seconds_of_all": full,
