@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -21,14 +22,18 @@ def quantize(task: Task) -> Found:
     weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="channel")
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     rows = [{"input_ids": row, "attention_mask": (row != 0).long()} for row in task.inputs]
-    oneshot(
-        model=encoder,
-        dataset=DataLoader(rows, batch_size=task.batch),  # type: ignore[arg-type]
-        recipe=GPTQModifier(config_groups={"group_0": scheme}),
-        num_calibration_samples=len(rows),
-        shuffle_calibration_samples=False,
-        sequential_targets=["BertLayer"],
-    )
+    with TemporaryDirectory() as folder:
+        encoder.config.save_pretrained(folder)
+        encoder.config._name_or_path = folder  # where it looks the configuration up once more
+        oneshot(
+            model=encoder,
+            processor=object(),  # type: ignore[arg-type]  # samples are tokens already: no tokenizer is looked for
+            dataset=DataLoader(rows, batch_size=task.batch),  # type: ignore[arg-type]
+            recipe=GPTQModifier(config_groups={"group_0": scheme}),
+            num_calibration_samples=len(rows),
+            shuffle_calibration_samples=False,
+            sequential_targets=["BertLayer"],
+        )
     layers = {}
     for name in task.layers:
         layer: Any = net.get_submodule(name)
