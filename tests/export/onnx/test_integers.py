@@ -138,3 +138,20 @@ def test_what_cannot_be_carried_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="layer '2' .*: it shares its weight with '0'"):
         export_onnx(quantize(tied, both, vectors(8)), tmp_path / "out.onnx", vectors(2)[0])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_openvino_multiplies_the_same_integers(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs the extra 'openvino'")
+    torch.manual_seed(0)
+    x, model = torch.randn(8, 1, 12, 12), ResNet(8, widths=(8, 8, 16)).eval()
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    packed = quantized(model, [x], WeightScheme(7), EIGHT, *names)
+    export_onnx(packed, tmp_path / "model.onnx", x[:2])
+    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU")
+    said = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    types = [each["runtimePrecision"].astype(str) for each in said if each["layerType"].astype(str) == "Convolution"]
+    assert len(types) == len(names)
+    assert set(types) <= {"u8", "i8"}
+    found, expected = torch.from_numpy(compiled(x.numpy())[0]), packed(x).detach()
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())  # the code beside, here and there
