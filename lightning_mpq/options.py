@@ -292,6 +292,9 @@ class FinetuneOptions:
                 raise ValueError(f"{name} of fine-tuning must be an integer of at least {least}, got {shown(value)}.")
         if self.epochs and self.steps is not None:
             raise ValueError("Give epochs or steps of fine-tuning, not both.")
+        for name in ("learn_scales", "learn_ranges"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {shown(getattr(self, name))}.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {shown(getattr(self, name))}.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOptions
+from lightning_mpq.options import CandidateOptions, CurvatureOptions, FinetuneOptions, SolverOptions
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ from lightning_mpq.options import CandidateOptions, CurvatureOptions, SolverOpti
         (SolverOptions, {"objective": "linear"}, "objective must be one of 'quadratic', 'additive', got 'linear'"),
         (SolverOptions, {"solver": "gurobi"}, "solver must be one of 'highs', 'cbc', got 'gurobi'"),
         (SolverOptions, {"time_limit": -1}, "time_limit must be a number of seconds of at least 0"),
+        (FinetuneOptions, {"learn_ranges": "yes"}, "learn_ranges must be true or false, got 'yes'"),
+        (FinetuneOptions, {"learn_scales": 1}, "learn_scales must be true or false, got 1"),
     ],
 )
 def test_settings_are_refused_where_they_are_written(kind, settings, said):

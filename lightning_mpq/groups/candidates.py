@@ -152,6 +152,8 @@ def offered_inputs(inputs: Iterable[OfferedInput] | None) -> tuple[InputScheme |
         ['float', '8-bit inputs', '4-bit inputs']
     """
     found: list[InputScheme | Literal["float"]] = []
+    if isinstance(inputs, str) or (inputs is not None and not isinstance(inputs, Iterable)):
+        raise ValueError(f"Expected inputs as a list of widths, InputSchemes or {FLOAT!r}, got {shown(inputs)}.")
     for way in (FLOAT,) if inputs is None else inputs:
         scheme = way if isinstance(way, (str, InputScheme)) else InputScheme(way)
         if isinstance(scheme, str) and scheme != FLOAT:

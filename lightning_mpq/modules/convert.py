@@ -26,6 +26,7 @@ from ..quantizers import QuantizedRows, quantize_rows
 from ..quantizers.packing import pack_codes, packed_size
 from ..quantizers.padding_row import check_padding_row
 from ..schemes import InputScheme, WeightScheme
+from ..tools.checks import shown
 from ..tools.clean_up import after_errors
 from . import conv, embedding, linear  # noqa: F401  these register their types
 from .holder import PackedWeight, attach
@@ -211,6 +212,8 @@ def _range_of(name: str, scheme: InputScheme, ranges: Mapping[str, InputRange] |
             f"The range of the inputs of {name!r} ({scheme}) is not known; it is found on calibration batches. Pass "
             "batches=, or the ranges that input_ranges(...) has found."
         )
+    if not isinstance(ranges[name], InputRange):
+        raise TypeError(f"The range of the inputs of {name!r} must be an InputRange, got {shown(ranges[name])}.")
     return ranges[name]
 
 

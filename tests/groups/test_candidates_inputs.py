@@ -52,7 +52,14 @@ def test_ranges_are_stored_for_each_layer():
 
 @pytest.mark.parametrize(
     ("inputs", "said"),
-    [([3], "bits of inputs must be"), (["int8"], "Expected inputs as widths"), ([], "No way to treat inputs")],
+    [
+        ([3], "bits of inputs must be"),
+        (["int8"], "Expected inputs as widths"),
+        ([], "No way to treat inputs"),
+        (8, "as a list of widths, InputSchemes or 'float', got 8"),
+        ("float", "as a list of widths, InputSchemes or 'float', got 'float'"),
+        (InputScheme(8), "as a list of widths"),
+    ],
 )
 def test_what_is_no_way_to_treat_inputs_is_refused(inputs, said):
     with pytest.raises(ValueError, match=said):
