@@ -21,7 +21,7 @@ from ..network.evaluator import Evaluator, check_finite_parameters
 from ..network.forward import ForwardFn, LossFn
 from ..network.isolation import isolated
 from ..network.likelihood import Likelihood, guess_likelihood
-from ..network.placement import refuse_spread
+from ..network.placement import refuse_different_layers
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import Rounds, errors_shared, gather
@@ -149,7 +149,7 @@ def profile(
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
     check_settings(estimator, loss, statistics, draws, chunk_size, tolerance, cluster)
-    refuse_spread(model)
+    refuse_different_layers(model)
     known = None if likelihood == "auto" else likelihood
     calibration = Calibration.of(model, batches, forward_fn=forward_fn, loss_fn=loss_fn, likelihood=known)
     if groups is None and candidates is None and rounded is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tools.clean_up import afterwards
+from ..tools.give_back import give_back
 from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
@@ -81,6 +82,7 @@ class LockstepForward:
             if layer == self._last:  # nobody asks for more: what is behind it, such as logits, need not be held
                 each.cancel()
                 each.join()
+        give_back()  # each thread's heap keeps what its pass has freed, beside what all passes hold
 
     def _advance(self, each: _Pass, layer: str) -> Stop | None:
         """Let a pass go on from calls of layers whose turn is over."""

@@ -27,7 +27,7 @@ from ..tools.process_wide import quiet
 from ..tools.room import gigabytes
 from .dry_run import Passes, Speeds, passes_over, speeds
 from .settings import JobSettings
-from .stage_bytes import LIBRARIES, Sizes
+from .stage_bytes import LIBRARIES, PASS_BYTES, Sizes
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
     kept = sizes.stored_bytes if settings.cache_dir is None else 0
     speed = speeds(layers[largest.layers[0]], list(dict.fromkeys(own)))
     seconds = _seconds(settings, sizes, passes, speed, batches, groups, candidates)
-    quantize = sizes.quantize_bytes(passes.held_bytes * len(batches), settings.repair.sequential)
+    quantize = sizes.quantize_bytes((passes.held_bytes + PASS_BYTES) * len(batches), settings.repair.sequential)
     bytes_of = {
         "round": sizes.round_bytes(passes.forward_bytes) + kept,
         "profile": sizes.profile_bytes(passes.backward_bytes) + kept,

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import Tensor, nn
 
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
-from ..network.layer_kinds import row_parts, rows_and_columns
+from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
+from ..rounding.sequential import MOMENTS_AT_ONCE
+from ..schemes import WeightScheme
 
-_SIDE_BY_SIDE = 2**22
-"""Weights that are rounded side by side."""
+_SIDE_BY_SIDE, _LEAST_ROWS = 2**21, 2**12
+"""Weights, and fewest rows, that are rounded side by side: see `search_with_feedback`."""
 _SOLVED_AGAIN = 768
-"""Columns in all that are solved again for each row, one range at least: see `search_with_feedback`."""
-_ONCE, _EACH = 3.5, 3.1
-"""Copies in float32 of what is rounded side by side: whatever is tried, and for each range that is solved again. Fitted
-to Llama shapes of 10 and 30 million weights."""
+"""Columns in all that are solved again for each row, one range at least: see there."""
+_COPIES = 5
+"""Copies in float32 of what is solved side by side: measured."""
 LIBRARIES = 28 * 2**20
 """What libraries take once they work, and memory that lies between what is used: measured, on Linux."""
-_CHUNK = 2**25
-"""Bytes of perturbations that are made at once, if one takes no more."""
+PASS_BYTES = 5 * 2**19
+"""What a pass that waits keeps beside tensors: a heap of its own, and buffers of matrix products. Measured."""
+_CHUNK, _KEPT = 2**24, 2**23
+"""Bytes of perturbations that are made at once, if one takes no more, and of those that are kept."""
+_PIECE = 3 * 2**21
+"""Bytes of a change that is computed in float64, a few rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Sizes:
         model_bytes: Its parameters and buffers.
         weights: Number of weights that are offered candidates.
         largest: Number of those of the largest layer.
-        columns: Its columns.
         element: Of one of its weights.
-        schemes: How many the largest layer is offered at most, of each grid.
+        widest_weights: Number of weights of the layer with the largest moment.
+        one_layer: The most that rounding one layer takes beyond its own moment.
         candidates: How many there are in all.
         stored_bytes: Of all rounded candidates, at their true widths.
         widest: Name of the layer with the largest moment; None if no scheme needs one.
+        matrix_bytes: Of its mean, or a factor of it.
         moment_bytes: Of that moment.
         all_moments: Of all moments.
         room: What moments take together at most.
@@ -51,12 +58,13 @@ class Sizes:
     model_bytes: int
     weights: int
     largest: int
-    columns: int
     element: int
-    schemes: int
+    widest_weights: int
+    one_layer: int
     candidates: int
     stored_bytes: int
     widest: str | None
+    matrix_bytes: int
     moment_bytes: int
     all_moments: int
     room: int
@@ -69,29 +77,31 @@ class Sizes:
         by_group: dict[str, list[Candidate]] = {}
         for candidate in candidates:
             by_group.setdefault(candidate.group, []).append(candidate)
-        moments, cubes, schemes, stored = dict[str, int](), 0.0, 0, 0
+        moments, cubes, stored, one_layer = dict[str, int](), 0.0, 0, 0
         for group in groups:
-            kinds = {str(_without_grid(c)): c.stored_bits for c in by_group[group.name]}
-            stored += sum(kinds.values()) // 8
-            schemes = max(schemes, len(kinds))
-            if any(candidate.scheme.weight.needs_inputs for candidate in by_group[group.name]):
+            own = by_group[group.name]
+            kinds = {_without_grid(c): c for c in own}
+            stored += sum(candidate.stored_bits for candidate in kinds.values()) // 8
+            if by_inputs := any(candidate.scheme.weight.needs_inputs for candidate in own):
                 moments |= {layer: InputMoment.bytes_of_layer(named[layer]) for layer in group.layers}
                 cubes += sum(rows_and_columns(named[n])[1] ** 3.0 * row_parts(named[n]) for n in group.layers)
-        owners = {id(w): (w, named[n]) for group in groups for n in group.layers for w in _weight(named[n])}
-        weights = [weight for weight, _ in owners.values()]
-        largest, owner = max(owners.values(), key=lambda pair: pair[0].numel())
+            schemes = [candidate.scheme.weight for candidate in kinds.values()]
+            one_layer = max(one_layer, *(_bytes_to_round(named[n], schemes, by_inputs) for n in group.layers))
+        owners = {id(w): w for group in groups for n in group.layers for w in _weight(named[n])}
+        largest = max(owners.values(), key=Tensor.numel)
         widest = max(moments, key=moments.__getitem__, default=None)
         return cls(
             model,
             sum({id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}.values()),
-            sum(weight.numel() for weight in weights),
+            sum(weight.numel() for weight in owners.values()),
             largest.numel(),
-            rows_and_columns(owner)[1],
             largest.element_size(),
-            schemes,
+            0 if widest is None else prod(rows_and_columns(named[widest])),
+            one_layer,
             len(candidates),
             stored,
             widest,
+            0 if widest is None else InputMoment.bytes_of_matrix(named[widest]),
             0 if widest is None else moments[widest],
             sum(moments.values()),
             room,
@@ -101,15 +111,12 @@ class Sizes:
     def round_bytes(self, forward: int) -> int:
         """Return what `round_candidates` takes beside the model and what it returns."""
         moments = min(self.all_moments, max(self.room, self.moment_bytes))
-        again = max(1, _SOLVED_AGAIN // self.columns)
-        side_by_side = int(4 * (_ONCE + _EACH * again) * min(self.schemes * self.largest, _SIDE_BY_SIDE))
-        one_layer = 2 * self.moment_bytes + (self.schemes + 4) * self.largest + side_by_side
-        return moments + max(forward, one_layer)
+        return moments + max(forward, 2 * self.matrix_bytes + self.one_layer)
 
     def profile_bytes(self, backward: int) -> int:
         """Return what `profile` takes beside the model and the candidates."""
         one = self.largest * self.element
-        return backward + 2 * max(_CHUNK, one) + max(4 * self.element * 2**20, one) + 2 * self.largest
+        return backward + max(_CHUNK, one) + 2 * one + min(_PIECE, 24 * self.largest) + 2 * self.largest + _KEPT
 
     def allocate_bytes(self) -> int:
         """Return what `allocate` takes beside the model and the candidates."""
@@ -126,13 +133,30 @@ class Sizes:
         if not in_sequence:
             return packed + held
         codes = self.weights
-        one_layer = 8 * self.moment_bytes + 16 * self.largest
+        one_layer = MOMENTS_AT_ONCE * self.matrix_bytes + 16 * self.widest_weights
         return self.model_bytes + codes + max(packed, 2 * held + one_layer)
 
 
 def _weight(layer: nn.Module) -> Iterator[Tensor]:
     if isinstance(layer.weight, Tensor):
         yield layer.weight
+
+
+def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs: bool) -> int:
+    """Return what rounding a layer takes beyond its moment: its codes, and what is computed side by side."""
+    rows, columns = rows_and_columns(layer)
+    weights, codes = rows * columns, len(schemes) * rows * columns
+    wide = 4 * weights if any(w.element_size() < 4 for w in _weight(layer)) else 0
+    kind = kind_of(layer)
+    if not by_inputs or (kind is not None and kind.operation == "lookup"):
+        return codes + wide + min(16 * weights, _PIECE)
+    solved = 0
+    for by_blocks in (False, True):
+        alike = sum(isinstance(scheme.granularity, int) is by_blocks for scheme in schemes)
+        again = 2 if by_blocks else max(1, _SOLVED_AGAIN // columns)
+        most = max(_SIDE_BY_SIDE, _LEAST_ROWS * columns) * again // (1 + again)
+        solved = max(solved, min(most, alike * again * weights))
+    return codes + wide + 4 * _COPIES * solved
 
 
 def _without_grid(candidate: Candidate) -> tuple[object, ...]:

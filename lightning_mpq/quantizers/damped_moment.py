@@ -47,7 +47,8 @@ class OrderedMoment:
         mean = diagonal.mean(1)
         unit = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
         columns = order.flip(1)[:, None, :].expand_as(moment)
-        return cls(order, moment.gather(2, columns).gather(1, columns.transpose(1, 2)) / unit, unit)
+        backwards = moment.gather(2, columns).gather(1, columns.transpose(1, 2))
+        return cls(order, backwards.div_(unit), unit)
 
     def damped(self, damping: float) -> DampedMoment:
         """Factorise it with damping on its diagonal; one that rounding errors make singular gets more.
@@ -62,6 +63,7 @@ class OrderedMoment:
             damped = self.backwards.clone()
             damped.diagonal(dim1=1, dim2=2).add_(damping)
             lower, failed = torch.linalg.cholesky_ex(damped)
+            del damped
             if not failed.any():
                 # The lower factor of the matrix read backwards is V read backwards.
                 return DampedMoment(self.order, lower.flip(1, 2), self.unit)

@@ -72,9 +72,14 @@ class InputMoment:
     @staticmethod
     def bytes_of_layer(module: nn.Module) -> int:
         """Return what `of_layer` takes, without making it."""
+        matrix, kind = InputMoment.bytes_of_matrix(module), kind_of(module)
+        return matrix if kind is not None and kind.operation == "lookup" else matrix * 3 // 2
+
+    @staticmethod
+    def bytes_of_matrix(module: nn.Module) -> int:
+        """Return what one matrix of its size takes: its mean, or a factor of it."""
         kind, columns = kind_of(module), rows_and_columns(module)[1]
-        lookup = kind is not None and kind.operation == "lookup"
-        return 8 * columns if lookup else 12 * columns * columns * row_parts(module)
+        return 8 * columns * (1 if kind is not None and kind.operation == "lookup" else columns * row_parts(module))
 
     def update(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from ..schemes import WeightScheme
 from .clip_search import Scales, rank_trials, trial_scales
 from .error_feedback import output_error
 from .quantized_rows import encode, placed
+
+_CHUNK_ELEMENTS = 2**20
+"""Weights whose errors are computed at once (4 MiB of float32)."""
 
 
 def search_nearest(rows: Tensor, moment: Tensor, scheme: WeightScheme, row_weights: Tensor) -> Scales:
@@ -44,7 +49,7 @@ def search_nearest(rows: Tensor, moment: Tensor, scheme: WeightScheme, row_weigh
 
 
 def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales) -> tuple[Tensor, Tensor]:
-    """Return the nearest codes at given scales, uint8 [R, C], and e M e^T of each row, [R].
+    """Return the nearest codes at given scales, uint8 [R, C], and e M e^T of each row, [R]; a few rows at a time.
 
     Args:
         rows: [R, C].
@@ -52,9 +57,19 @@ def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Sc
         scheme: The scheme.
         scales: One trial.
     """
-    zero_point = None if scales.zero_point is None else scales.zero_point[0]
-    codes = encode(rows, scales.scale[0], zero_point, scheme)
-    return codes, error_of_codes(rows, moment, scheme, scales, codes)
+    codes, errors = [], []
+    for part in row_chunks(rows, moment):
+        own = scales.rows(part)
+        zero_point = None if own.zero_point is None else own.zero_point[0]
+        codes.append(encode(rows[part], own.scale[0], zero_point, scheme))
+        errors.append(error_of_codes(rows[part], moment, scheme, own, codes[-1]))
+    return torch.cat(codes), torch.cat(errors)
+
+
+def row_chunks(rows: Tensor, moment: Tensor) -> Iterator[slice]:
+    """Yield a few rows at a time; all of a weight in several parts."""
+    step = len(rows) if len(moment) > 1 else max(1, _CHUNK_ELEMENTS // rows.shape[1])
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
 def error_of_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales, codes: Tensor) -> Tensor:

@@ -14,11 +14,8 @@ from .clip_search import Scales, least_error, trial_scales
 from .error_feedback import ErrorFeedback
 from .feedback_search import search_with_feedback
 from .nearest import finite_rows
-from .nearest_search import error_of_codes, nearest_error, search_nearest
+from .nearest_search import error_of_codes, nearest_error, row_chunks, search_nearest
 from .quantized_rows import QuantizedRows
-
-_CHUNK_ELEMENTS = 2**22
-"""Weights whose errors are computed at once (16 MiB of float32)."""
 
 
 class RoundedRows(NamedTuple):
@@ -119,10 +116,8 @@ def _better_codes(
 
     Error feedback is greedy, and may lose. Of a large weight a few rows are compared at a time.
     """
-    step = len(rows) if len(moment) > 1 else max(1, _CHUNK_ELEMENTS // rows.shape[1])
     kept, errors = [], []
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+    for part in row_chunks(rows, moment):
         scales = trial.rows(part)
         error = error_of_codes(rows[part], moment, scheme, scales, codes[part])
         nearest_codes, nearest_errors = nearest_error(rows[part], moment, scheme, scales)

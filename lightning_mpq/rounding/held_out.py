@@ -61,12 +61,8 @@ def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Tensor:
     """
     if not fit.strength:
         return weights
-    return weights + fit.strength * OrderedMoment.of(moment.own).damped(fit.ridge).solve(_pull(weights, moment))
-
-
-def _pull(weights: Tensor, moment: JointMoment) -> Tensor:
-    """Return W (X - M): the step from W to W', times M + d I."""
-    return weights @ (moment.cross - moment.own)
+    pull = weights @ (moment.cross - moment.own)  # the step from W to W', times M + d I
+    return weights + fit.strength * OrderedMoment.of(moment.own).damped(fit.ridge).solve(pull)
 
 
 class _Half(NamedTuple):
@@ -81,6 +77,12 @@ class _Half(NamedTuple):
     own: Tensor
     ordered: OrderedMoment
     pull: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, moment: JointMoment) -> _Half:
+        """Take from a moment what is needed of it, in the type of the rows."""
+        own = moment.own.to(rows.dtype)
+        return cls(own, OrderedMoment.of(own), rows @ (moment.cross.to(rows.dtype) - own))
 
 
 @dataclass
@@ -118,8 +120,7 @@ def choose_fit(weights: Tensor, parts: Sequence[JointMoment]) -> Fit:
     """
     step = max(1, weights.shape[1] // _ROWS)
     rows = weights[:, ::step].float()  # a choice among a few needs no more
-    narrow = [JointMoment(part.cross.float(), part.own.float(), part.rows) for part in parts]
-    halves = [_Half(part.own, OrderedMoment.of(part.own), _pull(rows, part)) for part in narrow]
+    halves = [_Half.of(rows, part) for part in parts]
     signs = unit_errors(rows, weights.shape[2])
     tried: dict[float, _Sums] = {}
     for damping in DAMPINGS:

@@ -16,11 +16,13 @@ from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
 from ..network.named_weights import named_layers
+from ..network.placement import refuse_different_layers
 from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows
 from ..quantizers.padding_row import check_padding_row, loses_padding_row
 from ..schemes import InputScheme, WeightScheme
 from ..tools.distributed import on_rank_zero
+from ..tools.give_back import give_back
 from ..tools.progress import Progress, silent
 from .input_moments import input_moments
 from .kept_groups import KeptGroups
@@ -93,6 +95,7 @@ def round_candidates(
     """
     calibration = Calibration.of(model, batches, forward_fn=forward_fn)
     report = progress or silent
+    refuse_different_layers(model)
     check_finite_parameters(model)
     groups = find_groups(model) if groups is None else groups
     offered = make_candidates(groups) if candidates is None else candidates
@@ -210,6 +213,7 @@ class _Rounding:
             found = {}
             for number, group in enumerate(groups):
                 report(0.5 + number / len(groups) / 2, f"round {group.name}")
+                give_back()  # what other groups have freed
                 rounded = self._group(group, moments)
                 offered = self.offered[group.name]
                 found[group.name] = rounded if self.kept is None else self.kept.keep(group, offered, rounded)

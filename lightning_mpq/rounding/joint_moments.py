@@ -37,13 +37,16 @@ class JointMoment(NamedTuple):
     rows: int
 
     @classmethod
-    def over(cls, parts: Sequence[JointMoment]) -> JointMoment:
-        """Return the means over the rows of several parts."""
+    def over(cls, parts: list[JointMoment]) -> JointMoment:
+        """Return the means over the rows of several parts, in their memory: the list is emptied."""
         rows = sum(part.rows for part in parts)
-        shares = [part.rows / max(rows, 1) for part in parts]
-        cross = sum((share * part.cross for share, part in zip(shares, parts, strict=True)), torch.zeros(()))
-        own = sum((share * part.own for share, part in zip(shares, parts, strict=True)), torch.zeros(()))
-        return cls(cross, own, rows)
+        shared, sums = parts[0].cross is parts[0].own, list[Tensor]()
+        while parts:
+            part = parts.pop(0)
+            own = (part.own,) if shared else (part.cross, part.own)
+            scaled = [each.mul_(part.rows / max(rows, 1)) for each in own]
+            sums = [one.add_(other) for one, other in zip(sums, scaled, strict=True)] if sums else scaled
+        return cls(sums[0], sums[-1], rows)
 
 
 class JointMoments(NamedTuple):
@@ -54,7 +57,7 @@ class JointMoments(NamedTuple):
         paired: Whether rows of the model and its copy are those of the same samples and positions.
     """
 
-    parts: tuple[JointMoment, ...]
+    parts: list[JointMoment]
     paired: bool
 
 
@@ -120,8 +123,9 @@ def joint_moments(
     weight = module.weight
     assert isinstance(weight, Tensor)
     wide = torch.float32 if weight.device.type == "mps" else torch.float64
-    cross = torch.zeros(PARTS, row_parts(module), columns, columns, dtype=wide, device=weight.device)
-    own, counts, paired = cross.clone(), [0] * PARTS, True
+    size = (row_parts(module), columns, columns)
+    cross, own = ([torch.zeros(size, dtype=wide, device=weight.device) for _ in range(PARTS)] for _ in range(2))
+    counts, paired = [0] * PARTS, True
     with errors_shared():
         for with_x, with_z, place in zip(floats, twins, places, strict=True):
             paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
@@ -134,13 +138,12 @@ def joint_moments(
                     cross[part] += x.mT @ z
     paired = all(gather(paired))
     rows = [sum(of_ranks) for of_ranks in zip(*gather(counts), strict=True)]
-    own = sum_over_ranks(own)
-    cross = sum_over_ranks(cross) if paired else own
+    own = [sum_over_ranks(sums) for sums in own]
+    cross = [sum_over_ranks(sums) for sums in cross] if paired else own
     for sums in (own, cross)[: 1 + paired]:
         for part in range(PARTS):
             sums[part] /= max(rows[part], 1)
-    found = [JointMoment(cross[part], own[part], rows[part]) for part in range(PARTS) if rows[part]]
-    return JointMoments(tuple(found), paired)
+    return JointMoments([JointMoment(cross[p], own[p], rows[p]) for p in range(PARTS) if rows[p]], paired)
 
 
 def _chunks(

@@ -31,6 +31,7 @@ from ..network.layer_kinds import kind_of, rows_to_weight, weight_rows
 from ..network.layerwise import LayerwiseForward, Stop, order_of_calls
 from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
+from ..network.placement import refuse_different_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows, round_rows
 from ..schemes import InputScheme, WeightScheme
@@ -40,6 +41,10 @@ from .held_out import FIXED, Fit, choose_fit, target
 from .independent import round_policy
 from .joint_moments import PARTS, JointMoment, JointMoments, joint_moments, parts_of_batches
 from .kept_layers import KeptLayer, KeptLayers
+from .room import refuse_without_room
+
+MOMENTS_AT_ONCE = 8
+"""Moments of one layer that stand together while it is rounded in sequence: measured."""
 
 
 def round_sequentially(
@@ -92,7 +97,9 @@ def round_sequentially(
     Raises:
         ValueError: If there is no batch, or policy and model do not fit.
         NonFiniteError: If a weight or an input is NaN or infinite.
+        MemoryError: If there is no room for the moments of a single layer.
     """
+    refuse_different_layers(model)
     check_finite_parameters(model)
     calibration = Calibration.of(model, batches, forward_fn=forward_fn).listed("sequential rounding")
     schemes = policy.weights()
@@ -100,6 +107,8 @@ def round_sequentially(
     with errors_shared():
         order = _in_sequence(calibration, next(calibration.filled()), by_inputs)
     order = broadcast(order)
+    layers = named_layers(model, remove_duplicate=False)
+    refuse_without_room({layer: layers[layer] for layer in order}, MOMENTS_AT_ONCE)
     ranges = ranges_of_policy(calibration, policy) if ranges is None else ranges
     apart = _apart(calibration, policy, set(order), rounded, damping)
     passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
@@ -275,15 +284,18 @@ def _set_weight(module: nn.Module, quantized: QuantizedRows) -> None:
         weight.copy_(rows_to_weight(module, quantized.dequantize(weight.dtype), weight.shape))
 
 
-def _rounded(
-    module: nn.Module, parts: Sequence[JointMoment], scheme: WeightScheme, damping: float | None
-) -> QuantizedRows:
-    """Round a layer by the moments of all parts, fitted to them as far as each half says of the other."""
-    rows, whole = weight_rows(module).detach(), JointMoment.over(parts)
-    weights = rows.unflatten(0, (len(whole.own), -1)).to(whole.own.dtype)
+def _rounded(module: nn.Module, parts: list[JointMoment], scheme: WeightScheme, damping: float | None) -> QuantizedRows:
+    """Round a layer by the moments of all parts, fitted to them as far as each half says of the other.
+
+    The moments are used up: they are most of what it takes.
+    """
+    rows, own = weight_rows(module).detach(), parts[0].own
+    weights = rows.unflatten(0, (len(own), -1)).to(own.dtype)
     if damping is not None:
         fit = Fit(1.0, damping, damping)
     else:
         fit = choose_fit(weights, parts).with_twice_the_samples() if len(parts) == PARTS else FIXED
-    aim = target(weights, whole, fit).flatten(0, 1).to(rows.dtype)
-    return round_rows(aim, whole.own, [scheme], damping=fit.feedback)[0].quantized
+    whole = JointMoment.over(parts)
+    aim, own = target(weights, whole, fit).flatten(0, 1).to(rows.dtype), whole.own
+    del whole
+    return round_rows(aim, own, [scheme], damping=fit.feedback)[0].quantized

@@ -15,6 +15,8 @@ from ..quantizers import InputMoment, RoundedRows, RowRounding
 from ..schemes import WeightScheme
 
 _Found = TypeVar("_Found")
+_CHUNK_ELEMENTS = 2**19
+"""Weights whose part in the mean square of the output is computed at once (4 MiB of float64)."""
 SAMPLED_WEIGHTS = 24576
 """By so many weights, in whole rows, the grid of all is chosen."""
 
@@ -101,9 +103,13 @@ class WeightRounding:
     def _unit(self) -> float:
         """Return one over the mean square of the layer's output, 0 where that is zero."""
         moment = self.rounding.moment
-        weights = self.rows.unflatten(0, (len(moment), -1)).to(moment.dtype)
-        products = weights * moment[:, None] if moment.dim() == 2 else weights @ moment
-        energy = (products * weights).sum(2).flatten()
+        rows = self.rows.unflatten(0, (len(moment), -1))
+        energies = []
+        for part in rows.split(max(1, _CHUNK_ELEMENTS // self.rows.shape[1]), dim=1):
+            weights = part.to(moment.dtype)
+            products = weights * moment[:, None] if moment.dim() == 2 else weights @ moment
+            energies.append((products * weights).sum(2))
+        energy = torch.cat(energies, 1).flatten()
         total = float((energy if self.counts is None else energy * self.counts).sum())
         return 1 / total if total > 0 else 0.0
 

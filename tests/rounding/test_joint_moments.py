@@ -50,3 +50,12 @@ def test_one_batch_is_rounded_as_its_two_halves():
     assert not all(torch.equal(whole[name].codes, fixed[name].codes) for name in policy.weights())
     single = round_sequentially(model, [data[:1]], policy)  # no second sample to judge by
     assert set(single) == set(whole)
+
+
+def test_means_of_parts_that_are_not_paired_are_taken_once():
+    own = [torch.full((1, 1, 1), v) for v in (1.0, 5.0)]
+    parts = [JointMoment(each, each, n) for each, n in zip(own, (3, 1), strict=True)]
+    both = JointMoment.over(parts)
+    assert float(both.own) == 2.0
+    assert both.cross is both.own
+    assert not parts

@@ -306,6 +306,27 @@ class Different:
         plain_profile(model, own(batches()), bits=[4], likelihood=Categorical())
 
     @staticmethod
+    def layers():
+        model = network()
+        with torch.random.fork_rng():  # later cases draw the same numbers on all ranks
+            model[6] = nn.Linear(model[6].in_features, 3 + distributed.rank())
+        return model
+
+    @staticmethod
+    def profiled_layers():
+        plain_profile(Different.layers(), own(batches()), bits=[4], likelihood=Categorical())
+
+    @staticmethod
+    def rounded_layers():
+        round_candidates(Different.layers(), own(batches()))
+
+    @staticmethod
+    def layers_in_sequence():
+        model = Different.layers()
+        policy = BitPolicy({g.name: offered_schemes([3])[0] for g in find_groups(model)})
+        round_sequentially(model, own(batches()), policy)
+
+    @staticmethod
     def guesses():
         model, labels = nn.Linear(4, 1), torch.zeros(8, 1) if distributed.rank() else torch.randn(8, 1)
         plain_profile(model, [(torch.ones(8, 4), labels)], bits=[4])
@@ -325,6 +346,9 @@ class Different:
     [
         ("statistics", "different weights or buffers"),
         ("repaired_statistics", None),
+        ("profiled_layers", "rank 0 alone of 0 and 1 has 6.bias [3]"),
+        ("rounded_layers", "rank 0 alone of 0 and 1 has 6.bias [3]"),
+        ("layers_in_sequence", "rank 0 alone of 0 and 1 has 6.bias [3]"),
         ("guesses", "on different processes; pass likelihood="),
         ("nothing", "of 2 processes rank 1 got none"),
         ("not_finite", "in batch 2"),

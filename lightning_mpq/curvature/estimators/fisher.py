@@ -162,6 +162,7 @@ class SampleScores:
             else:
                 rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
                 self._scores[:, part] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
+            del deltas  # before the next ones are made
 
     def _add_input(self, use: Use, gradient: Tensor) -> None:
         """Add the scores of what a layer was called on, once the gradient of it is known."""

@@ -15,10 +15,10 @@ from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
 
-_CHUNK_BYTES = 2**25
+_CHUNK_BYTES = 2**24
 """Of dense perturbations of a layer that are made at once, if one takes no more."""
-_CHUNK_ELEMENTS = 2**20
-"""Weights whose change is computed at once in float64 (8 MiB)."""
+_CHUNK_ELEMENTS = 2**18
+"""Weights whose change is computed at once in float64 (2 MiB)."""
 
 
 class Perturbations:
@@ -117,7 +117,7 @@ class Perturbations:
         leader = self._leader[layer]
         if leader in self._dense:
             return self._dense[leader]
-        stacked = torch.stack([self._perturbation(layer, index) for index in range(columns.start, columns.stop)])
+        stacked = self._stacked(layer, columns)
         size = stacked.numel() * stacked.element_size()
         if size <= self._dense_bytes_left:  # small networks would spend more time on this than on passes
             self._dense[leader] = stacked
@@ -133,7 +133,15 @@ class Perturbations:
             return
         for start in range(columns.start, columns.stop, step):
             part = slice(start, min(start + step, columns.stop))
-            yield part, torch.stack([self._perturbation(layer, index) for index in range(part.start, part.stop)])
+            yield part, self._stacked(layer, part)
+
+    def _stacked(self, layer: str, columns: slice) -> Tensor:
+        """Return D of some candidates of a layer, made one by one in the place where it will lie."""
+        weight = self.weight(layer)
+        stacked = weight.new_empty(columns.stop - columns.start, *weight.shape)
+        for place, index in zip(stacked, range(columns.start, columns.stop), strict=True):
+            place.copy_(self._perturbation(layer, index))
+        return stacked
 
     def of_candidate(self, index: int) -> dict[str, Tensor]:
         """Return D of one candidate for each distinct weight it touches, by leading layer."""

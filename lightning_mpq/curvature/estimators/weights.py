@@ -69,15 +69,12 @@ def inner_products(perturbations: Perturbations, gradients: Sequence[Sequence[Te
 def _with_layer(perturbations: Perturbations, layer: str, gradients: Sequence[Tensor]) -> Tensor:
     """Return the inner products of gradients of one weight, flattened, with its perturbations, [M, B]."""
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    found = [
-        sum(
-            torch.stack([gradient[i : i + _CHUNK_ELEMENTS] for gradient in gradients]).to(wide)
-            @ delta[i : i + _CHUNK_ELEMENTS].to(wide)
-            for i in range(0, len(delta), _CHUNK_ELEMENTS)
-        )
-        for _, deltas in perturbations.chunks(layer)
-        for delta in deltas.flatten(1)
-    ]
+    found: list[Tensor] = []
+    for _, deltas in perturbations.chunks(layer):
+        for delta in deltas.flatten(1):
+            parts = [slice(i, i + _CHUNK_ELEMENTS) for i in range(0, len(delta), _CHUNK_ELEMENTS)]
+            found.append(sum(torch.stack([g[p] for g in gradients]).to(wide) @ delta[p].to(wide) for p in parts))
+        del deltas, delta  # before the next ones are made
     return torch.stack(found, 1)
 
 
