@@ -79,6 +79,10 @@ class Target:
         """Return why the inputs of a layer cannot be quantized so; None if they can."""
         return None
 
+    def why_not_pair(self, layer: nn.Module, weight: WeightScheme, inputs: InputScheme) -> str | None:
+        """Return why a layer cannot have a weight and inputs at once, each of which it can have; None if it can."""
+        return None
+
     def schemes(self, rounding: Rounding) -> Sequence[WeightScheme] | None:
         """Return the schemes that it offers in the place of widths on our grids; None for those.
 

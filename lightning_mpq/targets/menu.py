@@ -16,7 +16,7 @@ from ..network.calibration import Calibration
 from ..network.named_weights import named_layers
 from ..options import CandidateOptions
 from ..policy import BitPolicy
-from ..schemes import LayerScheme, WeightScheme
+from ..schemes import InputScheme, LayerScheme, WeightScheme
 from .base import Target
 
 _SHOWN = 4
@@ -109,8 +109,8 @@ def obstacles(target: Target, model: nn.Module, policy: BitPolicy) -> list[str]:
     schemes = policy.weights()
     wrong = []
     for name, inputs in policy.inputs().items():
-        if name in layers and (reason := target.why_not_inputs(layers[name], inputs)) is not None:
-            wrong.append(f"{name!r} ({inputs}): {reason}; its inputs must stay in float")
+        if name in layers and (reason := _why_not_inputs(target, layers[name], schemes[name], inputs)) is not None:
+            wrong.append(f"{name!r} ({schemes[name]}, {inputs}): {reason}; its inputs must stay in float")
     for name, scheme in schemes.items():
         if name in layers and (reason := target.why_not(layers[name], scheme)) is not None:
             near = nearest(target, [layers[name]], scheme)
@@ -157,9 +157,14 @@ def _why_not(
     for name in names:
         if (reason := target.why_not(layers[name], scheme.weight)) is not None:
             return name, reason
-        if inputs is not None and (reason := target.why_not_inputs(layers[name], inputs)) is not None:
+        if inputs is not None and (reason := _why_not_inputs(target, layers[name], scheme.weight, inputs)) is not None:
             return name, reason
     return None
+
+
+def _why_not_inputs(target: Target, layer: nn.Module, weight: WeightScheme, inputs: InputScheme) -> str | None:
+    reason = target.why_not_inputs(layer, inputs)
+    return target.why_not_pair(layer, weight, inputs) if reason is None else reason
 
 
 def stored_bytes_in(target: Target, model: nn.Module, groups: Iterable[LayerGroup], policy: BitPolicy) -> int:

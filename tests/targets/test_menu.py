@@ -111,3 +111,32 @@ def test_names_of_targets():
         target_named("tensorrt")
     with pytest.raises(TypeError, match="a name or an instance of a subclass of Target"):
         target_named(Npu)
+
+
+class Pairs(mpq.Target):
+    """8 by 8 bits, and 4-bit weights by inputs of 8 bits or in float."""
+
+    name = "pairs"
+
+    def why_not(self, layer, scheme):
+        return None if scheme.bits in (4, 8) else "it has weights of 4 or 8 bits"
+
+    def why_not_inputs(self, layer, scheme):
+        return None if scheme.bits in (4, 8) else "it has inputs of 4 or 8 bits"
+
+    def why_not_pair(self, layer, weight, inputs):
+        return (
+            "it multiplies inputs of 4 bits by weights of 8 bits only" if (weight.bits, inputs.bits) == (4, 4) else None
+        )
+
+
+def test_pairs_of_weights_and_inputs_that_a_runtime_does_not_compute_are_not_offered_and_refused():
+    model = mlp(6, 3)
+    wanted = CandidateOptions(bits=(3, 4, 8), inputs=(8, 6, 4, "float"), grids=("symmetric",))
+    _, candidates = offer(Pairs(), model, wanted)
+    assert {(each.scheme.bits, each.scheme.input_bits) for each in candidates} == {
+        (4, 8), (4, None), (8, 8), (8, 4), (8, None),
+    }  # fmt: skip
+    pair = mpq.LayerScheme(mpq.WeightScheme(4), mpq.InputScheme(4))
+    with pytest.raises(ValueError, match="4-bit inputs.: it multiplies inputs of 4 bits by weights of 8 bits only"):
+        refuse_policy(Pairs(), model, mpq.BitPolicy({"0": pair}))
