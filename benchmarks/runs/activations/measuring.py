@@ -7,42 +7,19 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 from torch import nn
 
 import lightning_mpq as mpq
 from lightning_mpq.curvature import TaylorModel
-from lightning_mpq.demo.classifier import Classifier
-from lightning_mpq.demo.digits import Digits
-from lightning_mpq.demo.resnet import ResNet
+from lightning_mpq.groups.groups import LayerGroups
 from lightning_mpq.modules.workload import measure_workload
 
 from ...tools.accuracy import Images, compare, outputs
 
 Row = dict[str, Any]
-
-
-def trained(depth: int, epochs: int, seed: int) -> tuple[nn.Module, Digits]:
-    """Return a ResNet trained on the digits, in eval mode, and its data."""
-    L.seed_everything(seed, verbose=False)
-    data, module = Digits(seed=seed), Classifier(ResNet(depth))
-    L.Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", devices=1,
-    ).fit(module, data)  # fmt: skip
-    return module.network.eval(), data
-
-
-def images_of(data: Digits, count: int) -> tuple[Images, Images]:
-    """Return batches of training images to calibrate on, and all images that the training has not seen."""
-    data.setup("fit")
-    data.setup("test")
-    found: Images = []
-    for batch in data.calibration_dataloader():
-        if sum(len(labels) for _, labels in found) < count:
-            found.append(batch)
-    return found, [*data.test_dataloader(), *data.val_dataloader()]
+CLIPPED_ON = 4
+"""Batches of test images that clipped values are counted on."""
 
 
 def measure(network: nn.Module, calibration: Images, test: Images, bits: list[int], inputs: list[int]) -> Iterator[Row]:
@@ -55,27 +32,32 @@ def measure(network: nn.Module, calibration: Images, test: Images, bits: list[in
     macs = measure_workload(network, images, groups).macs
     reference, _ = outputs(network, test)
     yield {
-        "policy": "float", "weights": 32, "inputs": 32, "bit_operations": None, "predicted": 0.0,
+        "policy": "float", "weights": 32, "inputs": 32, "average_bits": 32, "bit_operations": None, "predicted": 0.0,
         **compare(network, test, reference), "clipped": 0.0,
     }  # fmt: skip
-    uniform = {(w, a): _uniform(taylor, w, a) for w, a in ((8, 8), (4, 8), (4, 4)) if w in bits and a in inputs}
-    found = {f"W{w}A{a}": policy for (w, a), policy in uniform.items()}
-    for name in [name for name in found if name != "W8A8"]:
-        limit = _operations(found[name], macs)
+    found = {f"W{w}A{a}": _uniform(taylor, w, a) for w, a in ((8, 8), (4, 8), (4, 4)) if w in bits and a in inputs}
+    for name, what in (("W4A8", "BOPs"), ("W4A4", "BOPs"), ("W4A4", "BOPs and bytes")):
+        if name not in found:
+            continue
+        average = _average_bits(found[name], taylor, groups) if "bytes" in what else None
+        budget = mpq.Budget(bit_operations=_operations(found[name], macs), macs=macs, average_bits=average)
         for objective in ("quadratic", "additive"):
-            budget = mpq.Budget(bit_operations=limit, macs=macs)
-            found[f"{name} BOPs, {objective}"] = mpq.allocate(taylor, budget, objective=objective).policy
+            found[f"{name} {what}, {objective}"] = mpq.allocate(taylor, budget, objective=objective).policy
+    done: dict[mpq.BitPolicy, Row] = {}
     for name, policy in found.items():
-        packed = mpq.quantize(copy.deepcopy(network), policy, images, rounded=rounded)
+        if policy not in done:
+            packed = mpq.quantize(copy.deepcopy(network), policy, images, rounded=rounded)
+            clipped = mpq.clipped_inputs(packed, [batch for batch, _ in test[:CLIPPED_ON]])
+            done[policy] = {**compare(packed, test, reference), "clipped": max(clipped.values())}
         schemes = policy.by_layer().values()
         yield {
             "policy": name,
             "weights": sum(scheme.bits for scheme in schemes) / len(schemes),
             "inputs": sum(scheme.input_bits or 32 for scheme in schemes) / len(schemes),
+            "average_bits": _average_bits(policy, taylor, groups),
             "bit_operations": _operations(policy, macs),
             "predicted": taylor.predict(policy).value,
-            **compare(packed, test, reference),
-            "clipped": max(mpq.clipped_inputs(packed, [batch for batch, _ in test]).values()),
+            **done[policy],
         }
 
 
@@ -89,6 +71,12 @@ def _uniform(taylor: TaylorModel, weights: int, inputs: int) -> mpq.BitPolicy:
 
 def _operations(policy: mpq.BitPolicy, macs: Mapping[str, float]) -> float:
     return sum(macs[group] * scheme.bits * (scheme.input_bits or 32) for group, scheme in policy.items())
+
+
+def _average_bits(policy: mpq.BitPolicy, taylor: TaylorModel, groups: LayerGroups) -> float:
+    """Return the bits stored per weight, scales and ranges of inputs included."""
+    stored = {(each.group, each.scheme): each.stored_bits for each in taylor.candidates}
+    return sum(stored[each] for each in policy.items()) / sum(group.weight_count for group in groups)
 
 
 def profile_cost(network: nn.Module, images: list[torch.Tensor], bits: list[int], inputs: list[int]) -> Iterator[Row]:

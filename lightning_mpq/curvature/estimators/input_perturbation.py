@@ -73,7 +73,7 @@ class InputPerturbations:
         found = self._range(layer, index)
         if found is None or x.dtype not in (torch.float32, torch.float64):
             return self.rounded(layer, index, x) - x
-        lowest = -found.zero_point  # in place: a seventh of the time of torch.fake_quantize_per_tensor_affine
+        lowest = -found.zero_point  # in place: faster than torch.fake_quantize_per_tensor_affine
         steps = x.div(found.scale).round_().clamp_(lowest, lowest + 2 ** self._schemes[index].bits - 1)
         return steps.mul_(found.scale).sub_(x)
 
