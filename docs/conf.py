@@ -37,6 +37,7 @@ nitpick_ignore_regex = [
         r"(pack_model|restore_layers|targets_of|block_error|ErrorFeedback.factorise|FakeQuantizedRows|FinetunePhase.load|prepare_by)",
     ),
     ("py:class", r".*\.(FakeQuantizedLayer|WeightQuantizer|SolvedProblem|KeptGroups|PackedRows|InputPerturbations)"),
+    ("py:class", r".*\.(InputQuantizer|Learned)"),
     ("py:class", r"tuple\[~torch\.Tensor"),  # Sphinx takes the tuple of a field for a name
 ]
 
