@@ -337,7 +337,10 @@ def test_the_table_says_loss_quality_bytes_times_and_why_not():
     rows.append({**rows[0], **none, "peer": "bad", "refused": "It lacks the layer '0' (1 in all)."})
     rows.append({**rows[0], **none, "peer": "none", "cannot": "too old"})
     lines = block({"results": rows}, "results").splitlines()[2:]
-    assert lines[0] == "some, 2 draws of samples: loss on unseen samples (cosine) in bytes of the quantized layers"
+    assert (
+        lines[0]
+        == "some, 2 draws of samples where a deviation stands: loss on unseen samples (cosine) in bytes of the quantized layers"
+    )
     assert lines[2:7] == [
         "|  | 3 bits | processor time over ours |",
         "| --- | ---: | ---: |",

@@ -19,8 +19,8 @@ def block(content: Content, results: str) -> str:
     rows = content["results"]
     parts = [f"![Loss against stored bytes, this package and its peers]({results}/peers.svg)", ""]
     for (network,), own in grouped(rows, "network").items():
-        seeds = {row["seed"] for row in own}
-        draws = f"{len(seeds)} draws of samples" if len(seeds) > 1 else "one draw of samples"
+        seeds = {row["seed"] for row in own if row["unseen_loss"] is not None}
+        draws = f"{len(seeds)} draws of samples where a deviation stands" if len(seeds) > 1 else "one draw of samples"
         figure = next(key for key in _QUALITY if any(row[key] is not None for row in own))
         parts.append(f"{network}, {draws}: loss on unseen samples ({figure}) in bytes of the quantized layers\n")
         parts += [*_table(own, figure), ""]
