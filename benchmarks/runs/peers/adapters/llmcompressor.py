@@ -27,7 +27,7 @@ def quantize(task: Task) -> Found:
         encoder.config._name_or_path = folder  # where it looks the configuration up once more
         oneshot(
             model=encoder,
-            processor=object(),  # type: ignore[arg-type]  # samples are tokens already: no tokenizer is looked for
+            processor=object(),  # samples are tokens already: no tokenizer is looked for
             dataset=DataLoader(rows, batch_size=task.batch),  # type: ignore[arg-type]
             recipe=GPTQModifier(config_groups={"group_0": scheme}),
             num_calibration_samples=len(rows),
