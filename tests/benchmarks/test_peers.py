@@ -337,10 +337,8 @@ def test_the_table_says_loss_quality_bytes_times_and_why_not():
     rows.append({**rows[0], **none, "peer": "bad", "refused": "It lacks the layer '0' (1 in all)."})
     rows.append({**rows[0], **none, "peer": "none", "cannot": "too old"})
     lines = block({"results": rows}, "results").splitlines()[2:]
-    assert (
-        lines[0]
-        == "some, 2 draws of samples where a deviation stands: loss on unseen samples (cosine) in bytes of the quantized layers"
-    )
+    title = "loss on unseen samples (cosine) in bytes of the quantized layers"
+    assert lines[0] == f"some, 2 draws of samples where a deviation stands: {title}"
     assert lines[2:7] == [
         "|  | 3 bits | processor time over ours |",
         "| --- | ---: | ---: |",
