@@ -113,7 +113,7 @@ def profile(
             re-estimated statistics. Batches whose tensors do not share dimension 0 stay whole.
         shrink: Whether chance is taken out of what was measured: entries are drawn towards zero by their standard
             errors, see `shrink`, and weights that were rounded to these very samples are taken to cost what they cost
-            on unseen ones (`RoundedWeights.unseen`).
+            on unseen ones (``RoundedWeights.unseen``).
         cluster: Samples in a row that hang together, as sequences cut from one document do. They are drawn again
             together (`Allocation.stability`), and count as one for standard errors of predictions.
         tolerance: Stop drawing batches once the standard error of the predicted damage of every uniform policy (all

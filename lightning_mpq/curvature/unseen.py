@@ -15,7 +15,7 @@ def for_unseen(model: TaylorModel, rounded: RoundedWeights | None) -> TaylorMode
 
     The loss to second order is a weighted square of what candidates do to their layers' outputs. Where error feedback
     has made that small by chance too, it is larger on other samples, by a factor that `round_candidates` tells for each
-    layer (`RoundedWeights.unseen`). Changes of outputs are scaled by its root, so that the curvature stays positive
+    layer (``RoundedWeights.unseen``). Changes of outputs are scaled by its root, so that the curvature stays positive
     semidefinite if it is. Candidates that are rounded to nearest do not depend on samples, and stay as they are.
 
     Args:
