@@ -73,6 +73,12 @@ def test_resnet20_is_proved_to_a_thousandth(curvature, average_bits):
     assert plan.additive_loss > plan.predicted_loss * 1.05  # pairs of layers matter on this network
 
 
+@pytest.mark.parametrize("average_bits", [6.0, 7.0, 7.1, 7.5])
+def test_prices_of_loose_budgets_are_found(average_bits):
+    # The best price is ten powers of ten below that of a policy of two bits, whose loss is 1e10 times as large.
+    assert allocate(resnet20("fisher"), Budget(average_bits=average_bits), time_limit=120).gap <= 1e-3
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 def test_the_scale_of_the_loss_does_not_change_the_plan(scale):
     for make in (lambda s: resnet20("fisher", s), lambda s: make_taylor(groups=8, indefinite=True, scale=s)):

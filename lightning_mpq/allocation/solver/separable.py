@@ -65,7 +65,8 @@ def separable_centre(form: DifferenceForm, cost: Array, mu: float, multipliers: 
         multipliers: Where to begin, > 0.
     """
     rows, limits = form.rows, form.limits
-    value, t, rest = -np.inf, *masses(cost + multipliers @ rows, form.start, form.block, mu)
+    t, rest = masses(cost + multipliers @ rows, form.start, form.block, mu)
+    value = _dual_value(form, cost, mu, multipliers, t, rest)
     for _ in range(100):
         if not len(limits):
             break
@@ -77,15 +78,17 @@ def separable_centre(form: DifferenceForm, cost: Array, mu: float, multipliers: 
         curvature = (rows * give) @ rows.T - (pooled / spread) @ pooled.T + np.diag(mu / multipliers**2)
         step = np.linalg.solve(curvature, slope)
         length = min(1.0, 0.9 / max(float((-step / multipliers).max()), 1e-300))
-        while True:
+        for _ in range(20):
             trial = multipliers + length * step
-            t, rest = masses(cost + trial @ rows, form.start, form.block, mu)
-            now = _dual_value(form, cost, mu, trial, t, rest)
-            if now >= value - 1e-13 * abs(value) or length < 1e-6:
+            moved = masses(cost + trial @ rows, form.start, form.block, mu)
+            now = _dual_value(form, cost, mu, trial, *moved)
+            if now >= value - 1e-13 * abs(value):
                 break
             length /= 2
+        else:  # a step that loses, however short, leads astray: prices of where it ends may be off by any power of ten
+            break
         converged = float(np.abs(trial / multipliers - 1).max()) < 1e-6
-        multipliers, value = trial, now
+        multipliers, value, (t, rest) = trial, now, moved
         if converged:
             break
     return t, rest, multipliers
