@@ -75,8 +75,8 @@ def measure_peers(parts: Parts, seconds: float, quick: bool) -> tuple[list[Row],
         try:
             for instance, problem in problems.items():
                 rows += parts.rows(f"{instance}, {name}", partial(measure_peer, name, instance, problem, seconds))
-        except ImportError as error:
-            skipped.append(f"{name}: {peer.package} cannot be imported ({error})")
+        except ImportError:  # whose message names files of this machine
+            skipped.append(f"{name}: {peer.package} is installed and cannot be imported")
     return rows, skipped
 
 
