@@ -13,13 +13,10 @@ from ..groups.groups import LayerGroup
 from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
+from ..quantizers.feedback_search import LEAST_ROWS, SIDE_BY_SIDE, most_solved_again
 from ..rounding.sequential import MOMENTS_AT_ONCE
 from ..schemes import WeightScheme
 
-_SIDE_BY_SIDE, _LEAST_ROWS = 2**21, 2**12
-"""Weights, and fewest rows, that are rounded side by side: see `search_with_feedback`."""
-_SOLVED_AGAIN = 768
-"""Columns in all that are solved again for each row, one range at least: see there."""
 _COPIES = 5
 """Copies in float32 of what is solved side by side: measured."""
 LIBRARIES = 28 * 2**20
@@ -153,8 +150,8 @@ def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs
     solved = 0
     for by_blocks in (False, True):
         alike = sum(isinstance(scheme.granularity, int) is by_blocks for scheme in schemes)
-        again = 2 if by_blocks else max(1, _SOLVED_AGAIN // columns)
-        most = max(_SIDE_BY_SIDE, _LEAST_ROWS * columns) * again // (1 + again)
+        again = most_solved_again(by_blocks, columns)
+        most = max(SIDE_BY_SIDE, LEAST_ROWS * columns) * again // (1 + again)
         solved = max(solved, min(most, alike * again * weights))
     return codes + wide + 4 * _COPIES * solved
 

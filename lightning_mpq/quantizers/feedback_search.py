@@ -21,7 +21,7 @@ from .clip_search import Scales, rank_trials, trial_scales
 from .error_feedback import ErrorFeedback, Feedback
 from .quantized_rows import spread
 
-_CHUNK_ELEMENTS, _CHUNK_ROWS = 2**21, 2**12
+SIDE_BY_SIDE, LEAST_ROWS = 2**21, 2**12
 """Weights that are rounded side by side, all schemes and ranges counted (8 MiB of float32), and the fewest such rows:
 with fewer, columns are so short that calls take longer than what they do."""
 _SOLVED_AGAIN = 768
@@ -56,8 +56,8 @@ def search_with_feedback(
         return [_search(rows, factor, [scheme], row_weights)[0] for scheme in schemes]
     parts = len(factor.order)
     weights = rows.unflatten(0, (parts, -1))
-    trials = sum(1 + _most_solved_again(scheme, rows.shape[1]) for scheme in schemes)
-    step = max(1, max(_CHUNK_ROWS, _CHUNK_ELEMENTS // rows.shape[1]) // (trials * parts))
+    trials = sum(1 + most_solved_again(isinstance(scheme.granularity, int), rows.shape[1]) for scheme in schemes)
+    step = max(1, max(LEAST_ROWS, SIDE_BY_SIDE // rows.shape[1]) // (trials * parts))
     chunks = [_search(chunk.flatten(0, 1), factor, schemes, row_weights) for chunk in weights.split(step, dim=1)]
     return [_side_by_side(found, parts) for found in zip(*chunks, strict=True)]
 
@@ -107,7 +107,7 @@ def _others(
     count = len(scales.scale)
     if scheme.clip != "moment" or count == 1:
         return tried[:0]
-    keep = _most_solved_again(scheme, costs.shape[1])
+    keep = most_solved_again(isinstance(scheme.granularity, int), costs.shape[1])
     order = rank_trials(found.pending[0], costs, scheme, scales, row_weights)
     if isinstance(scheme.granularity, int):
         return order[:keep]
@@ -116,9 +116,9 @@ def _others(
     return order.gather(0, last)[: min(keep, count - 1)]
 
 
-def _most_solved_again(scheme: WeightScheme, columns: int) -> int:
+def most_solved_again(by_blocks: bool, columns: int) -> int:
     """Return how many ranges are solved after the first one, side by side."""
-    return 2 if isinstance(scheme.granularity, int) else max(1, _SOLVED_AGAIN // columns)
+    return 2 if by_blocks else max(1, _SOLVED_AGAIN // columns)
 
 
 def _solve(

@@ -170,7 +170,8 @@ def test_chunks_do_not_change_the_result(granularity, grid, monkeypatch):
     rows, moment = make(2, 5, 11, seed=1)
     scheme = WeightScheme(2, granularity, grid, "moment", rounding="second_order")
     whole = round_rows(rows, moment, [scheme])[0]
-    monkeypatch.setattr("lightning_mpq.quantizers.feedback_search._CHUNK_ELEMENTS", 2 * 11 * 3)
+    monkeypatch.setattr("lightning_mpq.quantizers.feedback_search.SIDE_BY_SIDE", 2 * 11 * 3)
+    monkeypatch.setattr("lightning_mpq.quantizers.feedback_search.LEAST_ROWS", 1)
     cut = round_rows(rows, moment, [scheme])[0]
     assert torch.equal(whole.quantized.codes, cut.quantized.codes)
     assert whole.error == pytest.approx(cut.error)
