@@ -226,10 +226,12 @@ class _Rounding:
         own = [self.layers[layer] for layer in group.layers]
         offered = _with_padding_rows(own, self.offered[group.name])
         names = {id(self.layers[layer].weight): layer for layer in group.layers}
-        weights = {
-            weight: WeightRounding.of(layer, self.layers[layer], moments.pop(weight, None), self.centred, self.damping)
-            for weight, layer in names.items()
-        }
+        weights, unseen = dict[int, WeightRounding](), dict[int, float]()
+        for weight, layer in names.items():
+            moment = moments.pop(weight, None)
+            weights[weight] = WeightRounding.of(layer, self.layers[layer], moment, self.centred, self.damping)
+            unseen[weight] = 1.0 if moment is None else moment.unseen_error(weights[weight].rounding.damping)
+            del moment  # its sums take as much as what is made of them
         best = best_grids(offered, list(weights.values()), group.weight_count) if self.best_grid else offered
         schemes = list(dict.fromkeys(candidate.scheme.weight for candidate in best))
         found = {
@@ -242,8 +244,8 @@ class _Rounding:
             for scheme, (packed, error) in zip(schemes, found[id(self.layers[layer].weight)], strict=True):
                 rows[layer, scheme], errors[layer, scheme] = packed, error
         ranges = {key: each for key, each in self.ranges.items() if key[0] in group.layers}
-        unseen = {layer: weights[id(self.layers[layer].weight)].unseen for layer in group.layers}
-        return RoundedWeights(tuple(best), rows, errors, ranges, unseen)
+        growth = {layer: unseen[id(self.layers[layer].weight)] for layer in group.layers}
+        return RoundedWeights(tuple(best), rows, errors, ranges, growth)
 
 
 def _with_padding_rows(layers: Sequence[nn.Module], offered: Sequence[Candidate]) -> list[Candidate]:

@@ -30,7 +30,6 @@ class WeightRounding:
         rows: [R, C].
         rounding: Rounds by the moment, which is factorised once for all.
         counts: [R], how often each row of an embedding was looked up; None for other layers.
-        unseen: The error of the layer's output on unseen samples over that on those at hand, where errors are fed on.
         known: What was rounded already.
     """
 
@@ -38,7 +37,6 @@ class WeightRounding:
     rows: Tensor
     rounding: RowRounding
     counts: Tensor | None
-    unseen: float = 1.0
     known: dict[WeightScheme, RoundedRows] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -50,8 +48,7 @@ class WeightRounding:
         if moment is None:
             return cls(name, rows, RowRounding(rows.new_ones(row_parts(layer), rows.shape[1])), None)
         chosen = moment.damping() if damping is None else damping
-        rounding = RowRounding(moment.form(centred), chosen)
-        return cls(name, rows, rounding, moment.row_counts, moment.unseen_error(chosen))
+        return cls(name, rows, RowRounding(moment.form(centred), chosen), moment.row_counts)
 
     def sample(self) -> WeightRounding:
         """Return the same for some rows of each convolution group, or this very object if there are few.
