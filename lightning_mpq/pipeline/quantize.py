@@ -123,6 +123,7 @@ class Quantizer:
         self.calibration, self.options, self.rounded, self.judge = calibration, options, rounded, judge
         self.repair = Repair(calibration, layers, options, judge)
         self._cache_dir = cache_dir
+        self._kept: KeptSequence | None = None
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
         self._ranges: dict[BitPolicy, Mapping[str, InputRange]] = {}
         self._operands: Operands | None = None
@@ -154,10 +155,15 @@ class Quantizer:
         if (policy, order) not in self._codes:
             options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
             ranges = self.ranges(policy)
-            folder = self._cache_dir if order == "sequential" else None
-            kept = None if folder is None else KeptSequence(folder, self.calibration)
+            kept = self._kept_sequence() if order == "sequential" else None
             self._codes[policy, order] = final_codes(self.calibration, policy, options, self.rounded, ranges, kept=kept)
         return self._codes[policy, order]
+
+    def _kept_sequence(self) -> KeptSequence | None:
+        """Return what keeps layers, one for all policies: it reads the model and all batches when it is made."""
+        if self._kept is None and self._cache_dir is not None:
+            self._kept = KeptSequence(self._cache_dir, self.calibration)
+        return self._kept
 
     def ranges(self, policy: BitPolicy) -> Mapping[str, InputRange]:
         """Return the ranges of inputs by layer: those that were profiled, or found in a pass over the batches.
