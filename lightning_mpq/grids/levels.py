@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -55,10 +56,15 @@ class Levels(ABC):
     def join(cls, parts: Sequence[Levels], dim: int) -> Levels:
         """Return the levels of several weights that lie side by side along a dimension."""
 
+    @cached_property
+    def _divisor(self) -> Tensor:
+        """The scales, 1 where they are zero; error feedback divides by the same ones in every column."""
+        return torch.where(self.step == 0, torch.ones_like(self.step), self.step)
+
     def values(self, codes: Tensor) -> Tensor:
         """Return the weights that codes stand for."""
         return self.step * self.level(codes)
 
     def in_steps(self, weights: Tensor) -> Tensor:
         """Return weights in units of the scale; unchanged where the scale is zero."""
-        return weights / torch.where(self.step == 0, torch.ones_like(self.step), self.step)
+        return weights / self._divisor

@@ -149,10 +149,10 @@ def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs
         return codes + wide + min(16 * weights, _PIECE)
     solved = 0
     for by_blocks in (False, True):
-        alike = sum(isinstance(scheme.granularity, int) is by_blocks for scheme in schemes)
-        again = most_solved_again(by_blocks, columns)
-        most = max(SIDE_BY_SIDE, LEAST_ROWS * columns) * again // (1 + again)
-        solved = max(solved, min(most, alike * again * weights))
+        alike = [scheme for scheme in schemes if isinstance(scheme.granularity, int) is by_blocks]
+        again = sum(most_solved_again(scheme, columns) for scheme in alike)
+        most = max(SIDE_BY_SIDE, LEAST_ROWS * columns) * again // max(1, len(alike) + again)
+        solved = max(solved, min(most, again * weights))
     return codes + wide + 4 * _COPIES * solved
 
 

@@ -27,6 +27,8 @@ with fewer, columns are so short that calls take longer than what they do."""
 _SOLVED_AGAIN = 768
 """So many columns in all are solved again for each row, and one range at least: the fewer columns a row has, the more
 the errors of two ranges differ by chance, which is a gain like any other, and the less does a solve cost."""
+_ONE_SOLVE = 8
+"""Bits from which the range that is ranked first is kept: steps are so fine that ranges differ little."""
 
 
 class Searched(NamedTuple):
@@ -56,7 +58,7 @@ def search_with_feedback(
         return [_search(rows, factor, [scheme], row_weights)[0] for scheme in schemes]
     parts = len(factor.order)
     weights = rows.unflatten(0, (parts, -1))
-    trials = sum(1 + most_solved_again(isinstance(scheme.granularity, int), rows.shape[1]) for scheme in schemes)
+    trials = sum(1 + most_solved_again(scheme, rows.shape[1]) for scheme in schemes)
     step = max(1, max(LEAST_ROWS, SIDE_BY_SIDE // rows.shape[1]) // (trials * parts))
     chunks = [_search(chunk.flatten(0, 1), factor, schemes, row_weights) for chunk in weights.split(step, dim=1)]
     return [_side_by_side(found, parts) for found in zip(*chunks, strict=True)]
@@ -105,9 +107,9 @@ def _others(
 ) -> Tensor:
     """Return which trials are worth a solve after the first one, [K, S, blocks]."""
     count = len(scales.scale)
-    if scheme.clip != "moment" or count == 1:
+    keep = most_solved_again(scheme, costs.shape[1])
+    if keep == 0 or count == 1:
         return tried[:0]
-    keep = most_solved_again(isinstance(scheme.granularity, int), costs.shape[1])
     order = rank_trials(found.pending[0], costs, scheme, scales, row_weights)
     if isinstance(scheme.granularity, int):
         return order[:keep]
@@ -116,9 +118,11 @@ def _others(
     return order.gather(0, last)[: min(keep, count - 1)]
 
 
-def most_solved_again(by_blocks: bool, columns: int) -> int:
-    """Return how many ranges are solved after the first one, side by side."""
-    return 2 if by_blocks else max(1, _SOLVED_AGAIN // columns)
+def most_solved_again(scheme: WeightScheme, columns: int) -> int:
+    """Return how many ranges of a scheme are solved after the first one, side by side."""
+    if scheme.clip != "moment" or scheme.bits >= _ONE_SOLVE:
+        return 0
+    return 2 if isinstance(scheme.granularity, int) else max(1, _SOLVED_AGAIN // columns)
 
 
 def _solve(

@@ -33,7 +33,7 @@ def error(quantized: QuantizedRows, weight: Tensor, moment: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("grid", DEFAULT_GRIDS)
-@pytest.mark.parametrize(("bits", "columns"), [(2, 96), (3, 96), (4, 96), (3, 24)])
+@pytest.mark.parametrize(("bits", "columns"), [(2, 96), (3, 96), (4, 96), (8, 96), (3, 24)])
 def test_other_inputs_see_no_more_error_than_if_every_range_were_solved(bits, columns, grid):
     weight, moment, others = layer(48, columns)
     best = WeightScheme(bits, grid=grid, clip="moment", rounding="second_order")
