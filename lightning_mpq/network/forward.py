@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import NonFiniteError
 from .batches import describe_batch, tensors_of, to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
@@ -45,9 +46,9 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
             return model(inputs)
         named = named_arguments(model, inputs)
         return model(**named) if named else model(inputs)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NonFiniteError):
         raise
-    except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         raise TypeError(
             f"{type(model).__name__}.forward does not take the input of batch {number}, "
             f"{f'{inputs.dtype} {list(inputs.shape)}' if isinstance(inputs, Tensor) else describe_batch(inputs)}: "
@@ -63,15 +64,22 @@ def named_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any
     """Return what of a mapping ``forward`` takes by name; empty if it takes the mapping itself, as one argument."""
     expected = signature(getattr(model, "_orig_mod", model).forward).parameters  # of a compiled model, its own
     others = {key: value for key, value in batch.items() if key not in TARGETS}
-    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in expected.values()):
-        chosen = {key: value for key, value in others.items() if key in expected or isinstance(value, Tensor)}
-    else:
-        chosen = {key: value for key, value in others.items() if key in expected}
+    takes_more = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in expected.values())
+    chosen = {
+        key: value for key, value in others.items() if key in expected or (takes_more and isinstance(value, Tensor))
+    }
     wanted = {key for key, parameter in expected.items() if parameter.default is Parameter.empty}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if ("labels" in expected or takes_more) and not _DECODER_INPUTS & chosen.keys() and _has_decoder(model):
         wanted.add("labels")  # of which transformers makes the decoder's inputs
-    chosen |= {key: batch[key] for key in TARGETS if key in batch and key in expected and key in wanted}
-    return chosen
+    return chosen | {key: batch[key] for key in TARGETS if key in batch and key in wanted}
+
+
+_DECODER_INPUTS = {"decoder_input_ids", "decoder_inputs_embeds"}
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    """Tell whether a model is, or holds, an encoder with a decoder of transformers."""
+    return any(getattr(getattr(each, "config", None), "is_encoder_decoder", False) for each in model.modules())
 
 
 def device_of(model: nn.Module) -> torch.device:
