@@ -151,7 +151,7 @@ class Perturbations:
     def _perturbation(self, layer: str, index: int) -> Tensor:
         """Return D of one candidate in one layer, in the weight's type.
 
-        The difference is taken in float64, since a rounding error is small beside the weight, and cast last.
+        The difference is that of exact numbers, since a rounding error is small beside the weight, and cast last.
         """
         leader = self._leader[layer]
         module, weight = self.modules[leader], self.weight(leader)
@@ -169,11 +169,17 @@ class Perturbations:
 
 
 def _change(quantized: QuantizedRows, rows: Tensor) -> Tensor:
-    """Return Q(w) - w in the type of w, [R, C]: the difference is taken in float64, some rows at a time."""
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    """Return Q(w) - w in the type of w, [R, C], rounded once; some rows at a time."""
+    wide = _exact_type(quantized, rows)
     change = torch.empty_like(rows)
     step = max(1, _CHUNK_ELEMENTS // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        change[part] = quantized.part(part).dequantize(wide).to(rows.device) - rows[part].to(wide)
+        change[part] = quantized.part(part).dequantize(wide).to(rows.device).sub_(rows[part])
     return change
+
+
+def _exact_type(quantized: QuantizedRows, rows: Tensor) -> torch.dtype:
+    """Return a type in which quantized weights are exact: float32 if scales have 16 bits, as levels have 9 at most."""
+    narrow = quantized.scale.element_size() == 2 and rows.element_size() <= 4
+    return torch.float32 if narrow or rows.device.type == "mps" else torch.float64

@@ -7,11 +7,13 @@ from torch import nn
 
 from lightning_mpq.curvature.estimators import perturbation
 from lightning_mpq.curvature.estimators.perturbation import Perturbations
+from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.network.likelihood import Gaussian
 from lightning_mpq.rounding.independent import round_candidates
+from lightning_mpq.schemes import WeightScheme
 
 
 def network() -> nn.Module:
@@ -33,6 +35,25 @@ def test_perturbations_are_those_of_the_rounded_weights():
         module = model.get_submodule(layer)
         values = rounded.of_layer(layer, candidate.scheme.weight).dequantize(torch.float64)
         torch.testing.assert_close(found, rows_to_weight(module, values - weight_rows(module), module.weight.shape))
+
+
+@pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_perturbations_of_float32_are_those_of_float64_rounded_once(bits, scale_dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(48, 8)
+    schemes = [
+        WeightScheme(bits, granularity=granularity, grid=grid, scale_dtype=scale_dtype)
+        for granularity in ("channel", 16)
+        for grid in DEFAULT_GRIDS
+    ]
+    groups = find_groups(model)
+    rounded = round_candidates(model, [], groups, make_candidates(groups, schemes=schemes))
+    perturbations = Perturbations(model, groups, rounded.candidates, rounded=rounded)
+    for index, candidate in enumerate(rounded.candidates):
+        (found,) = perturbations.of_candidate(index).values()
+        values = rounded.of_layer(groups[0].layers[0], candidate.scheme.weight).dequantize(torch.float64)
+        assert torch.equal(found, (values - model.weight.detach().double()).float())
 
 
 def test_the_curvature_of_a_last_layer_is_its_output_error():
