@@ -88,15 +88,14 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     if in_vain:
         settings = replace(settings, repair=replace(settings.repair, batchnorm=False))
         solved = _Solved.of(calibration, judging, settings, timer, solved.known)
-    settings, known, allocation, quantizer = solved
+    settings, known, allocation, quantizer, evaluator = solved
     taylor, held_out = known.taylor, 0 if judging is None else judging.samples
     reestimated = settings.predicts_repaired(calibration.model)
     decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer, held_out, reestimated)
-    if not settings.selection.measures:
+    if evaluator is None:
         return decision.recounting(settings.target)
     with timer.stage("select"):
         others = other_policies(allocation, settings.selection.policies, settings.solver)
-        evaluator = PolicyEvaluator(quantizer, taylor.loss)
         selection = PolicySelection(evaluator, known.groups, taylor, settings.selection)
         again = {
             "estimator": settings.curvature.estimator,
@@ -120,12 +119,14 @@ class _Solved(NamedTuple):
         known: The Taylor model.
         allocation: The policy.
         quantizer: Packs it.
+        evaluator: Where it and others are tried; None if none is measured.
     """
 
     settings: JobSettings
     known: Profiled
     allocation: Allocation
     quantizer: Quantizer
+    evaluator: PolicyEvaluator | None
 
     @classmethod
     def of(
@@ -154,7 +155,8 @@ class _Solved(NamedTuple):
             judge = None if judging is None else LossChange(judging, known.taylor.loss)
             repair, folder = settings.repair, settings.cache_dir
             quantizer = Quantizer(calibration, layers, repair, known.rounded, judge, folder)
-        return cls(settings, known, allocation, quantizer)
+            evaluator = PolicyEvaluator(quantizer, known.taylor.loss) if settings.selection.measures else None
+        return cls(settings, known, allocation, quantizer, evaluator)
 
     def measures_statistics_in_vain(self) -> bool:
         """Tell whether held-out data says that BatchNorm statistics are better left as they are.
@@ -163,6 +165,8 @@ class _Solved(NamedTuple):
         """
         if self.quantizer.judge is None or self.quantizer.repair.statistics is None:
             return False
+        if self.evaluator is not None:  # which will be asked for the same again
+            return "batchnorm" in self.evaluator.as_profiled(self.allocation.policy).refused
         with self.quantizer.packed(self.allocation.policy, "independent"):
             return "batchnorm" not in self.quantizer.repair.apply()
 

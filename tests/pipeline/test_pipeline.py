@@ -344,7 +344,6 @@ def test_batches_of_any_size_do_with_batchnorm(sizes):
     assert len(packed_layers(model)) == 2
 
 
-@pytest.mark.filterwarnings("ignore:Rounded layer after layer")
 @pytest.mark.parametrize("compare", [True, False])
 def test_a_rounding_that_was_measured_to_be_worse_is_not_kept(monkeypatch, compare):
     def spoilt(model, batches, policy, **settings):
@@ -442,3 +441,15 @@ def test_where_statistics_are_measured_in_vain_all_is_done_for_those_of_the_floa
     monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", lambda *arguments: None)
     kept = make_job(3.0, curvature=CurvatureOptions(statistics="reestimated"), selection=SelectionOptions(1, 0))
     assert kept.decide(net, data).reestimated  # who asks for it gets it
+
+
+def test_whether_statistics_are_measured_in_vain_is_seen_from_the_trial_of_the_solved_policy(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    data = [(torch.randn(8, 1, 8, 8), torch.randint(3, (8,))) for _ in range(6)]
+    measured = []
+    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", lambda *given: measured.append(given))
+    job = make_job(3.0, repair=RepairOptions(sequential=False), selection=SelectionOptions(2, 0))
+    found = job.decide(net, data)
+    assert found.reestimated
+    assert len(measured) == len(found.trials) > 0
