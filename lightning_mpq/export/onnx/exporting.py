@@ -21,7 +21,7 @@ from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
 from ..example_inputs import ExampleInputs, Examples
 from ..extras import require
-from ..float_twins import float_twins, weight_names
+from ..float_twins import float_twins, shared_key, weight_names
 from .containers import FOUR_BITS_OPSET, PRODUCTS, TWO_BITS_OPSET
 
 POLICY_KEY = "lightning_mpq.policy"
@@ -144,7 +144,9 @@ def export_onnx(
         with float_twins(model), operands_marked():
             exported = trace(model, batches[0], opset, shapes, input_names, output_names)
     containers = put_codes_in(exported, owners, operand_ranges(model))
-    lookups = 0 if standard else fuse_lookups(exported)
+    tables = {} if standard else fuse_lookups(exported)
+    held_in = {shared_key(owners[name][1]): container for name, container in tables.items()}
+    containers |= {name: held_in[key] for name, layer in layers.items() if (key := shared_key(layer)) in held_in}
     exported.metadata_props[POLICY_KEY] = json.dumps(json.loads(policy_of(model).to_json()), separators=(",", ":"))
     content = serialized(exported)
     if tolerance is None:
@@ -158,7 +160,7 @@ def export_onnx(
         containers=containers,
         fused=checked.fused,
         integers=checked.integers,
-        lookups=lookups,
+        lookups=len(tables),
         error=checked.error,
         default_error=checked.default_error,
         batch_sizes=tuple(len(batch.tensors[0]) for batch in batches),

@@ -19,24 +19,27 @@ _BITS = {ir.DataType.INT4: 4, ir.DataType.UINT4: 4, ir.DataType.INT8: 8, ir.Data
 _AXES = {"gather_axis": 0, "quantize_axis": 1}
 
 
-def fuse_lookups(exported: ir.Model) -> int:
-    """Let every table of 4 or 8 bits that is looked up, and can be so, be dequantized row by row; return how many.
+def fuse_lookups(exported: ir.Model) -> dict[str, str]:
+    """Let every table of 4 or 8 bits that is looked up, and can be so, be dequantized row by row.
 
     Blocks are powers of two of at least 16 there, so that a scale a row is repeated for as many blocks as it takes; 8
     bits have no sign. Tables of 2 bits, and those that anything else reads too, stay as they are.
 
     Args:
         exported: A graph with ``DequantizeLinear`` of constants; changed in place.
+
+    Returns:
+        Name of each such table to the ONNX type that holds its codes now.
     """
     tables = [node for node in exported.graph if node.op_type == "DequantizeLinear"]
-    fused = sum(_fuse(exported.graph, node) for node in tables)
-    if fused:
+    stored = [levels for node in tables if (levels := _fuse(exported.graph, node)) is not None]
+    if stored:
         exported.opset_imports[DOMAIN] = 1
-    return fused
+    return {_table_name(levels): levels.dtype.name for levels in stored if levels.dtype is not None}
 
 
-def _fuse(graph: ir.Graph, table: ir.Node) -> bool:
-    """Replace a dequantized table and the look-ups in it; tell whether that could be done."""
+def _fuse(graph: ir.Graph, table: ir.Node) -> ir.Value | None:
+    """Replace a dequantized table and the look-ups in it; return its codes, or None if that cannot be done."""
     found, half, dead = table.outputs[0], None, [table]
     users = [node for node, _ in found.uses()]
     if len(users) == 1 and users[0].op_type == "Add" and users[0].inputs[0] is found:
@@ -45,7 +48,7 @@ def _fuse(graph: ir.Graph, table: ir.Node) -> bool:
     parts = _parts(table)
     looks = all(node.op_type == "Gather" and node.inputs[0] is found for node in users)
     if parts is None or not users or not looks or any(node.attributes.get_int("axis", 0) for node in users):
-        return False
+        return None
     stored = _stored_for_rows(graph, users[0], *parts)
     for gather in users:
         indices, result = gather.inputs[1], gather.outputs[0]
@@ -61,7 +64,7 @@ def _fuse(graph: ir.Graph, table: ir.Node) -> bool:
         graph.remove(gather, safe=True)
     for node in dead:
         graph.remove(node, safe=True)
-    return True
+    return stored[0]
 
 
 def _parts(table: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None, int] | None:
@@ -89,7 +92,7 @@ def _stored_for_rows(
     assert levels.const_value is not None
     rows, columns = levels.const_value.shape.numpy()
     shape = [rows, -(-columns // block)]
-    nodes = Nodes(graph, (levels.name or "").removesuffix(".levels"), first)
+    nodes = Nodes(graph, _table_name(levels), first)
 
     def by_block(values: ir.Value) -> ir.Value:
         """Expand [rows] or a single value; onnxruntime does so once, when it loads the file."""
@@ -114,6 +117,10 @@ def _stored_for_rows(
         codes = (levels.const_value.numpy().astype(np.int16) + 128).astype(np.uint8)  # 128 is zero where none is given
         levels = _stored_as(graph, levels, codes, ir.DataType.UINT8)
     return [levels, *stored]
+
+
+def _table_name(levels: ir.Value) -> str:
+    return (levels.name or "").removesuffix(".levels")
 
 
 def _bits(levels: ir.Value) -> int:

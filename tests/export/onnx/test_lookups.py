@@ -54,6 +54,8 @@ def test_rows_are_dequantized_to_the_same_numbers(tmp_path, columns, scheme):
     assert found.lookups == operations.count("GatherBlockQuantized") == 1
     assert found.error < 1e-6
     assert operations.count("DequantizeLinear") == 1  # of the product
+    levels = next(t for t in content.graph.initializer if t.name == "table.weight.levels")
+    assert found.containers["table"] == onnx.TensorProto.DataType.Name(levels.data_type)
     plain, operations, before = exported(tmp_path, columns, scheme)
     assert plain.lookups == 0
     assert "GatherBlockQuantized" not in operations
