@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ..modules import PackedLayer, PackedWeight, packed_layers
-from ..modules.convert import replace_layers
+from ..modules.replacing import replace_layers
 from ..network.layer_kinds import LAYER_KINDS, PACKED_NAMES, LayerKind, ParameterView
 from ..tools.changed_class import ChangedClass, original_class
 from ..tools.clean_up import afterwards

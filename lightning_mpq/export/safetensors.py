@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..errors import CorruptModelError
 from ..modules import PackedLayer, packed_layers, policy_of
-from ..modules.convert import build_layers, empty_layer, replace_layers
 from ..modules.quantized_operands import operands_in_float, quantize_operands
+from ..modules.replacing import replace_layers
+from ..modules.twins import build_layers, empty_layer
 from ..network.named_weights import named_layers
 from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically

@@ -9,7 +9,7 @@ from .conv import (
     PackedConvTranspose2d,
     PackedConvTranspose3d,
 )
-from .convert import empty_packed_model, pack_layer, pack_model, restore_layers
+from .convert import empty_packed_model, pack_model, restore_layers
 from .embedding import PackedEmbedding
 from .holder import PackedWeight, WeightHolder
 from .inspection import (
@@ -22,6 +22,7 @@ from .inspection import (
 from .kernel_choice import KernelChoice, KernelChoices, use_kernels
 from .linear import PackedLinear
 from .packed import PACKED_TYPES, PackedLayer, register_packed
+from .twins import pack_layer
 
 __all__ = [
     "KernelChoice",

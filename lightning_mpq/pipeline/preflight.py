@@ -16,7 +16,7 @@ from ..groups.choices import Choices
 from ..groups.coverage import Coverage
 from ..groups.groups import LayerGroups
 from ..modules import packed_layers
-from ..modules.convert import build_layers, empty_layer
+from ..modules.twins import build_layers, empty_layer
 from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
