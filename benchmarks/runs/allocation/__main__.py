@@ -18,9 +18,9 @@ from ...problems.allocation_instances import resnet20, synthetic
 from ...recorded_instances.files import recorded_problem
 from ...tools.environment import PACKAGES
 from ...tools.parts import Parts
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of
+from ..ending import conclude
 from .cases import cases, largest, quick_cases, targets
 from .measuring import GAP, measure, measure_frontier, measure_peer, measure_root
 
@@ -42,10 +42,11 @@ def main(words: Sequence[str] | None = None) -> None:
     skipped += [*missing, *parts.left_out]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "allocation",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             "gap": GAP,
             "seed": 0,
             "threads": "numpy and scipy as the environment sets them; python-mip on one",
@@ -53,12 +54,8 @@ def main(words: Sequence[str] | None = None) -> None:
             "peer_seconds": arguments.peer_seconds,
             "skipped": skipped,
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
         packages=(*PACKAGES, "pyscipopt", "ortools", "clarabel"),
     )
-    print(f"written to {path}")
 
 
 def measure_peers(parts: Parts, seconds: float, quick: bool) -> tuple[list[Row], list[str]]:

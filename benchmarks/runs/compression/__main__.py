@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...problems.images import CALIBRATION
-from ...tools.results import write_results
 from ...tools.selecting import Rows, grouped, mean_of
-from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import measure
 from .targets import targets
 
@@ -49,16 +48,8 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = [row for row in measured if "skipped" not in row]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
     skipped = sorted({row["skipped"] for row in measured if "skipped" in row})
-    path = write_results(
-        "compression",
-        settings={**settings_of(arguments), "skipped": skipped + parts.left_out},
-        results=rows,
-        targets=reached,
-        output=arguments.output,
-    )
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, {**settings_of(arguments), "skipped": skipped + parts.left_out})
 
 
 def print_table(rows: Rows) -> None:

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...problems.profiling_cases import WIDTHS
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of
+from ..ending import conclude
 from .measuring import ESTIMATORS, measure, targets
 
 NETWORKS = ("resnet20", "resnet56", "resnet110", "transformer12")
@@ -48,20 +48,17 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "curvature_cost",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             "batches": arguments.batches,
             "widths": arguments.widths,
             "clock": "CPU time, one thread",
             "skipped": [f"all but fisher on {name}" for name in wanted if name not in everything],
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
     )
-    print(f"written to {path}")
 
 
 def print_table(rows: Sequence[Row]) -> None:

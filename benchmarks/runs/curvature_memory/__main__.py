@@ -20,9 +20,9 @@ from lightning_mpq import profile
 
 from ...problems.profiling_cases import WIDTHS, profiling_case
 from ...tools.memory import peak_bytes
-from ...tools.results import write_results
-from ...tools.targets import at_most, print_targets
+from ...tools.targets import at_most
 from ..arguments import parsed, parser_of
+from ..ending import conclude
 
 KINDS = ("nothing", "training", "fisher")
 
@@ -43,15 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = f"peak memory of a fisher profile over that of an AdamW step, {arguments.network}"
     reached = [at_most(name, ratio, 1.5)]
     print(memory)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "curvature_memory",
-        settings={"network": arguments.network, "widths": list(WIDTHS)},
-        results=[memory],
-        targets=reached,
-        output=arguments.output,
-    )
-    print(f"written to {path}")
+    conclude(arguments, [memory], reached, {"network": arguments.network, "widths": list(WIDTHS)})
 
 
 def peak_of(kind: str, network: str) -> int:

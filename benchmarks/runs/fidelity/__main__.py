@@ -17,9 +17,9 @@ from itertools import product
 from rich.console import Console
 from rich.table import Table
 
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import measure
 from .summary import KEYS, curves, summaries
 from .targets import targets
@@ -52,16 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = summaries(policies)
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "fidelity",
-        settings={**settings_of(arguments), "skipped": parts.left_out},
-        results=rows,
-        curves=curves(policies),
-        targets=reached,
-        output=arguments.output,
-    )
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, {**settings_of(arguments), "skipped": parts.left_out}, curves=curves(policies))
 
 
 def print_table(rows: Sequence[Row]) -> None:

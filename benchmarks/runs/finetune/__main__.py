@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...problems.images import CALIBRATION
-from ...tools.results import write_results
 from ...tools.selecting import Rows, grouped, mean_of
-from ...tools.targets import print_targets
 from ..arguments import networks_of, parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import VARIANTS, measure
 from .step_time import REPEATS, step_ratios
 from .targets import targets
@@ -60,16 +59,13 @@ def main(words: Sequence[str] | None = None) -> None:
     print_table(rows)
     print("step time over float step:", ratios)
     reached = targets(rows, ratios)
-    print_targets(reached, arguments.quick)
     skipped = list(dict.fromkeys(row["skipped"] for row in measured if "skipped" in row))
-    path = write_results(
-        "finetune",
-        settings={**settings_of(arguments), "step_time_over_float_step": ratios, "skipped": skipped + parts.left_out},
-        results=rows,
-        targets=reached,
-        output=arguments.output,
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {**settings_of(arguments), "step_time_over_float_step": ratios, "skipped": skipped + parts.left_out},
     )
-    print(f"written to {path}")
 
 
 def print_table(rows: Rows) -> None:

@@ -15,9 +15,9 @@ from itertools import product
 from rich.console import Console
 from rich.table import Table
 
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import CASES, measure
 from .summary import KEYS, summaries
 from .targets import targets
@@ -47,19 +47,16 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = summaries(draws)
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "held_out",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             **settings_of(arguments, "cases"),
             "cases": [list(CASES[case]) for case in arguments.cases],
             "skipped": parts.left_out,
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
     )
-    print(f"written to {path}")
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from ...problems.inference_models import MODELS
 from ...tools.environment import PACKAGES
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of
+from ..ending import conclude
 from .measuring import COUNTED, UNCOUNTED, measure
 from .targets import targets
 
@@ -52,22 +52,19 @@ def main(words: Sequence[str] | None = None) -> None:
     for reason in skipped:
         print("skipped:", reason)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "inference",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             "seconds": arguments.seconds,
             "threads": arguments.threads,
             "clock": f"wall time, medians of calls in turns: {UNCOUNTED} uncounted, {COUNTED} counted",
             "scheme": "half-level grid up to 3 bits, symmetric from 4, a scale a channel, rounded to nearest",
             "skipped": skipped,
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
         packages=(*PACKAGES, *PEERS),
     )
-    print(f"written to {path}")
 
 
 def table_of(rows: Sequence[Row]) -> Table:

@@ -17,10 +17,10 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import QUICK as QUICK_FOLDER
 from ..arguments import parsed, parser_of
+from ..ending import conclude
 from .configuration import overrides
 from .measuring import measure
 from .targets import targets
@@ -41,10 +41,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for stage, taken in stages.items():
         print(f"{stage}: {taken['forward_passes']:.1f} forward passes over the same samples")
     reached = targets(arguments.experiment, rows, stages)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        f"main_job-{arguments.experiment}",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             "budgets": list(arguments.budgets),
             "seed": config.seed,
             "epochs": config.trainer.max_epochs,
@@ -54,11 +55,8 @@ def main(words: Sequence[str] | None = None) -> None:
             "widths": list(config.candidates.bits),
             "skipped": [],
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
+        variant=f"-{arguments.experiment}",
     )
-    print(f"written to {path}")
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ...tools.parts import Parts
-from ...tools.results import Row, write_results
+from ...tools.results import Row
 from ...tools.selecting import grouped, mean_of, spread
-from ...tools.targets import Target, at_most, print_targets
+from ...tools.targets import Target, at_most
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import MORE, measure
 from .slices import CASES, RESNET, Case, slices_of
 from .ways import SOLVING, WAYS
@@ -47,19 +48,16 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = summaries(measured)
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "noise",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             **SOLVING,
             **settings_of(arguments, "cases", "recorded"),
             "skipped": parts.left_out,
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
     )
-    print(f"written to {path}")
 
 
 def rows_of(parts: Parts, case: Case, arguments: argparse.Namespace) -> list[Row]:

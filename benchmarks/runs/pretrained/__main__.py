@@ -23,9 +23,9 @@ from ...problems.subjects import subject
 from ...recorded_instances.pretrained import NETWORKS
 from ...tools.parts import Parts
 from ...tools.quality import BETTER_ABOVE, BETTER_BELOW
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import WITHOUT, measure
 from .targets import targets
 
@@ -60,16 +60,13 @@ def main(words: Sequence[str] | None = None) -> None:
         parts.left_out += [f"{name}: not measured" for name in NETWORKS if name not in arguments.networks]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "pretrained",
-        settings={**settings_of(arguments, "texts", "without", "version"), "skipped": parts.left_out},
-        results=rows,
-        targets=reached,
-        output=arguments.output,
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {**settings_of(arguments, "texts", "without", "version"), "skipped": parts.left_out},
         packages=("torch", "transformers", "numpy", "scipy", "mip", "highspy"),
     )
-    print(f"written to {path}")
 
 
 def rows_of(parts: Parts, name: str, samples: int, arguments: argparse.Namespace) -> list[Row]:

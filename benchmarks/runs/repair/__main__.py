@@ -16,10 +16,9 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from ...tools.results import write_results
 from ...tools.selecting import Rows
-from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import granularities, repairs
 from .targets import divergence, targets
 
@@ -56,19 +55,16 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "repair",
-        settings={
+    conclude(
+        arguments,
+        rows,
+        reached,
+        {
             **settings_of(arguments, "cases"),
             "cases": [list(CASES[case]) for case in arguments.cases],
             "skipped": parts.left_out,
         },
-        results=rows,
-        targets=reached,
-        output=arguments.output,
     )
-    print(f"written to {path}")
 
 
 def print_table(rows: Rows) -> None:

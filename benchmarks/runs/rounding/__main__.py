@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ...problems.subjects import subject
-from ...tools.results import Row, write_results
-from ...tools.targets import Target, at_least, at_most, between, print_targets
+from ...tools.results import Row
+from ...tools.targets import Target, at_least, at_most, between
 from ..arguments import parsed, parser_of, settings_of
+from ..ending import conclude
 from .measuring import measure
 
 LAYERS = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -39,16 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = list(measure(chosen, ["0", "3"] if arguments.quick else names))
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "rounding",
-        settings=settings_of(arguments, "texts"),
-        results=rows,
-        targets=reached,
-        output=arguments.output,
-        packages=("torch", "transformers"),
-    )
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, settings_of(arguments, "texts"), packages=("torch", "transformers"))
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ...problems.llama import SHAPES
-from ...tools.results import Row, write_results
-from ...tools.targets import print_targets
+from ...tools.results import Row
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .goals import goals
 from .stages import stages
 
@@ -53,15 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     reached = goals(rows)
     print_table(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "scale",
-        settings={**settings_of(arguments, "one"), "skipped": parts.left_out},
-        results=rows,
-        targets=reached,
-        output=arguments.output,
-    )
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, {**settings_of(arguments, "one"), "skipped": parts.left_out})
 
 
 def measured(shape: str, dtype: str, widths: Sequence[int], batches: int, samples: int, length: int) -> Iterator[Row]:

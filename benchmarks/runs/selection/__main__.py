@@ -15,10 +15,11 @@ from itertools import product
 from rich.console import Console
 from rich.table import Table
 
-from ...tools.results import Row, write_results
+from ...tools.results import Row
 from ...tools.selecting import Rows, grouped, mean_of
-from ...tools.targets import Target, at_most, print_targets
+from ...tools.targets import Target, at_most
 from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..ending import conclude
 from .measuring import measure
 
 CASES = (("second_order", 2.1), ("second_order", 2.25), ("nearest", 2.25), ("nearest", 2.5))
@@ -46,15 +47,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     print_table(rows)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
-    path = write_results(
-        "selection",
-        settings={**settings_of(arguments, "cases"), "skipped": parts.left_out},
-        results=rows,
-        targets=reached,
-        output=arguments.output,
-    )
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, {**settings_of(arguments, "cases"), "skipped": parts.left_out})
 
 
 def targets(rows: Rows) -> list[Target]:

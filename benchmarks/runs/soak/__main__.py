@@ -19,9 +19,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ...tools.results import Row, write_results
-from ...tools.targets import Target, at_most, print_targets
+from ...tools.results import Row
+from ...tools.targets import Target, at_most
 from ..arguments import parsed, parser_of, settings_of
+from ..ending import conclude
 from .interrupts import interrupts
 from .kills import kills
 from .mutated_files import mutated_files
@@ -51,10 +52,8 @@ def main(words: Sequence[str] | None = None) -> None:
             rows += campaign(Path(folder), counts[name], arguments.seed, lambda said: print(said, flush=True))
             seconds[name] = round(time.monotonic() - begin, 1)
     reached = targets(rows)
-    print_targets(reached, arguments.quick)
     settings = {**settings_of(arguments), "seconds": seconds}
-    path = write_results("soak", settings=settings, results=rows, targets=reached, output=arguments.output)
-    print(f"written to {path}")
+    conclude(arguments, rows, reached, settings)
 
 
 @contextmanager
