@@ -29,7 +29,7 @@ from ..tools.progress import Progress
 from ..tools.renamed import renamed
 from .accumulation import LEAST_BATCHES, Accumulator
 from .cache.earlier_work import EarlierWork
-from .cache.fingerprint import hash_settings
+from .cache.fingerprint import hash_model, hash_settings
 from .cache.kept_measurements import KeptMeasurements, candidate_hashes
 from .cache.ranks import check_parts, common_key
 from .estimators.base import Estimator, Loss, Setting
@@ -41,10 +41,9 @@ from .estimators.registry import check_settings, estimator_named, modelled_loss,
 from .measuring import BatchMeasurement
 from .profile_progress import ProfileProgress
 from .sanity import warn_far_from_minimum
-from .shrinkage import shrink as shrunk
 from .silent_groups import all_ignored, refuse_silence, silent_groups
 from .taylor_model import TaylorModel
-from .unseen import for_unseen
+from .unseen import without_chance
 
 # With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
 # about ten forward passes over the same samples.
@@ -185,7 +184,7 @@ def profile(
         progress=progress,
         cache_dir=cache_dir,
     )
-    return shrunk(for_unseen(measured, rounded)) if shrink else measured
+    return without_chance(measured, rounded) if shrink else measured
 
 
 def _measured(
@@ -225,12 +224,13 @@ def _measured(
         with errors_shared():
             check_finite_parameters(model)
             perturbations = Perturbations(model, groups, candidates, rounded=rounded)
-            key = hash_settings(model, groups, candidates, settings)
+            hashed = hash_model(model)
+            key = hash_settings(hashed, groups, candidates, settings)
         key = common_key(key, model, candidates, rounded)
         sums = Accumulator(groups, candidates, estimator.name, loss, key, float_bytes, cluster)
 
         def kept(folder: Path) -> KeptMeasurements:
-            own = hash_settings(model, groups, (), {**settings, "rounded": rounded is not None})
+            own = hash_settings(hashed, groups, (), {**settings, "rounded": rounded is not None})
             return KeptMeasurements(folder, own, candidate_hashes(groups, candidates, rounded))
 
         earlier = EarlierWork(cache_dir, key, calibration.filled(), kept)

@@ -7,7 +7,18 @@ from dataclasses import replace
 import torch
 
 from ..rounding.rounded_weights import RoundedWeights
+from .shrinkage import shrink
 from .taylor_model import TaylorModel
+
+
+def without_chance(model: TaylorModel, rounded: RoundedWeights | None) -> TaylorModel:
+    """Return a model as it is solved: that of unseen samples, its entries drawn towards zero by their errors.
+
+    Args:
+        model: A Taylor model as it was measured.
+        rounded: See `for_unseen`.
+    """
+    return shrink(for_unseen(model, rounded))
 
 
 def for_unseen(model: TaylorModel, rounded: RoundedWeights | None) -> TaylorModel:

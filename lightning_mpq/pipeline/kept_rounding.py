@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..curvature.cache.fingerprint import combine, hash_batch, hash_content, hash_settings
+from ..curvature.cache.fingerprint import combine, hash_batch, hash_content, hash_model, hash_settings
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
@@ -38,7 +38,8 @@ class KeptRounding:
         parts = gather([hash_batch(batch) for batch in calibration.filled()])
         self._batches = [digest for part in parts for digest in part]
         self._files = KeptFiles(folder, str(device_of(calibration.model)))
-        self._settings = hash_settings(calibration.model, [], [], {"forward_fn": calibration.forward_fn, "made": _MADE})
+        settings = {"forward_fn": calibration.forward_fn, "made": _MADE}
+        self._settings = hash_settings(hash_model(calibration.model), [], [], settings)
 
     def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:
         """See `KeptGroups`."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..curvature.cache.fingerprint import hash_batch, hash_content, hash_settings
+from ..curvature.cache.fingerprint import hash_batch, hash_content, hash_model, hash_settings
 from ..network.calibration import Calibration
 from ..network.forward import device_of
 from ..quantizers import QuantizedRows
@@ -38,7 +38,9 @@ class KeptSequence:
         """
         batches = gather([hash_batch(batch) for batch in calibration.filled()])
         settings = {"forward_fn": calibration.forward_fn, "sequence": _MADE}
-        self._base = f"{hash_settings(calibration.model, [], [], settings)} {batches}"  # their order counts here
+        self._base = (
+            f"{hash_settings(hash_model(calibration.model), [], [], settings)} {batches}"  # their order counts here
+        )
         self._files = KeptFiles(folder, str(device_of(calibration.model)))
         self._before = self._next = ""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..curvature import TaylorModel, profile, shrink
+from ..curvature import TaylorModel, profile
 from ..curvature.sanity import warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
-from ..curvature.unseen import for_unseen
+from ..curvature.unseen import without_chance
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroups
 from ..network.calibration import Calibration
@@ -82,7 +82,7 @@ def measure(
             rounded = None if rounded is None else replace(rounded, candidates=candidates)
             unshrunk = profiled(silently)
     warn_of_wrong_order(unshrunk)
-    taylor = shrink(for_unseen(unshrunk, rounded)) if curvature.shrink else unshrunk
+    taylor = without_chance(unshrunk, rounded) if curvature.shrink else unshrunk
     return Profiled(groups, rounded, unshrunk, taylor)
 
 

@@ -75,13 +75,8 @@ def hash_state(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def hash_settings(
-    model: nn.Module,
-    groups: Sequence[LayerGroup],
-    candidates: Sequence[Candidate],
-    settings: Mapping[str, object],
-) -> str:
-    """Return a hash of the model, groups, candidates, estimator settings and the version of this package.
+def hash_model(model: nn.Module) -> str:
+    """Return a hash of a model and the version of this package, in hexadecimal.
 
     The model counts by its parameters and buffers, its module tree as printed, and the code of every ``forward``
     and of its ``training_step``.
@@ -92,13 +87,19 @@ def hash_settings(
     code = [_describe(getattr(kind, method, None)) for kind in kinds for method in ("forward", "training_step")]
     digest.update(json.dumps(code, default=repr).encode())
     digest.update(hash_state(model).encode())
+    return digest.hexdigest()
+
+
+def hash_settings(
+    model: str, groups: Sequence[LayerGroup], candidates: Sequence[Candidate], settings: Mapping[str, object]
+) -> str:
+    """Return a hash of the model (`hash_model`), groups, candidates and estimator settings, in hexadecimal."""
     described = {
         "groups": [asdict(group) for group in groups],
         "candidates": [asdict(candidate) for candidate in candidates],
         "settings": {name: _describe(value) for name, value in settings.items()},
     }
-    digest.update(json.dumps(described, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
+    return hashlib.sha256((model + json.dumps(described, sort_keys=True, default=repr)).encode()).hexdigest()
 
 
 def combine(settings: str, batches: Iterable[str]) -> str:
