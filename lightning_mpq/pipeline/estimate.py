@@ -25,6 +25,7 @@ from ..rounding.weight_rounding import SAMPLED_WEIGHTS, grids_apart
 from ..targets import Target, offer, target_named
 from ..tools.process_wide import quiet
 from ..tools.room import gigabytes
+from .disk_bytes import disk_bytes
 from .dry_run import Passes, Speeds, passes_over, speeds
 from .settings import JobSettings
 from .stage_bytes import LIBRARIES, PASS_BYTES, Sizes
@@ -52,7 +53,7 @@ class Estimate:
     Attributes:
         stages: Each stage, in order.
         model_bytes: Parameters and buffers of the float model.
-        disk_bytes: What is written under ``cache_dir``; 0 without one.
+        disk_bytes: The most that is written of rounded weights under ``cache_dir``; 0 without one.
         largest_layer: Name of the layer with the largest moment of inputs; None if none is made.
         moment_bytes: What that moment takes.
     """
@@ -171,7 +172,7 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
     stages = [StageEstimate(n, sizes.model_bytes + size + overhead, seconds[n] / 60) for n, size in bytes_of.items()]
     if not settings.selection.measures:
         stages = stages[:-1]
-    disk = 0 if settings.cache_dir is None else sizes.stored_bytes
+    disk = disk_bytes(model, groups, candidates, settings)
     return Estimate(tuple(stages), sizes.model_bytes, disk, sizes.widest, sizes.moment_bytes)
 
 

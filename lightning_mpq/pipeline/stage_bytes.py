@@ -77,7 +77,7 @@ class Sizes:
         moments, cubes, stored, one_layer = dict[str, int](), 0.0, 0, 0
         for group in groups:
             own = by_group[group.name]
-            kinds = {_without_grid(c): c for c in own}
+            kinds = {without_grid(c): c for c in own}
             stored += sum(candidate.stored_bits for candidate in kinds.values()) // 8
             if by_inputs := any(candidate.scheme.weight.needs_inputs for candidate in own):
                 moments |= {layer: InputMoment.bytes_of_layer(named[layer]) for layer in group.layers}
@@ -156,6 +156,7 @@ def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs
     return codes + wide + 4 * _COPIES * solved
 
 
-def _without_grid(candidate: Candidate) -> tuple[object, ...]:
+def without_grid(candidate: Candidate) -> tuple[object, ...]:
+    """Return what tells candidates apart that are rounded: of the grids one is kept."""
     scheme = candidate.scheme.weight
     return scheme.bits, scheme.granularity, scheme.rounding, scheme.clip
