@@ -155,7 +155,10 @@ class _Solved(NamedTuple):
             judge = None if judging is None else LossChange(judging, known.taylor.loss)
             repair, folder = settings.repair, settings.cache_dir
             quantizer = Quantizer(calibration, layers, repair, known.rounded, judge, folder)
-            evaluator = PolicyEvaluator(quantizer, known.taylor.loss) if settings.selection.measures else None
+        evaluator = None
+        if settings.selection.measures:
+            with timer.stage("select"):
+                evaluator = PolicyEvaluator(quantizer, known.taylor.loss)
         return cls(settings, known, allocation, quantizer, evaluator)
 
     def measures_statistics_in_vain(self) -> bool:
