@@ -2,7 +2,8 @@
 
 from .batchnorm import freeze_batchnorm, unfreeze_batchnorm
 from .distillation import DistillationLoss, with_extra_loss
-from .fake_quantization import FakeQuantization, fake_quantize
+from .fake_quantization import fake_quantize
+from .handle import FakeQuantization
 from .layer import FakeQuantizedLayer, fake_quantized_layers
 from .teacher import Teacher
 

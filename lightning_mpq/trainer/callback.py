@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from ..allocation import Allocation, Budget
 from ..curvature import TaylorModel
-from ..errors import CorruptModelError
 from ..finetune.resume import pack_finetuned
 from ..network.forward import ForwardFn, LossFn
 from ..options import (
@@ -32,10 +31,10 @@ from ..policy import BitPolicy
 from ..report.records import Report
 from ..targets import Target, target_named
 from ..tools.checks import shown
-from ..tools.files import damage
 from ..tools.renamed import renamed
-from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready, policy_in_checkpoint
+from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready
 from .checkpoints.instantiator import let_lightning_load
+from .checkpoints.refusals import refuse_checkpoint
 from .finetuning.other_callbacks import AveragingCallbacks
 from .finetuning.phase import FinetunePhase
 from .finetuning.refusals import plain_budget, refuse_another_policy, refuse_pruning
@@ -319,16 +318,7 @@ class MixedPrecisionQuantization(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse a checkpoint that this fit cannot go on from, and make the Trainer fit it."""
-        policy = policy_in_checkpoint(checkpoint)
-        if policy is not None and stage == "fit":
-            raise ValueError(
-                "The checkpoint holds a packed model, which cannot be trained on. Fit from a checkpoint of the float "
-                "model, or validate, test and predict with this one."
-            )
-        path = Path(trainer.ckpt_path or "")
-        concerned = policy is not None or finetuned_state(checkpoint) is not None
-        if concerned and path.is_file() and (found := damage(path)) is not None:
-            raise CorruptModelError(f"{path} is damaged: {found}. Take another copy of the file.")
+        refuse_checkpoint(checkpoint, Path(trainer.ckpt_path or ""), to_be_trained=stage == "fit")
         if stage == "fit":
             state = callback_state(checkpoint) or {}
             refuse_another_policy(state, self.job.policy, self.job.pipeline.settings.budget)

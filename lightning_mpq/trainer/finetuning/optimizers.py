@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ...finetune import FakeQuantization
-from ...finetune.fake_quantization import Learned
+from ...finetune.handle import Learned
 
 Schedule = Literal["cosine", "constant"]
 
