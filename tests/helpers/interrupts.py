@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,9 +55,9 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
-def waiting_threads() -> int:
-    """Return how many threads beside the caller's are there, once those that end have ended."""
+def new_threads(known: Collection[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads that are there beside those that are known, once those that end have ended."""
     for thread in threading.enumerate():
-        if thread is not threading.current_thread():
+        if thread not in known:
             thread.join(0.2)
-    return threading.active_count() - 1
+    return [thread for thread in threading.enumerate() if thread not in known]

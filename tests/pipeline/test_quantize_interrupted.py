@@ -1,10 +1,11 @@
 """Ctrl-C at any line of a clean-up leaves a whole model: no hook, no thread, flags and modes as they were."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from helpers.interrupts import InterruptAt, hooks_of, waiting_threads
+from helpers.interrupts import InterruptAt, hooks_of, new_threads
 from torch import nn
 
 from lightning_mpq import fake_quantize, quantize
@@ -37,7 +38,7 @@ def cleans_up(frame):
 
 def assert_whole(model, float_state, threads, where):
     assert hooks_of(model) == 0, where
-    assert waiting_threads() <= threads, where
+    assert not new_threads(threads), where
     assert all(parameter.requires_grad for parameter in model.parameters()), where
     assert all(part.training for part in model.modules()), where
     if packed_layers(model):
@@ -48,7 +49,7 @@ def assert_whole(model, float_state, threads, where):
 
 def test_quantizing_is_interrupted_in_every_line_of_its_clean_ups():
     original = network()
-    state, threads = copy.deepcopy(original.state_dict()), waiting_threads()
+    state, threads = copy.deepcopy(original.state_dict()), threading.enumerate()
     models = []
 
     def run():
@@ -65,7 +66,7 @@ def test_quantizing_is_interrupted_in_every_line_of_its_clean_ups():
 
 def test_packing_for_a_while_is_interrupted_in_every_line():
     original = network()
-    state, threads = copy.deepcopy(original.state_dict()), waiting_threads()
+    state, threads = copy.deepcopy(original.state_dict()), threading.enumerate()
     models = []
 
     def run():
