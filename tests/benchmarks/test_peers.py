@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.pages.blocks.peers import block
+from benchmarks.pages.blocks.peers import block, in_short
 from benchmarks.runs.peers.adapters import nearest, networks
 from benchmarks.runs.peers.adapting import per_row, run, widest_uniform
 from benchmarks.runs.peers.asking import Peer, answered, run_process
@@ -314,7 +314,25 @@ def test_the_target_names_the_best_peer():
     losses = {"ours": 0.2, "one": 0.4, "other": 0.1, "none": None}
     [found] = targets([{**keys, "peer": peer, "unseen_loss": loss} for peer, loss in losses.items()])
     assert (found.met, found.measured) == (False, 2.0)
-    assert "best peer (other)" in found.name
+    assert "some, 3 bits, draws of samples: 1, unseen loss over that of the best peer (other)" in found.name
+
+
+def test_the_target_and_the_short_table_take_draws_that_both_have():
+    keys = {"network": "some", "budget": 3.0, "stored_bytes": 1200}
+    losses = {
+        ("ours", 0): 1.0,
+        ("ours", 1): 4.0,
+        ("one", 0): 4.0,
+        ("one", 1): 4.0,
+        ("a score, our candidates", 1): 2.0,
+        ("a score, our candidates", 2): 0.1,
+    }
+    rows = [{**keys, "peer": peer, "seed": seed, "unseen_loss": loss} for (peer, seed), loss in losses.items()]
+    [found] = targets(rows)
+    assert found.measured == 2.0
+    assert in_short({"results": rows}, "results").splitlines()[2:] == [
+        "| some | 3 | 2 | 1 | 2.5 | one: 2 times | a score: 0.5 times |",
+    ]
 
 
 def test_the_table_says_loss_quality_bytes_times_and_why_not():

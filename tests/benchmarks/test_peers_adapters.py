@@ -12,8 +12,8 @@ from benchmarks.runs.peers.peers import PEERS
 from benchmarks.runs.peers.problems import drawn_targets, pretrained
 from benchmarks.runs.peers.records import Answer, CannotError, total_bytes
 
-NEEDS = {"torchao": "torchao"}
-HERE = [peer for peer in PEERS if peer.adapter in ("ours", "nearest", "scores", "torchao")]
+NEEDS = {"torchao": "torchao", "brevitas": "brevitas"}
+HERE = [peer for peer in PEERS if peer.adapter in ("ours", "nearest", "scores", *NEEDS)]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "pretrained_short": ("pretrained", pretrained.in_short),
     "pretrained_times": ("pretrained", pretrained.times),
     "peers": ("peers", peers.block),
+    "peers_short": ("peers", peers.in_short),
     "held_out": ("held_out", held_out.block),
     "pairs": ("held_out", held_out.pairs),
     "noise": ("noise", noise.block),

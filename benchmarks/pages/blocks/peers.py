@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import geometric_mean
 from typing import Any
 
+from ...tools.peers import OURS, OWN_CANDIDATES, over_ours
 from ...tools.quality import BETTER_ABOVE
 from ...tools.results import Content
 from ...tools.selecting import Rows, grouped, having, mean_of, spread
@@ -26,6 +27,29 @@ def block(content: Content, results: str) -> str:
         parts += [*_table(own, figure), ""]
         parts += _reasons(own)
     return "\n".join(parts).rstrip()
+
+
+def in_short(content: Content, results: str) -> str:
+    """Return, for each network and budget, the best of the other quantizers and the best of other tools' scores."""
+    cells = []
+    for (network,), of_network in grouped(content["results"], "network").items():
+        for (budget,), own in sorted(grouped(of_network, "budget").items()):
+            ours = [row for row in having(own, peer=OURS) if row["unseen_loss"] is not None]
+            ratios = over_ours(own)
+            if ours and ratios:
+                scores = {peer: ratio for peer, ratio in ratios.items() if peer.endswith(OWN_CANDIDATES)}
+                others = {peer: ratio for peer, ratio in ratios.items() if peer not in scores}
+                loss, bytes_ = f"{mean_of(ours, 'unseen_loss'):.3g}", f"{mean_of(ours, 'stored_bytes') / 1000:,.0f}"
+                cells.append([network, f"{budget:g}", str(len(ours)), bytes_, loss, _best(others), _best(scores)])
+    titles = ["network", "bits", "draws", "kB", "our loss", "best other quantizer", "best other score, our candidates"]
+    return "\n".join(table(titles, cells))
+
+
+def _best(ratios: Mapping[str, float]) -> str:
+    if not ratios:
+        return ""
+    name = min(ratios, key=lambda peer: ratios[peer])
+    return f"{name.removesuffix(OWN_CANDIDATES)}: {ratios[name]:.3g} times"
 
 
 def _table(rows: Rows, figure: str) -> list[str]:
@@ -49,7 +73,7 @@ def _cell(rows: Rows, figure: str) -> str:
 def _times(rows: Rows, every: Rows) -> str:
     ratios = []
     for row in rows:
-        ours = having(every, peer="ours", seed=row["seed"], budget=row["budget"])
+        ours = having(every, peer=OURS, seed=row["seed"], budget=row["budget"])
         if ours and _seconds(row) and _seconds(ours[0]):
             ratios.append(_seconds(row) / _seconds(ours[0]))
     return f"{geometric_mean(ratios):.2g}" if ratios else ""

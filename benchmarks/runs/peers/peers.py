@@ -8,6 +8,8 @@ from .problems import NETWORKS
 _CONVOLUTIONAL = tuple(name for name in NETWORKS if name != "minilm")
 _LINEAR_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes Linear layers only, and the weights are in convolutions")
 _TRANSFORMERS_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes models of transformers only")
+_WIDE_CONVOLUTIONS = dict.fromkeys(_CONVOLUTIONAL, "leaves convolutions at 8 bits, whatever it is asked")
+_NO_PLACE_FOR_SCALES = {"minilm": "scales inputs in the layer before, and those LayerNorms feed the residual as well"}
 _NOT_TRACED = {"minilm": "traces networks with torch.fx, which the encoder of transformers does not bear"}
 _LANGUAGE_MODELS_ONLY = dict.fromkeys(NETWORKS, "takes language models only, that predict tokens")
 
@@ -23,6 +25,10 @@ PEERS = (
     Peer("Model Optimizer, scores rescaled", "modelopt", "modelopt", {"method": "gradient", "rescaled": True}),
     Peer("MCT", "mct", "mct", cannot=_NOT_TRACED),
     Peer("llm-compressor, GPTQ", "llmcompressor", "llmcompressor", cannot=_TRANSFORMERS_ONLY),
+    Peer("llm-compressor, AWQ", cannot={**_TRANSFORMERS_ONLY, **_NO_PLACE_FOR_SCALES}),
+    Peer("brevitas, GPTQ", "brevitas", "brevitas", {"algorithm": "gptq"}),
+    Peer("brevitas, Qronos", "brevitas", "brevitas", {"algorithm": "qronos"}),
+    Peer("NNCF", "nncf", "nncf", cannot=_WIDE_CONVOLUTIONS),
     Peer("torchao", "torchao", "torchao", cannot=_LINEAR_ONLY),
     Peer("HQQ", "hqq", "hqq", zero_points=True, cannot=_LINEAR_ONLY),
     Peer("AutoRound", cannot=_LANGUAGE_MODELS_ONLY),
