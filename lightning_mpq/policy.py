@@ -27,8 +27,8 @@ class BitPolicy(Mapping[str, LayerScheme]):
             float.
         layers: Group name to the qualified names of its layers.
         operands: Sum or average between layers, as in ``"layer1.0.add0"`` (module, operation, number in its forward),
-            to the scheme of what it reads. None: where all that it reads is computed by convolutions whose inputs are
-            quantized, it is quantized in 8 bits, so that it runs in integers as they do.
+            to the scheme of what it reads. None: a sum or average of nothing but convolutions' outputs, the last of
+            which has inputs with a range, reads 8 bits, so that it runs in integers as they do.
 
     Example:
         >>> policy = BitPolicy({"block": WeightScheme(bits=3)}, {"block": ("conv1", "conv2")})

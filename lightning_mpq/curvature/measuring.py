@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,12 @@ class BatchMeasurement:
     """Measures batches along all candidates, or along those that are new."""
 
     def __init__(
-        self, estimator: Estimator, setting: Setting, candidates: Sequence[Candidate], apart: TakenApart
+        self,
+        estimator: Estimator,
+        setting: Setting,
+        candidates: Sequence[Candidate],
+        apart: TakenApart,
+        with_sums: Collection[str] = (),
     ) -> None:
         """Prepare.
 
@@ -33,8 +38,9 @@ class BatchMeasurement:
             setting: What it is given; all candidates are wanted.
             candidates: All of them.
             apart: The perturbations of weights and inputs that some candidates are sums of.
+            with_sums: The groups with whose inputs sums and averages are quantized.
         """
-        self._estimator, self._setting = estimator, setting
+        self._estimator, self._setting, self._with_sums = estimator, setting, with_sums
         self._candidates, self._apart = tuple(candidates), apart
         self._made: dict[tuple[int, ...], list[Measures]] = {}
 
@@ -66,7 +72,7 @@ class BatchMeasurement:
 
     def _start(self, wanted: tuple[int, ...]) -> list[Measures]:
         if any(candidate.scheme.quantized_input is not None for candidate in self._candidates):
-            columns = JointColumns.of([self._candidates[index] for index in wanted])
+            columns = JointColumns.of([self._candidates[index] for index in wanted], self._with_sums)
             weights, inputs = self._apart(columns)
             everything = tuple(range(weights.count))
             setting = replace(self._setting, everything=weights, wanted=everything, inputs=inputs)

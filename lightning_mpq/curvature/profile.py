@@ -79,7 +79,8 @@ def profile(
     """Measure how the loss reacts to every way of quantizing every group, and every pair of groups.
 
     Candidates may quantize inputs beside weights (`InputScheme`). The same backward passes then score both, with all
-    pairs of them, and a candidate is the sum of what its two schemes do.
+    pairs of them, and a candidate is the sum of what its two schemes do, and of what rounding does to the residual sums
+    and averages that are quantized with its inputs (``RoundedWeights.operands``).
 
     The model is measured in eval mode on its own device and left exactly as it was, random states included.
 
@@ -245,12 +246,15 @@ def _measured(
             owners = {candidate.group for candidate in chosen}
             return Perturbations(model, [group for group in groups if group.name in owners], chosen, rounded=rounded)
 
+        operands = {} if rounded is None else rounded.operands_of(groups)
+
         def apart(columns: JointColumns) -> tuple[Perturbations, InputPerturbations]:
             owners = {candidate.group for candidate in columns.weights}
             chosen = [group for group in groups if group.name in owners]
             ranges = {} if rounded is None else rounded.inputs
             weights = Perturbations(model, chosen, columns.weights, rounded=rounded)
-            return weights, InputPerturbations(model, chosen, columns.inputs, ranges)
+            own = {group: operands[group] for group in columns.sums}
+            return weights, InputPerturbations(model, chosen, columns.inputs, ranges, own)
 
         measurement: BatchMeasurement | None = None
         # What is added up is what a cache keeps, so that sums do not tell whether they come from one.
@@ -275,7 +279,7 @@ def _measured(
                                 meaning = guess_likelihood(outputs, first, evaluator.output_name)
                         everything = tuple(range(len(candidates)))
                         setting = Setting(evaluator, meaning, loss, reestimated, perturbations, everything, restricted)
-                        measurement = BatchMeasurement(estimator, setting, candidates, apart)
+                        measurement = BatchMeasurement(estimator, setting, candidates, apart, operands)
                     ignored += all_ignored(meaning, batch)
                     if earlier.is_done(digest):
                         clock.skip()

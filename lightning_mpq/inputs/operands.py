@@ -18,6 +18,7 @@ from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.changed_class import ChangedClass
 from ..tools.distributed import gather
+from .calibrate import InputRanges
 from .histogram import InputHistogram, merged
 from .operations import Followed, Site, no_counts
 from .quantizer import InputRange
@@ -40,7 +41,7 @@ class Operands:
     """Sums and averages that a model computes of nothing but outputs of convolutions, and what these look like.
 
     Attributes:
-        sources: Site to the convolutions whose outputs it is computed of.
+        sources: Site to the convolutions whose outputs it is computed of, in the order in which they are called.
     """
 
     def __init__(self, calibration: Calibration) -> None:
@@ -50,7 +51,10 @@ class Operands:
             calibration.each(lambda number, batch: watch.pass_of(calibration, batch, number), "looking at sums")
         everywhere = gather((watch.found(), watch.histograms))
         sites = [site for site in everywhere[0][0] if all(site in found for found, _ in everywhere)]
-        self.sources = {site: frozenset().union(*(found[site] for found, _ in everywhere)) for site in sites}
+        self.sources = {
+            site: tuple(dict.fromkeys(layer for found, _ in reversed(everywhere) for layer in found[site]))
+            for site in sites
+        }
         self._histograms = everywhere[0][1]
         for _, others in everywhere[1:]:
             for operand, histogram in others.items():
@@ -58,8 +62,13 @@ class Operands:
                     self._histograms[operand].merge(histogram)
         self._readers = sharing(watch.read)
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """Site, by its name, to the last convolution before it: it is quantized if that one's inputs are."""
+        return {site.name: sources[-1] for site, sources in self.sources.items()}
+
     def schemes(self, policy: BitPolicy) -> dict[str, InputScheme]:
-        """Return site to scheme: as a policy says, or where all convolutions before a site have quantized inputs.
+        """Return site to scheme, as a policy says or leaves it to the owners of sites.
 
         Raises:
             ValueError: If the policy names what is no site here.
@@ -72,8 +81,7 @@ class Operands:
                     f"outputs here. There are: {', '.join(sorted(known)) or 'none'}."
                 )
             return dict(policy.operands)
-        quantized = {layer for layer, scheme in policy.inputs().items() if scheme.needs_range}
-        return {site.name: OPERAND_SCHEME for site, sources in self.sources.items() if sources <= quantized}
+        return schemes_by_owners(policy, self.owners)
 
     def ranges(self, policy: BitPolicy, layers: Mapping[str, InputRange]) -> dict[str, InputRange]:
         """Return the range of each operand under its name, see `Site.operand_name`.
@@ -84,15 +92,42 @@ class Operands:
             policy: The policy.
             layers: Layer to the range of its inputs.
         """
-        inputs, found = policy.inputs(), {}
-        for name, scheme in self.schemes(policy).items():
+        inputs = policy.inputs()
+        return self._ranges(self.schemes(policy), {layer: (inputs[layer], found) for layer, found in layers.items()})
+
+    def offered(self, layers: InputRanges) -> InputRanges:
+        """Return the range of each operand in `OPERAND_SCHEME`.
+
+        Args:
+            layers: Ranges of layers: an operand that is the input of one of them has its range.
+        """
+        own = {layer: (scheme, found) for (layer, scheme), found in layers.items() if scheme == OPERAND_SCHEME}
+        everywhere = self._ranges({site.name: OPERAND_SCHEME for site in self.sources}, own)
+        return {(name, OPERAND_SCHEME): found for name, found in everywhere.items()}
+
+    def _ranges(
+        self, schemes: Mapping[str, InputScheme], layers: Mapping[str, tuple[InputScheme, InputRange]]
+    ) -> dict[str, InputRange]:
+        found = {}
+        for name, scheme in schemes.items():
             site = Site.named(name)
             for index in range(site.operands):
                 readers = self._readers[site, index]
-                layer = next((r for r in readers if isinstance(r, str) and inputs.get(r) == scheme), None)
+                shared = (layers[r] for r in readers if isinstance(r, str) and r in layers and layers[r][0] == scheme)
                 own = merged([self._histograms[reader] for reader in readers if not isinstance(reader, str)])
-                found[site.operand_name(index)] = best_range(own, scheme) if layer is None else layers[layer]
+                found[site.operand_name(index)] = next(shared, (scheme, best_range(own, scheme)))[1]
         return found
+
+
+def schemes_by_owners(policy: BitPolicy, owners: Mapping[str, str]) -> dict[str, InputScheme]:
+    """Return site to scheme where a policy leaves it open: as soon as the inputs of its owner have a range.
+
+    Args:
+        policy: The policy.
+        owners: See `Operands.owners`.
+    """
+    quantized = {layer for layer, scheme in policy.inputs().items() if scheme.needs_range}
+    return {site: OPERAND_SCHEME for site, owner in owners.items() if owner in quantized}
 
 
 class _Watch:
@@ -107,6 +142,7 @@ class _Watch:
         self._computed_of: dict[int, frozenset[str]] = {}
         self._calls: list[tuple[nn.Module, dict[str, int]]] = []
         self._counts: dict[str, set[tuple[int, ...]]] = {}
+        self._order: dict[str, int] = {}
         self._sources: dict[Site, frozenset[str] | None] = {}
 
     @contextmanager
@@ -127,10 +163,10 @@ class _Watch:
         with Followed(self._on_call):
             calibration.forward(batch, number)
 
-    def found(self) -> dict[Site, frozenset[str]]:
-        """Return site to convolutions, for those that can be quantized."""
+    def found(self) -> dict[Site, list[str]]:
+        """Return site to convolutions in the order of their calls, for those that can be quantized."""
         return {
-            site: sources
+            site: sorted(sources, key=self._order.__getitem__)
             for site, sources in self._sources.items()
             if sources is not None and len(self._counts[site.module]) == 1
         }
@@ -142,7 +178,9 @@ class _Watch:
         _, counts = self._calls.pop()
         self._counts.setdefault(self.names[module], set()).add(tuple(counts.values()))
         if isinstance(output, Tensor) and float_class(module) in _CONVOLUTIONS:
-            self._computed_of[self._number(output)] = frozenset({self.names[module]})
+            name = self.names[module]
+            self._order.setdefault(name, len(self._order))
+            self._computed_of[self._number(output)] = frozenset({name})
 
     def _on_layer(self, name: str) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

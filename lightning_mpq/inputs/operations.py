@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+Value = TypeVar("Value")
 _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "add": (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
     "mean": (torch.mean, Tensor.mean),
@@ -73,6 +74,17 @@ class Site(NamedTuple):
         return cls(found["module"] or "", found["kind"], int(found["number"]))
 
 
+def by_operand(sites: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what is known of sites under the names of their operands.
+
+    Example:
+        >>> by_operand({"add0": 8, "mean0": 6})
+        {'add0:0': 8, 'add0:1': 8, 'mean0:0': 6}
+    """
+    named = {Site.named(name): value for name, value in sites.items()}
+    return {site.operand_name(i): value for site, value in named.items() for i in range(site.operands)}
+
+
 def kind_of_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Return what kind of site a call of a function on tensors is; None if it is none.
 
@@ -113,8 +125,12 @@ class Operations(TorchFunctionMode):
             return func(*args, **named)
         number = self.counts[kind]
         self.counts[kind] = number + 1
-        read = [self.change(kind, number, index, x) for index, x in enumerate(args[: _OPERANDS[kind]])]
-        if func in (Tensor.add_, Tensor.__iadd__) and read[0] is not args[0]:
+        read = list(args[: _OPERANDS[kind]])
+        in_place = func in (Tensor.add_, Tensor.__iadd__)
+        if in_place:  # what is read outlives what is written over it
+            read[0] = read[0].clone()
+        read = [self.change(kind, number, index, x) for index, x in enumerate(read)]
+        if in_place:
             read[0] = args[0].copy_(read[0])
         return func(*read, *args[len(read) :], **named)
 

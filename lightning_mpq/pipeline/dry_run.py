@@ -93,7 +93,7 @@ def passes_over(
 
 def _backward(calibration: Calibration, perturbations: Perturbations, batch: Any) -> None:
     evaluator = Evaluator(calibration)
-    taps = LayerTaps(evaluator, perturbations, lambda use, gradient: None, {}, lambda use, gradient: None)
+    taps = LayerTaps(evaluator, perturbations, lambda use, gradient: None, None, lambda use, gradient: None)
     with taps.attached():
         outputs = taps.outputs(batch)
         meaning = calibration.likelihood or guess_likelihood(outputs.detach(), batch, evaluator.output_name)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..inputs.calibrate import ranges_of_policy
-from ..inputs.operands import Operands
+from ..inputs.operands import Operands, schemes_by_owners
+from ..inputs.operations import by_operand
 from ..inputs.quantizer import InputRange
 from ..modules import pack_model, restore_layers
 from ..network.batchnorm import batchnorm_layers
@@ -173,15 +174,25 @@ class Quantizer:
         if policy not in self._ranges:
             known = None if self.rounded is None else self.rounded.inputs
             layers = ranges_of_policy(self.calibration, policy, known)
-            operands = {} if not self._may_have_operands(policy) else self._seen().ranges(policy, layers)
-            self._ranges[policy] = {**layers, **operands}
+            self._ranges[policy] = {**layers, **self._operand_ranges(policy, layers)}
         return self._ranges[policy]
+
+    def _operand_ranges(self, policy: BitPolicy, layers: Mapping[str, InputRange]) -> Mapping[str, InputRange]:
+        if not self._may_have_operands(policy):
+            return {}
+        wanted = by_operand(self.resolved(policy).operands or {}).items()
+        known = {} if self.rounded is None else self.rounded.inputs
+        if all(key in known for key in wanted):
+            return {name: known[name, scheme] for name, scheme in wanted}
+        return self._seen().ranges(policy, layers)
 
     def resolved(self, policy: BitPolicy) -> BitPolicy:
         """Return a policy that says what sums and averages read, where it has left that open."""
         if policy.operands is not None or not self._may_have_operands(policy):
             return policy
-        return BitPolicy(policy.schemes, policy.layers, self._seen().schemes(policy))
+        known = None if self.rounded is None else self.rounded.operands
+        owners = known or self._seen().owners  # none that are known may not have been looked for
+        return BitPolicy(policy.schemes, policy.layers, schemes_by_owners(policy, owners))
 
     def _may_have_operands(self, policy: BitPolicy) -> bool:
         """Tell whether the model must be looked at for sums and averages: some inputs have ranges."""

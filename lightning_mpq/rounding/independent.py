@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..groups.candidates import Candidate, make_candidates
 from ..groups.groups import LayerGroup, find_groups
 from ..inputs.calibrate import InputRanges, input_ranges
+from ..inputs.operands import Operands
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
@@ -52,7 +53,8 @@ def round_candidates(
 ) -> RoundedWeights:
     """Round every layer to every scheme it is offered, by the moments of its inputs where the scheme says so.
 
-    Where schemes quantize inputs, their ranges are found on the same batches, in a pass of their own.
+    Where schemes quantize inputs, their ranges, and those of what residual sums and averages read, are found on the
+    same batches, in passes of their own.
 
     The model runs over the batches in evaluation mode, and is left exactly as it was. Moments take 8 bytes times
     columns squared for each layer until it is rounded: where those of all layers take more than half of the weights,
@@ -117,7 +119,16 @@ def round_candidates(
     for number, part in enumerate(parts):
         begin, end = (number / len(parts), (number + 1) / len(parts))
         found |= work.round(calibration, part, lambda f, m, b=begin, e=end: report(b + f * (e - b), m))  # type: ignore[misc]
-    return _together([found[group.name] for group in groups])
+    return _with_operands(calibration, _together([found[group.name] for group in groups]))
+
+
+def _with_operands(calibration: Calibration, rounded: RoundedWeights) -> RoundedWeights:
+    """Add what residual sums and averages read, where inputs of some layers have ranges."""
+    if not rounded.inputs:
+        return rounded
+    seen = Operands(calibration)
+    ranges = on_rank_zero(lambda: seen.offered(rounded.inputs))
+    return replace(rounded, inputs={**rounded.inputs, **ranges}, operands=seen.owners)
 
 
 def _known(

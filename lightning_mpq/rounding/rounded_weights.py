@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from ..groups.candidates import Candidate
+from ..groups.groups import LayerGroup
 from ..inputs.calibrate import InputRanges
+from ..inputs.operands import OPERAND_SCHEME
+from ..inputs.operations import by_operand
+from ..inputs.quantizer import InputRange
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..schemes import WeightScheme
@@ -28,7 +32,9 @@ class RoundedWeights:
         rows: (layer, scheme) to packed codes and scales, for every layer of every group and every scheme it is offered.
         errors: (layer, scheme) to the relative error of the layer's output on calibration data,
             tr(E M E^T) / tr(W M W^T); empty if nothing was measured.
-        inputs: (layer, scheme of inputs) to the range that was found.
+        inputs: (layer, scheme of inputs) to the range that was found; and (operand, scheme) for what sums and averages
+            read.
+        operands: Residual sum or average to the layer with whose inputs it is quantized.
         unseen: Layer to the error of its output on unseen samples over that on calibration data, for schemes with
             second-order rounding; 1 where it is missing.
     """
@@ -38,6 +44,7 @@ class RoundedWeights:
     errors: Mapping[tuple[str, WeightScheme], float]
     inputs: InputRanges = field(default_factory=dict)
     unseen: Mapping[str, float] = field(default_factory=dict)
+    operands: Mapping[str, str] = field(default_factory=dict)
 
     def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
         """Return one rounded weight.
@@ -65,6 +72,18 @@ class RoundedWeights:
         """Return the same as `of_policy`; each layer's codes are unpacked when they are asked for, and not kept."""
         return _Unpacking(self, policy.weights())
 
+    def operands_of(self, groups: Iterable[LayerGroup]) -> dict[str, list[str]]:
+        """Return group name to the sums and averages that are quantized with its inputs, where there are any."""
+        found = {
+            group.name: [site for site, owner in self.operands.items() if owner in group.layers] for group in groups
+        }
+        return {group: sites for group, sites in found.items() if sites}
+
+    def operand_ranges(self, layer: str) -> list[tuple[str, InputRange]]:
+        """Return the operands of sums and averages that are quantized with the inputs of a layer, and their ranges."""
+        names = [name for name, owner in by_operand(self.operands).items() if owner == layer]
+        return [(name, self.inputs[name, OPERAND_SCHEME]) for name in names]
+
     @property
     def stored_bytes(self) -> int:
         """Bytes of codes, scales and zero points in memory."""
@@ -75,6 +94,7 @@ class RoundedWeights:
     def fingerprint(self) -> str:
         """What a Taylor model of them depends on, as the SHA-256 of all codes, scales, zero points and ranges."""
         digest = hashlib.sha256("".join(f"{key!r} {found!r}" for key, found in self.inputs.items()).encode())
+        digest.update(repr(dict(self.operands)).encode() if self.operands else b"")
         for (layer, scheme), rows in self.rows.items():
             digest.update(f"{layer} {scheme!r}".encode())
             for tensor in rows.tensors.values():

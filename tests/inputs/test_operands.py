@@ -47,7 +47,8 @@ def test_a_resnet_has_its_residual_sums_and_its_mean():
     own = found.ranges(policy, ranges)
     assert own["stages.0.0.add0:1"] == ranges["stages.0.0.conv1"]
     assert own["stages.0.0.add0:0"] != own["stages.0.0.add0:1"]
-    without = BitPolicy({name: scheme for name, scheme in policy.items() if name != "conv"})
+    assert found.owners["stages.1.0.add0"] == "stages.1.0.shortcut.0"  # the last that is called
+    without = BitPolicy({name: scheme for name, scheme in policy.items() if name not in ("conv", "stages.0.0.conv2")})
     assert set(found.schemes(without)) == {"stages.1.0.add0", "stages.2.0.add0", "mean0"}
     assert found.schemes(policy_of(model, operands={})) == {}
     with pytest.raises(ValueError, match=r"'stages\.0\.add5' reads, which is no sum"):

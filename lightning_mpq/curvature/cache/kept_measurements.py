@@ -43,6 +43,7 @@ def candidate_hashes(
                     digest.update(hash_tensor(tensor))
             if (inputs := candidate.scheme.quantized_input) is not None:
                 digest.update(repr(rounded.inputs.get((layer, inputs))).encode())
+                digest.update(repr(rounded.operand_ranges(layer)).encode())
         found.append(digest.hexdigest())
     return found
 

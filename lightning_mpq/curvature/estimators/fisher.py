@@ -80,8 +80,7 @@ class SampleScores:
         self._scores: Tensor | None = None
         self._forward_mode = BatchedForwardMode(evaluator, perturbations)
         self._inputs, self._inputs_by_forward_mode = inputs, dict[tuple[int, int], str]()
-        sites = {} if inputs is None else inputs.modules
-        self._taps = LayerTaps(evaluator, perturbations, self._add, sites, self._add_input)
+        self._taps = LayerTaps(evaluator, perturbations, self._add, inputs, self._add_input)
 
     def measure(self, batch: Any, generator: Generator) -> Measurement:
         """Return the scores of each sample."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ...inputs.sites import inputs_changed
 from ...network.evaluator import Evaluator
 from .input_perturbation import InputPerturbations
 from .perturbation import Perturbations
@@ -41,11 +40,14 @@ def input_change(evaluator: Evaluator, inputs: InputPerturbations, index: int, b
     """
 
     def moved(layer: str, x: Tensor) -> Tensor:
+        if layer not in touched:
+            return x
         values = forward_ad.unpack_dual(x).primal.detach()
-        return x + forward_ad.make_dual(torch.zeros_like(values), inputs.change(layer, index, values))
+        # No sum, which a module around it would count among its own.
+        return x.sub(forward_ad.make_dual(torch.zeros_like(values), -inputs.change(layer, index, values)))
 
-    layers = inputs.touched(index)
-    return _tangent(evaluator, batch, f"inputs of {', '.join(layers)}", lambda: inputs_changed(layers, moved))
+    touched = inputs.touched(index)
+    return _tangent(evaluator, batch, f"inputs of {', '.join(touched)}", lambda: inputs.changed(moved))
 
 
 def _tangent(evaluator: Evaluator, batch: Any, what: str, moving: Callable[[], AbstractContextManager[None]]) -> Tensor:

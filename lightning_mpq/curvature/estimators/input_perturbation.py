@@ -1,15 +1,24 @@
-"""The perturbations D = Q(x) - x of inputs: what each scheme adds to what the layers of a group are called on."""
+"""The perturbations D = Q(x) - x of inputs: what each scheme adds to what the layers of a group are called on.
+
+A residual sum, or an average, is quantized with the inputs of the last convolution before it. What it reads has one
+scheme, so that the sums of a group are one more column, which goes with all of its schemes that store a range.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ...groups.groups import LayerGroup
 from ...inputs.calibrate import InputRanges
+from ...inputs.changed_operands import operands_changed
+from ...inputs.operands import OPERAND_SCHEME
+from ...inputs.operations import by_operand
 from ...inputs.quantizer import InputRange, quantize_inputs
+from ...inputs.sites import inputs_changed
 from ...network.named_weights import named_layers
 from ...schemes import InputScheme
 
@@ -18,9 +27,8 @@ class InputPerturbations:
     """What each scheme does to the inputs of all layers of its group; nothing is kept, as inputs differ at each call.
 
     Attributes:
-        modules: Name to layer, for all layers whose inputs are offered a scheme.
-        columns: Layer name to the slice of schemes of its group, among all.
-        count: Number of schemes of all groups.
+        columns: Name of a layer, or of an operand of a sum, to the slice of its columns among all.
+        count: Number of columns: the schemes of all groups, and then one for each group that has sums.
     """
 
     def __init__(
@@ -29,6 +37,7 @@ class InputPerturbations:
         groups: Sequence[LayerGroup],
         offered: Sequence[tuple[str, InputScheme]],
         ranges: InputRanges,
+        sums: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Look up the layers.
 
@@ -36,21 +45,26 @@ class InputPerturbations:
             model: The model that the groups were found in.
             groups: The groups, in order.
             offered: (group, scheme) pairs, in the order of groups.
-            ranges: (layer, scheme) to the range of its inputs, where the scheme stores one.
+            ranges: (layer or operand, scheme) to the range, where the scheme stores one.
+            sums: Group to the sums and averages that are quantized with its inputs.
 
         Raises:
             ValueError: If a range is missing.
         """
-        self.count = len(offered)
-        self._schemes = [scheme for _, scheme in offered]
+        sites = dict(sums or {})
+        self.count = len(offered) + len(sites)
+        self._schemes = [scheme for _, scheme in offered] + [OPERAND_SCHEME] * len(sites)
         self._ranges = ranges
+        self._model, self._sites = model, [site for own in sites.values() for site in own]
         self.columns: dict[str, slice] = {}
         named = named_layers(model)
         for group in groups:
             own = [index for index, (name, _) in enumerate(offered) if name == group.name]
             if own:
                 self.columns |= {layer: slice(own[0], own[-1] + 1) for layer in group.layers}
-        self.modules = {layer: named[layer] for layer in self.columns}
+        self._modules = {layer: named[layer] for layer in self.columns}
+        for place, own_sites in enumerate(sites.values(), start=len(offered)):
+            self.columns |= by_operand(dict.fromkeys(own_sites, slice(place, place + 1)))
         for layer, columns in self.columns.items():
             for scheme in self._schemes[columns]:
                 if scheme.needs_range and (layer, scheme) not in ranges:
@@ -59,9 +73,19 @@ class InputPerturbations:
                         "round_candidates returned it for these candidates."
                     )
 
-    def touched(self, index: int) -> dict[str, nn.Module]:
-        """Return name to layer, for the layers that a scheme concerns."""
-        return {layer: self.modules[layer] for layer, own in self.columns.items() if own.start <= index < own.stop}
+    def touched(self, index: int) -> list[str]:
+        """Return the names of the layers, or of the operands, that a column concerns."""
+        return [name for name, own in self.columns.items() if own.start <= index < own.stop]
+
+    @contextmanager
+    def changed(self, change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+        """Let the model compute with other values for the time of a block.
+
+        Args:
+            change: Called with the name and the value of an input or an operand, returns what is read instead.
+        """
+        with inputs_changed(self._modules, change), operands_changed(self._model, self._sites, change):
+            yield
 
     def rounded(self, layer: str, index: int, x: Tensor) -> Tensor:
         """Return the inputs of a layer under scheme ``index``."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...inputs.sites import inputs_changed
 from .input_perturbation import InputPerturbations
 
 
@@ -23,7 +22,7 @@ class InputProbes:
     """The variables p of all schemes of inputs.
 
     Attributes:
-        leaves: One vector for each group whose inputs are offered schemes; none without.
+        leaves: One vector for each group whose inputs are offered schemes, and each that has sums; none without.
     """
 
     def __init__(self, inputs: InputPerturbations | None, device: torch.device) -> None:
@@ -55,7 +54,7 @@ class InputProbes:
             own = inputs.columns[layer]
             return _Probe.apply(x, of_group[own.start, own.stop], _Scores(inputs, layer, self._wide))
 
-        with inputs_changed(inputs.modules, probe):
+        with inputs.changed(probe):
             yield
 
     def scores(self, gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...inputs.sites import inputs_changed
 from ...network.batches import sample_count
 from ...network.evaluator import Evaluator
 from ...network.layer_calls import LayerCall, watched
 from ...network.layer_kinds import kind_of
+from .input_perturbation import InputPerturbations
 from .perturbation import Perturbations
 
 
@@ -52,7 +52,7 @@ class LayerTaps:
         evaluator: Evaluator,
         perturbations: Perturbations,
         on_gradient: Callable[[Use, Tensor], None],
-        inputs: Mapping[str, nn.Module],
+        inputs: InputPerturbations | None,
         on_input_gradient: Callable[[Use, Tensor], None],
     ) -> None:
         """Prepare.
@@ -61,7 +61,7 @@ class LayerTaps:
             evaluator: Runs the model.
             perturbations: Knows the layers.
             on_gradient: Called in backward passes with a use and the gradient of its output.
-            inputs: Name to layer, for those whose inputs' gradients are wanted.
+            inputs: Knows the layers, and the sums, the gradients of whose inputs are wanted; None for none.
             on_input_gradient: Called in backward passes with a use and the gradient of its input.
         """
         self._evaluator = evaluator
@@ -80,7 +80,8 @@ class LayerTaps:
         kinds = {layer: kind_of(module) for layer, module in self._perturbations.modules.items()}
         linear = {layer for layer, kind in kinds.items() if kind is not None and kind.operation != "nonlinear"}
         layers = {layer: module for layer, module in self._perturbations.modules.items() if layer in linear}
-        with inputs_changed(self._inputs, self._tap_input), watched(self._evaluator.model, layers, self._tap):
+        tapped = nullcontext() if self._inputs is None else self._inputs.changed(self._tap_input)
+        with tapped, watched(self._evaluator.model, layers, self._tap):
             yield
 
     def outputs(self, batch: Any) -> Tensor:

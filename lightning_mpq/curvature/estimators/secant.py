@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...inputs.sites import inputs_changed
 from .base import Estimator, Setting
 from .gauss_newton import OutputChanges
 from .weights import substituted
@@ -39,11 +38,12 @@ class OutputSteps(OutputChanges):
         if (inputs := self._inputs) is None:
             return
         for index in range(inputs.count):
+            touched = inputs.touched(index)
 
-            def rounded(layer: str, x: Tensor, index: int = index) -> Tensor:
-                return inputs.rounded(layer, index, x)
+            def rounded(layer: str, x: Tensor, index: int = index, touched: list[str] = touched) -> Tensor:
+                return inputs.rounded(layer, index, x) if layer in touched else x
 
-            with inputs_changed(inputs.touched(index), rounded):
+            with inputs.changed(rounded):
                 yield self._perturbations.count + index, self._evaluator.outputs(batch) - outputs
 
 
