@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from benchmarks.pages.blocks.pretrained import block, times
+from benchmarks.pages.blocks.pretrained import block, switched_off, times
 from benchmarks.problems.subjects import UNSEEN, subject
 from benchmarks.runs.pretrained.targets import targets
 from benchmarks.tools.quality import of_classes, of_embeddings, of_tokens
@@ -89,3 +89,13 @@ def test_the_page_has_a_row_for_each_policy_and_version():
     content = {"results": rows()}
     assert block(content, "").count("\n| 512, 3 |") == 3
     assert "| minilm, 512, 3 | now | 50 s, 100 MiB | 50 s |" in times(content, "")
+
+
+def test_what_is_switched_off_stands_beside_the_whole_job():
+    whole = rows()[0]
+    without = {**whole, "without": "repair", "unseen_loss": 0.21}
+    text = switched_off({"results": [without, *rows(), {**whole, "samples": 64}]}, "")
+    assert [line.split(" | ")[1:4] for line in text.splitlines()[2:]] == [
+        ["nothing", "0.14", "1.00"],
+        ["repair", "0.21", "1.50"],
+    ]

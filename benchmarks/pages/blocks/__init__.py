@@ -27,6 +27,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "pretrained": ("pretrained", pretrained.block),
     "pretrained_short": ("pretrained", pretrained.in_short),
     "pretrained_times": ("pretrained", pretrained.times),
+    "pretrained_without": ("pretrained", pretrained.switched_off),
     "peers": ("peers", peers.block),
     "peers_short": ("peers", peers.in_short),
     "held_out": ("held_out", held_out.block),

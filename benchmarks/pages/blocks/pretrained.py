@@ -56,6 +56,22 @@ def in_short(content: Content, results: str) -> str:
     return "\n".join(table(head, cells, left=3))
 
 
+def switched_off(content: Content, results: str) -> str:
+    """Return what the chosen policy loses on unseen samples with each default step switched off."""
+    cells = []
+    jobs = grouped(having(content["results"], version="now", model="chosen"), "network", "samples", "budget")
+    for (network, samples, budget), rows in jobs.items():
+        for whole in having(rows, without="nothing") if len(rows) > 1 else []:
+            for row in (whole, *(row for row in rows if row is not whole)):
+                named = (f"{key} {row[key]:.3g}" for key in BETTER_ABOVE if row[key] is not None)
+                numbers = (f"{row['unseen_loss']:.3g}", f"{row['unseen_loss'] / whole['unseen_loss']:.2f}")
+                taken = f"{sum(row['processor_seconds'].values()):.0f} s"
+                job = f"{network}, {samples}, {budget:g}"
+                cells.append([job, row["without"], *numbers, ", ".join(named), taken])
+    head = ["network, samples, bits", "without", "unseen loss", "over that with all of them", "quality", "all stages"]
+    return "\n".join(table(head, cells, left=2))
+
+
 def _numbers(row: Mapping[str, Any], figures: list[str]) -> list[str]:
     losses = ("predicted_loss", "calibration_loss", "held_out_loss", "unseen_loss")
     shown = ("" if row[key] is None else f"{row[key]:.3g}" for key in (*losses, *figures))
