@@ -14,8 +14,8 @@ from .policy_selection import SIMPLE
 from .settings import JobSettings
 from .stage_bytes import without_grid
 
-_HEADER = 600
-"""Bytes beside each rounded weight, which say what it is: measured."""
+_HEADER = 800
+"""Bytes beside each rounded weight, which say what it is, names of ordinary length: measured."""
 _POLICIES = 1 + len(SIMPLE)
 """The solved one and the simple ones: the most that are rounded in sequence."""
 
