@@ -3,6 +3,7 @@
 from .allocate import allocate
 from .allocation import Allocation
 from .budget import Budget, CustomCost
+from .conversions import with_conversions
 from .explanation import Explanation, explain
 from .frontier import Frontier, frontier
 from .latency_table import LatencyTable
@@ -26,4 +27,5 @@ __all__ = [
     "explain",
     "frontier",
     "what_if",
+    "with_conversions",
 ]
