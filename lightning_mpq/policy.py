@@ -26,9 +26,9 @@ class BitPolicy(Mapping[str, LayerScheme]):
         schemes: Group name to the scheme of its layers; where only that of their weights is given, inputs stay in
             float.
         layers: Group name to the qualified names of its layers.
-        operands: Sum or average between layers, as in ``"layer1.0.add0"`` (module, operation, number in its forward),
-            to the scheme of what it reads. None: a sum or average of nothing but convolutions' outputs, the last of
-            which has inputs with a range, reads 8 bits, so that it runs in integers as they do.
+        operands: Sum, average or product of attention between layers, as in ``"layer1.0.add0"`` (module, operation,
+            number in its forward), to the scheme of what it reads. None: a sum or average of nothing but convolutions'
+            outputs, the last of which has inputs with a range, reads 8 bits, so that it runs in integers as they do.
 
     Example:
         >>> policy = BitPolicy({"block": WeightScheme(bits=3)}, {"block": ("conv1", "conv2")})

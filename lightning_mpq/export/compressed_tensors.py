@@ -62,8 +62,8 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")
     if sums := policy_of(model).operands:
         raise ValueError(
-            f"export_compressed_tensors carries inputs of Linear layers, and the sum {next(iter(sums))!r} reads "
-            "quantized tensors. Quantize with a policy whose operands are {}, or use another export."
+            f"export_compressed_tensors carries inputs of Linear layers, and {next(iter(sums))!r} reads quantized "
+            "tensors too. Quantize with a policy whose operands are {}, or use another export."
         )
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is not None:

@@ -1,7 +1,8 @@
-"""Sums and averages between layers, seen and changed where a module's forward computes them, which no hook can do.
+"""Sums, averages and products between layers, seen and changed where a module's forward computes them, as no hook can.
 
 They run in integers only if what they read is quantized: a site is one of them, in the module whose own forward
-computes it.
+computes it. Products of attention are those of queries with keys and of probabilities with values;
+``scaled_dot_product_attention`` reads queries, keys and values, and what it makes of them in between is out of reach.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "average": (
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
     ),
+    "product": (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm),
+    "attention": (F.scaled_dot_product_attention,),
 }  # fmt: skip
+PRODUCTS = ("product", "attention")
+"""Kinds that multiply what they read."""
+MULTIPLY = frozenset({F.linear, *(function for kind in PRODUCTS for function in _FUNCTIONS[kind])})
+"""Functions that multiply tensors, of any shape."""
 _KIND = {function: kind for kind, functions in _FUNCTIONS.items() for function in functions}
 _NAME = re.compile(rf"(?:(?P<module>.+)\.)?(?P<kind>{'|'.join(_FUNCTIONS)})(?P<number>\d+)")
-_OPERANDS = {"add": 2, "mean": 1, "average": 1}
+_OPERANDS = {"add": 2, "mean": 1, "average": 1, "product": 2, "attention": 3}
 
 
 class Site(NamedTuple):
-    """A sum or an average in the forward of a module.
+    """A sum, an average or a product in the forward of a module.
 
     Attributes:
         module: Name of the module; empty for the model itself.
-        kind: ``"add"``, ``"mean"`` or ``"average"``.
+        kind: ``"add"``, ``"mean"``, ``"average"``, ``"product"`` or ``"attention"``.
         number: Of those of its kind in one call of the module, what it calls included, from 0.
 
     Example:
@@ -107,7 +114,7 @@ def no_counts() -> dict[str, int]:
 
 
 class Operations(TorchFunctionMode):
-    """Lets a function see and change what sums and averages read, while it is active."""
+    """Lets a function see and change what sites read, while it is active."""
 
     def __init__(self, change: Callable[[str, int, int, Tensor], Tensor]) -> None:
         """Call ``change(kind, number, operand, tensor)`` for each tensor read; what it returns is read instead."""

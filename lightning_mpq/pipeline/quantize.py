@@ -127,7 +127,7 @@ class Quantizer:
         self._kept: KeptSequence | None = None
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
         self._ranges: dict[BitPolicy, Mapping[str, InputRange]] = {}
-        self._operands: Operands | None = None
+        self._operands: dict[bool, Operands] = {}
         self._worse_in_sequence: set[BitPolicy] = set()
 
     @property
@@ -184,14 +184,14 @@ class Quantizer:
         known = {} if self.rounded is None else self.rounded.inputs
         if all(key in known for key in wanted):
             return {name: known[name, scheme] for name, scheme in wanted}
-        return self._seen().ranges(policy, layers)
+        return self._seen(policy).ranges(policy, layers)
 
     def resolved(self, policy: BitPolicy) -> BitPolicy:
         """Return a policy that says what sums and averages read, where it has left that open."""
         if policy.operands is not None or not self._may_have_operands(policy):
             return policy
         known = None if self.rounded is None else self.rounded.operands
-        owners = known or self._seen().owners  # none that are known may not have been looked for
+        owners = known or self._seen(policy).owners  # none that are known may not have been looked for
         return BitPolicy(policy.schemes, policy.layers, schemes_by_owners(policy, owners))
 
     def _may_have_operands(self, policy: BitPolicy) -> bool:
@@ -200,10 +200,12 @@ class Quantizer:
             return bool(policy.operands)
         return any(scheme.needs_range for scheme in policy.inputs().values())
 
-    def _seen(self) -> Operands:
-        if self._operands is None:
-            self._operands = Operands(self.calibration)
-        return self._operands
+    def _seen(self, policy: BitPolicy) -> Operands:
+        """Return what the model's sums read, and its products too where a policy has names of its own."""
+        products = policy.operands is not None
+        if products not in self._operands:
+            self._operands[products] = Operands(self.calibration, products)
+        return self._operands[products]
 
     @contextmanager
     def packed(self, policy: BitPolicy, order: RoundingOrder | None = None, *, keep: bool = False) -> Iterator[None]:

@@ -126,7 +126,7 @@ def _with_operands(calibration: Calibration, rounded: RoundedWeights) -> Rounded
     """Add what residual sums and averages read, where inputs of some layers have ranges."""
     if not rounded.inputs:
         return rounded
-    seen = Operands(calibration)
+    seen = Operands(calibration, products=False)
     ranges = on_rank_zero(lambda: seen.offered(rounded.inputs))
     return replace(rounded, inputs={**rounded.inputs, **ranges}, operands=seen.owners)
 

@@ -1,16 +1,20 @@
 """Sums and averages of convolutions' outputs: found by what they are computed of, in ranges shared with layers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_mpq import Calibration
+from lightning_mpq import Calibration, RepairOptions, quantize
 from lightning_mpq.demo.resnet import ResNet
+from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.inputs.calibrate import ranges_of_policy
 from lightning_mpq.inputs.operands import Operands
 from lightning_mpq.inputs.operations import Site
-from lightning_mpq.inputs.quantizer import range_between
+from lightning_mpq.inputs.quantizer import InputRange, quantize_inputs, range_between
+from lightning_mpq.modules.inspection import policy_of as policy_of_model
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
 
@@ -85,3 +89,75 @@ def test_sums_of_products_are_left_and_in_place_ones_are_seen():
         read = model.a(whole).relu()
     assert own["add0:0"] == range_between(0.0, float(read.max()), FULL)
     assert not Operands(Calibration(model, images(2, 3))).sources  # their number changes from batch to batch
+
+
+class Attends(nn.Module):
+    """Attention of one head, by two products or by one operation, beside a product with a weight."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.queries, self.both, self.out = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(8, 8)
+        self.weight, self.fused = nn.Parameter(torch.eye(8)), fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, 0] @ self.weight
+        queries, (keys, values) = self.queries(x), self.both(x).chunk(2, -1)
+        if self.fused:
+            read = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        else:
+            read = (queries @ keys.transpose(1, 2) / 8**0.5).softmax(-1).bmm(values)
+        return x + self.out(read)
+
+
+@pytest.mark.parametrize(("fused", "sites"), [(False, ["product0", "product1"]), (True, ["attention0"])])
+def test_products_of_attention_are_sites_that_a_policy_may_name(fused, sites):
+    model, batches = Attends(fused).eval(), images(4, 2)
+    found = Operands(Calibration(model, batches))
+    assert [site.name for site in found.sources] == sites  # neither the product with a weight nor the residual sum
+    assert [set(sources) for sources in found.sources.values()][-1] == {"queries", "both"}
+    assert found.owners == {}
+    assert found.schemes(policy_of(model)) == {}  # only where a policy asks for them
+    asked = policy_of(model, FULL, operands=dict.fromkeys(sites, FULL))
+    ranges = found.ranges(asked, {})
+    whole = torch.cat(batches)[:, 0]
+    values = model.both(whole).chunk(2, -1)[1].detach()
+    assert ranges[f"{sites[-1]}:{2 if fused else 1}"] == range_between(float(values.min()), float(values.max()), FULL)
+    as_it_is = RepairOptions(biases=False)
+    packed = quantize(copy.deepcopy(model), asked, batches, repair=as_it_is)
+    rounded = quantize(copy.deepcopy(model), policy_of(model, FULL, operands={}), batches, repair=as_it_is)
+    assert not torch.equal(packed(batches[0]), rounded(batches[0]))
+    assert policy_of_model(packed).operands == asked.operands
+    queries, (keys, values) = rounded.queries(x := batches[0][:, 0]), rounded.both(x).chunk(2, -1)
+    levels = {
+        name: quantize_inputs(read, FULL, *ranges[name].tensors())
+        for name, read in zip([f"{sites[0]}:{i}" for i in range(2)], (queries, keys), strict=True)
+    }
+    scores = (levels[f"{sites[0]}:0"] @ levels[f"{sites[0]}:1"].transpose(1, 2)) / 8**0.5
+    if fused:
+        scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), float("-inf"))
+    probabilities = scores.softmax(-1)
+    if not fused:
+        probabilities = quantize_inputs(probabilities, FULL, *ranges["product1:0"].tensors())
+    name = f"{sites[-1]}:{2 if fused else 1}"
+    expected = x + rounded.out(probabilities @ quantize_inputs(values, FULL, *ranges[name].tensors()))
+    torch.testing.assert_close(packed(batches[0]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_sums_cannot_read_is_said_by_name():
+    model, batches = ResNet(8).eval(), images(4, 2)
+    with torch.no_grad():
+        model.stages[1][0].shortcut[1].bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"What 'stages\.1\.0\.add0' reads is NaN or infinite in batch 1\."):
+        Operands(Calibration(model, batches))
+
+
+def test_a_branch_that_is_zero_everywhere_is_warned_of_where_it_is_quantized():
+    model, batches = ResNet(8).eval(), images(4, 2)
+    with torch.no_grad():
+        model.stages[0][0].bn2.weight.zero_()
+        model.stages[0][0].bn2.bias.zero_()
+    found = Operands(Calibration(model, batches))
+    with pytest.warns(UserWarning, match=r"What stages\.0\.0\.add0 read is zero in all calibration batches"):
+        own = found.ranges(policy_of(model, operands={"stages.0.0.add0": FULL}), {})
+    assert own["stages.0.0.add0:0"] == InputRange(1.0, 0)

@@ -19,7 +19,9 @@ from .trace import FIXED, succeeds
 
 EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Products in float32. The default of onnxruntime rounds the inputs of fused products to 8 bits."""
-OF_INTEGERS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv"}
+OF_INTEGERS = {
+    "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv", "QLinearMatMul",
+}  # fmt: skip
 """Operations of onnxruntime on integers and integers."""
 ROUGH = 0.5
 """Relative error of that default that is no longer rounding but a wrong result."""

@@ -85,6 +85,35 @@ def test_no_float_convolution_is_left_in_a_resnet(tmp_path):
     assert operations.count("QuantizeLinear") <= 2  # the image, and what the Linear layer reads
 
 
+class Attention(nn.Module):
+    """Two heads, as written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.project(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads.unbind(0)
+        probabilities = (queries @ keys.transpose(-1, -2) / 2).softmax(-1)
+        return self.out((probabilities @ values).transpose(1, 2).flatten(2))
+
+
+def test_products_of_attention_run_in_integers_where_a_policy_names_them(tmp_path):
+    data = [torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    layers = dict.fromkeys(("project", "out"), LayerScheme(WeightScheme(8), EIGHT))
+    policy = BitPolicy(layers, operands={"product0": EIGHT, "product1": EIGHT})
+    model = quantize(Attention().eval(), policy, data)
+    export = export_onnx(model, tmp_path / "attention.onnx", data[0])
+    assert export.integers == 4
+    assert "MatMul" not in optimized(export.path, tmp_path)
+    session = onnxruntime.InferenceSession(export.path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: data[1].numpy()})
+    expected = model(data[1]).detach()
+    assert float((torch.from_numpy(found) - expected).abs().median()) < 1e-6
+
+
 class Chain(nn.Module):
     """Bounds and moves between convolutions: ReLU6 in and out of the range, pooling, both ends of codes."""
 
