@@ -18,7 +18,7 @@ from ...tools.checks import shown
 _CHUNK_BYTES = 2**24
 """Of dense perturbations of a layer that are made at once, if one takes no more."""
 _CHUNK_ELEMENTS = 2**18
-"""Weights whose change is computed at once in float64 (2 MiB)."""
+"""Weights whose change is computed at once, in float64 2 MiB."""
 
 
 class Perturbations:
