@@ -12,6 +12,7 @@ from .tables import table
 
 _MODELS = ("chosen", "additive", "uniform", "nearest")
 _SHOWN = ("chosen", "uniform", "nearest")
+_TITLES = {"divergence_99": "divergence, 99th percentile"}
 
 
 def block(content: Content, results: str) -> str:
@@ -29,7 +30,7 @@ def block(content: Content, results: str) -> str:
             "held out",
             "unseen",
         ]
-        titles = [figure.replace("_", " ") for figure in figures]
+        titles = [_TITLES.get(figure, figure) for figure in figures]
         cells = []
         for (samples, budget), found in sorted(grouped(rows, "samples", "budget").items()):
             for model in _MODELS:
@@ -51,7 +52,7 @@ def in_short(content: Content, results: str) -> str:
             for figure in (*BETTER_ABOVE, *BETTER_BELOW):
                 if of["chosen"][figure] is not None:
                     shown = [f"{of[model][figure]:.3g}" for model in _SHOWN]
-                    cells.append([f"{network}, {most}", f"{budget:g}", figure.replace("_", " "), *shown, bytes_])
+                    cells.append([f"{network}, {most}", f"{budget:g}", _TITLES.get(figure, figure), *shown, bytes_])
     head = ["network, calibration samples", "bits", "on unseen samples", "chosen", "uniform", "nearest", "MB of each"]
     return "\n".join(table(head, cells, left=3))
 
