@@ -11,15 +11,22 @@ from torch import nn
 
 from lightning_mpq.finetune import fake_quantized_layers
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.options import CandidateOptions
+from lightning_mpq.options import CandidateOptions, SelectionOptions
 from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 LAYERS = {"network.0", "network.4", "network.8"}
-FEW = CandidateOptions(bits=(2, 3, 4, 8))
+FEW = CandidateOptions(bits=(2, 3, 4, 8), rounding="nearest")
 
 
 def finetuning(bits: float = 4.5, **arguments: Any) -> MixedPrecisionQuantization:
-    settings: dict[str, Any] = {"finetune_epochs": 2, "calibration_batches": 2, "compare": False, "candidates": FEW}
+    """Return a callback that fine-tunes, after a decision that takes little."""
+    settings: dict[str, Any] = {
+        "finetune_epochs": 2,
+        "calibration_batches": 2,
+        "compare": False,
+        "candidates": FEW,
+        "selection": SelectionOptions(policies=1, rounds=0, resamples=0),
+    }
     return MixedPrecisionQuantization(bits, **(settings | arguments))
 
 

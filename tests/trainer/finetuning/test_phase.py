@@ -67,14 +67,16 @@ def test_fine_tuning_starts_from_the_codes_of_plain_quantization(tmp_path):
         packed = packed_layers(trained(tmp_path, finetuning(3.0, **options))[1])
         return {name: layer.quantized_rows().codes for name, layer in packed.items()}
 
-    still = codes(finetune=FinetuneOptions(learning_rate=1e-12))
-    assert same(still, codes(finetune_epochs=0))
-    nearest = codes(finetune_epochs=0, candidates=replace(FEW, rounding="nearest"))
+    fed_back = replace(FEW, rounding="second_order")
+    still = codes(finetune=FinetuneOptions(learning_rate=1e-12), candidates=fed_back)
+    assert same(still, codes(finetune_epochs=0, candidates=fed_back))
+    nearest = codes(finetune_epochs=0)
     assert not same(still, nearest)
 
 
 def test_finetuning_lowers_the_loss_that_rounding_raised(tmp_path):
-    mixed = finetuning(3.0, compare=True, finetune_epochs=6, finetune=FinetuneOptions(learning_rate=0.5))
+    candidates, options = replace(FEW, rounding="second_order"), FinetuneOptions(learning_rate=0.5)
+    mixed = finetuning(3.0, compare=True, finetune_epochs=6, finetune=options, candidates=candidates)
     trained(tmp_path, mixed, max_epochs=4)
     names = [row.name for row in mixed.report.models]
     assert names[0] == "float"
