@@ -1,8 +1,6 @@
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from helpers.processes import try_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from safetensors.torch import load, save
@@ -30,7 +29,6 @@ TINY = [
     "callbacks.mpq.calibration_batches=1",
     "budget.average_bits=6",
 ]
-ROOT = Path(cli.__file__).parents[2]
 
 
 class Folders:
@@ -65,7 +63,9 @@ class Folders:
         return json.loads((self.folder / name / "test.json").read_text())
 
 
-FAST = ["test=false", "callbacks.mpq.compare=false", "+trainer.limit_val_batches=1"]
+LITTLE = ["candidates.rounding=nearest", "selection.policies=1", "selection.rounds=0"]
+"""Where it does not matter how a model is quantized."""
+FAST = [*LITTLE, "test=false", "callbacks.mpq.compare=false", "+trainer.limit_val_batches=1"]
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def test_weights_are_kept_even_if_quantization_fails(folders: Folders, monkeypat
 
 
 def test_finetuning_starts_from_one_float_training_and_one_profile(folders: Folders) -> None:
-    finetunes = ["finetune=qat", "finetune.epochs=1", "+trainer.limit_train_batches=2"]
-    plain = folders.run("plain", "+trainer.limit_train_batches=2")
+    finetunes = [*LITTLE, "finetune=qat", "finetune.epochs=1", "+trainer.limit_train_batches=2"]
+    plain = folders.run("plain", *LITTLE, "+trainer.limit_train_batches=2")
     metric = folders.run("first", *finetunes)
     assert folders.fits == 2  # the training, and one of fine-tuning
     assert folders.report("first")["models"][:-1] == folders.report("plain")["models"]
@@ -291,14 +291,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(
 
 def test_a_sweep_in_another_process_trains_once_and_profiles_once(folders: Folders) -> None:
     arguments = ["-m", *TINY, "budget.average_bits=5,6"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0"}
-    finished = subprocess.run(
-        [sys.executable, "-m", "lightning_mpq.cli", *arguments],
-        cwd=folders.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    finished = try_module("lightning_mpq.cli", *arguments, cwd=folders.folder, HYDRA_FULL_ERROR="0")
     assert finished.returncode == 0, finished.stderr
     cache = folders.folder / "outputs" / "cache"
     assert len(list(cache.glob("trained/*.safetensors"))) == 1

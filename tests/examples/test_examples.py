@@ -1,15 +1,13 @@
 """Every example runs as it stands, and ends with what it promises."""
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import HANGS
+from helpers.processes import run_python, try_module
 
 import lightning_mpq as mpq
 
@@ -106,26 +104,22 @@ def test_a_project_of_ones_own_on_the_command_line(tmp_path):
     project = tmp_path / "project"
     shutil.copytree(FOLDER / "own_project", project)
 
-    def run_in(folder: Path, *command: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS
-        )
+    def run_in(folder: Path, *arguments: str) -> str:
+        done = try_module("lightning_mpq.cli", *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    run_in(project, "spirals.py")
+    run_python((project / "spirals.py").read_text(), cwd=project)
     quick = ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "solver.time_limit=1")
-    command = ("-m", "lightning_mpq.cli")
     targets = ("model._target_=spirals.Net", "data._target_=spirals.Spirals", "ckpt_path=best.ckpt")
-    said = run_in(project, *command, *targets, "budget.average_bits=4", "output_dir=plain", *quick)
+    said = run_in(project, *targets, "budget.average_bits=4", "output_dir=plain", *quick)
     assert "Nothing is trained: the model of best.ckpt" in said
     report = json.loads((project / "plain" / "report.json").read_text())
     floating, chosen = report["models"][0], report["models"][-1]
     assert chosen["average_bits"] <= 4
     assert floating["metrics"]["val_acc"] > 0.9
     assert chosen["metrics"]["val_acc"] > floating["metrics"]["val_acc"] - 0.05
-    sweep = (*command, "-m", "--config-dir", "conf", "experiment=spirals", "ckpt_path=best.ckpt")
+    sweep = ("-m", "--config-dir", "conf", "experiment=spirals", "ckpt_path=best.ckpt")
     said = run_in(project, *sweep, "budget.average_bits=3.5,5", "hydra.sweep.dir=swept", *quick)
     found = json.loads((project / "swept" / "sweep.json").read_text())
     assert found["swept"] == ["budget.average_bits"]

@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.processes import environment, run_python
+from helpers.processes import READY, run_python
 from helpers.saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, snapshot, weights_file
 from torch import nn
 
@@ -173,25 +171,24 @@ def test_several_writers_and_readers_never_mix_models(tmp_path):
     assert weights_file(tmp_path)
 
 
+def save_often(folder, seed):
+    net = packed_net(seed)
+    for _ in range(20):
+        save(net, folder)
+
+
 def test_two_processes_that_save_to_one_folder_do_not_mix(tmp_path):
-    script = """
-import sys
-from helpers.saved_net import packed_net
-from lightning_mpq.export import save
-net = packed_net(int(sys.argv[2]))
-for _ in range(20):
-    save(net, sys.argv[1])
-"""
-    commands = [[sys.executable, "-c", script, str(tmp_path), str(seed)] for seed in (1, 2)]
-    writers = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) for command in commands]
+    writers = [READY.Process(target=save_often, args=(tmp_path, seed), daemon=True) for seed in (1, 2)]
+    for writer in writers:
+        writer.start()
     expected = [packed_net(seed)(INDICES) for seed in (1, 2)]
     seen = 0
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         if (tmp_path / MANIFEST_NAME).exists():
             output = load(tmp_path, SavedNet()).eval()(INDICES)
             assert any(torch.equal(output, each) for each in expected)
             seen += 1
-    assert [writer.wait() for writer in writers] == [0, 0], [writer.stderr.read() for writer in writers]
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen
     assert weights_file(tmp_path)
 

@@ -1,10 +1,10 @@
 """Loading never holds the whole float model: peak memory of a new process, against one that loads nothing."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from helpers.processes import run_python
 from torch import nn
 
 from lightning_mpq.export import save
@@ -44,7 +44,6 @@ def test_peak_memory_of_loading_is_a_small_part_of_the_float_model(tmp_path, way
     save(model, tmp_path)
     torch.save({POLICY_KEY: policy.to_json(), "state_dict": model.state_dict()}, tmp_path / "model.ckpt")
     code = CODE.format(width=WIDTH, layers=LAYERS, load=LOADS[way])
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    grown = int(run_python(code, tmp_path))
     packed_bytes = FLOAT_BYTES / 16
-    assert packed_bytes <= int(done.stdout) < FLOAT_BYTES / 3, int(done.stdout)
+    assert packed_bytes <= grown < FLOAT_BYTES / 3, grown

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.process_pool import ProcessPool
 from torch import nn
 
 from lightning_mpq.finetune import FakeQuantizedLayer, fake_quantize
@@ -107,13 +106,6 @@ def test_a_fake_quantized_model_is_not_taken_for_a_float_one():
     with handle.float_weights():
         assert [group.name for group in find_groups(net)] == ["0", "4"]
     assert isinstance(net[0], FakeQuantizedLayer)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    processes = ProcessPool(2)
-    yield processes
-    processes.kill()
 
 
 def train(rank_slice, synchronize):

@@ -1,6 +1,5 @@
 """Processes that stay alive through a module's tests, joined by gloo on this machine, and are killed if they hang."""
 
-import multiprocessing
 import os
 import tempfile
 import time
@@ -13,8 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .processes import READY
+
 START_SECONDS = 240
-"""Importing torch twice at once on a busy machine takes its time."""
+"""Importing torch on a busy machine takes its time."""
 
 
 class RankError(AssertionError):
@@ -58,11 +59,10 @@ class ProcessPool:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
         meeting = str(Path(tempfile.mkdtemp()) / "store")
         for rank in range(self.ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.ranks, meeting, theirs), daemon=True)
+            ours, theirs = READY.Pipe()
+            process = READY.Process(target=_serve, args=(rank, self.ranks, meeting, theirs), daemon=True)
             process.start()
             self._processes.append(process)
             self._pipes.append(ours)

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.networks import Counted, convnet, images, mlp, vectors
-from helpers.process_pool import ProcessPool
 from torch import nn
 
 from lightning_mpq import Calibration, NonFiniteError
@@ -122,13 +121,9 @@ def ranges_of_rank(parts: list[list[torch.Tensor]]) -> dict:
     return dict(input_ranges(Calibration(convnet(), own), {"conv": [FULL, InputScheme(6)], "head": [InputScheme(4)]}))
 
 
-def test_two_processes_find_what_one_finds():
+def test_two_processes_find_what_one_finds(pool):
     batches = images(3, 2, 4)
-    pool = ProcessPool()
-    try:
-        found = pool.run(ranges_of_rank, [batches[:1], batches[1:]])
-    finally:
-        pool.kill()
+    found = pool.run(ranges_of_rank, [batches[:1], batches[1:]])
     with alone():
         alone_found = input_ranges(
             Calibration(convnet(), batches), {"conv": [FULL, InputScheme(6)], "head": [InputScheme(4)]}

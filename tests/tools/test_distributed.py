@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.jobs import make_job
-from helpers.process_pool import ProcessPool, RankError
+from helpers.process_pool import RankError
 from helpers.profiles import plain_profile
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -29,13 +29,6 @@ from lightning_mpq.rounding.independent import round_candidates
 from lightning_mpq.rounding.sequential import round_sequentially
 from lightning_mpq.tools import distributed
 from lightning_mpq.tools.distributed import Rounds, errors_shared, gather, on_rank_zero, sum_over_ranks
-
-
-@pytest.fixture(scope="module")
-def pool():
-    processes = ProcessPool()
-    yield processes
-    processes.kill()
 
 
 def message_of(function, *arguments):

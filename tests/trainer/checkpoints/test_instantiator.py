@@ -5,7 +5,7 @@ import pickle
 import lightning as L
 import pytest
 import torch
-from helpers.processes import try_python
+from helpers.processes import run_python, try_new_python
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from lightning.pytorch.core import saving
 from omegaconf import OmegaConf
@@ -52,39 +52,33 @@ def written(folder, module, policy=POLICY):
     return folder / "model.ckpt"
 
 
-def run(folder, code):
-    return try_python("\n".join(code), cwd=folder)
-
-
 def test_a_new_process_that_imports_the_package_loads_it(tmp_path):
     module = SmallClassifier()
     path = written(tmp_path, module)
-    done = run(
-        tmp_path,
-        [
-            "import torch, lightning_mpq",
-            "from helpers.trainer import SmallClassifier, SmallData",
-            f"module = SmallClassifier.load_from_checkpoint({str(path)!r}).eval()",
-            "torch.save(module(SmallData().images[:8]), 'outputs.pt')",
-        ],
-    )
-    assert done.returncode == 0, done.stderr
+    code = """
+import sys, torch, lightning_mpq
+from helpers.trainer import SmallClassifier, SmallData
+module = SmallClassifier.load_from_checkpoint(sys.argv[1]).eval()
+torch.save(module(SmallData().images[:8]), "outputs.pt")
+"""
+    run_python(code, path, cwd=tmp_path)
     assert torch.equal(torch.load(tmp_path / "outputs.pt", weights_only=True), module(IMAGES))
 
 
 @pytest.mark.skipif(not hasattr(saving, "_ALLOWED_INSTANTIATORS"), reason="this Lightning trusts every checkpoint")
 def test_a_process_that_does_not_import_it_is_told_its_name(tmp_path):
     path = written(tmp_path, Sized(width=6), mpq.BitPolicy({"head": mpq.WeightScheme(4)}))
-    code = [
-        "import lightning as L",
-        "from torch import nn",
-        "class Sized(L.LightningModule):",
-        "    def __init__(self, width):",
-        "        super().__init__()",
-        "        self.head = nn.Linear(width, 3)",
-        f"Sized.load_from_checkpoint({str(path)!r})",
-    ]
-    message = run(tmp_path, code).stderr.splitlines()[-1]
+    code = """
+import sys
+import lightning as L
+from torch import nn
+class Sized(L.LightningModule):
+    def __init__(self, width):
+        super().__init__()
+        self.head = nn.Linear(width, 3)
+Sized.load_from_checkpoint(sys.argv[1])
+"""
+    message = try_new_python(code, path, cwd=tmp_path).stderr.splitlines()[-1]
     assert message.startswith("ValueError: The instantiator 'lightning_mpq.plain_loading.instantiate'")
 
 
