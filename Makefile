@@ -1,5 +1,6 @@
 # make demo         install into .venv, then train and quantize a small network on scikit-learn's digits
 # make test         install into .venv, then lint, types, docs, doctests and tests
+# make types        install into .venv, then check the types
 # make docs         install into .venv, then build the documentation in build/docs, offline, warnings being errors
 # make benchmarks   install into .venv, then run every benchmark in a short form, on made-up data
 # make soak         install into .venv, then kill, interrupt and mutate; SOAK=--quick for a minute's worth
@@ -9,7 +10,7 @@
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
-PYTEST_OPTIONS ?= -n 2
+PYTEST_OPTIONS ?= -n 2 --dist loadfile
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PEERS := $(basename $(notdir $(wildcard benchmarks/runs/peers/requirements/*.txt)))
@@ -21,19 +22,22 @@ ifeq ($(shell grep -cm 1 avx512f /proc/cpuinfo 2>/dev/null),0)
 export ONEDNN_MAX_CPU_ISA ?= AVX
 endif
 
-.PHONY: demo test docs benchmarks soak peers constraints
+.PHONY: demo test types docs benchmarks soak peers constraints
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/lightning-mpq
 
-# One thread a process: the tests run in processes of their own, and their networks are tiny.
+# Types and docs take one processor each. One thread a process: the tests run in processes of their own, their networks are
+# tiny, and those of one file stay together, since they share what takes long to make.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(MAKE) docs
+	$(MAKE) --jobs=2 types docs
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_OPTIONS)
+
+types: $(INSTALLED)
+	$(BIN)/mypy
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -q -n -W --keep-going docs build/docs
