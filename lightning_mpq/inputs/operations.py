@@ -28,7 +28,11 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
 }  # fmt: skip
 PRODUCTS = ("product", "attention")
 """Kinds that multiply what they read."""
-MULTIPLY = frozenset({F.linear, *(function for kind in PRODUCTS for function in _FUNCTIONS[kind])})
+MULTIPLY = frozenset({
+    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    F.multi_head_attention_forward, torch.mm, Tensor.mm, torch.addmm, torch.baddbmm, torch.einsum,
+    *(function for kind in PRODUCTS for function in _FUNCTIONS[kind]),
+})  # fmt: skip
 """Functions that multiply tensors, of any shape."""
 _KIND = {function: kind for kind, functions in _FUNCTIONS.items() for function in functions}
 _NAME = re.compile(rf"(?:(?P<module>.+)\.)?(?P<kind>{'|'.join(_FUNCTIONS)})(?P<number>\d+)")

@@ -161,3 +161,22 @@ def test_a_branch_that_is_zero_everywhere_is_warned_of_where_it_is_quantized():
     with pytest.warns(UserWarning, match=r"What stages\.0\.0\.add0 read is zero in all calibration batches"):
         own = found.ranges(policy_of(model, operands={"stages.0.0.add0": FULL}), {})
     assert own["stages.0.0.add0:0"] == InputRange(1.0, 0)
+
+
+class Apart(nn.Module):
+    """Sums of what convolutions compute and what was multiplied since: by weights, by attention, by an equation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.attention = nn.Conv2d(1, 1, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(1, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.a(x)[:, 0]
+        attended = self.attention(rows, rows, rows, need_weights=False)[0]
+        return rows + attended + torch.einsum("nab,nbc->nac", rows, rows) + F.conv2d(self.a(x), self.weight)[:, 0]
+
+
+def test_what_was_multiplied_since_is_no_output_of_a_convolution():
+    assert not Operands(Calibration(Apart().eval(), images(4, 2))).sources
