@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..filling import Write
 from . import (
+    activations,
     allocation,
     compression,
     fidelity,
@@ -41,6 +42,9 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "targets_onnx": ("targets", targets.onnx),
     "targets_speeds": ("targets", targets.speeds),
     "targets_ggml": ("targets", targets.ggml),
+    "activations_resnet20": ("activations-resnet20", activations.block),
+    "activations_mobilenet": ("activations-mobilenet", activations.block),
+    "activations_short": ("activations-resnet20", activations.in_short),
     "soak": ("soak", soak.block),
 }
 """Name of the markers to the result file and the function that writes what stands between them."""
