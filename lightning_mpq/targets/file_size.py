@@ -33,8 +33,9 @@ def with_file_rest(
 ) -> Budget:
     """Return a budget that knows what a file holds beside candidates, where its bounds need that; else as it is.
 
-    One file is written for each grid that is offered, all groups having their widest candidate on it, and one of as
-    many schemes as can be; the largest rest counts, and a few bytes a layer for what texts may differ by.
+    One file is written for each grid and granularity that are offered, all groups having their widest candidate of
+    these, and one of as many schemes as can be; the largest rest counts, and a few bytes a layer for what texts may
+    differ by.
 
     Args:
         budget: The budget.
@@ -60,16 +61,21 @@ def with_file_rest(
 
 
 def _references(groups: Sequence[LayerGroup], candidates: Sequence[Candidate]) -> Iterator[BitPolicy]:
-    """Yield a policy for each grid, of the candidates of most bytes on it, and one of many different schemes."""
+    """Yield a policy of the candidates of most bytes for each grid and granularity, and one of many schemes."""
     own = [[c for c in candidates if c.group == group.name] for group in groups]
     choices = []
-    for grid in dict.fromkeys(candidate.scheme.weight.grid for candidate in candidates):
-        on_grid = [[c for c in mine if c.scheme.weight.grid == grid] or mine for mine in own]
-        choices.append([max(mine, key=lambda candidate: candidate.stored_bits) for mine in on_grid])
+    for kind in dict.fromkeys(map(_kind, candidates)):
+        of_kind = [[c for c in mine if _kind(c) == kind] or mine for mine in own]
+        choices.append([max(mine, key=lambda candidate: candidate.stored_bits) for mine in of_kind])
     choices.append([mine[-1 - number % len(mine)] for number, mine in enumerate(own)])
     for chosen in choices:
         schemes = {c.group: replace(c.scheme.weight, clip="absmax", rounding="nearest") for c in chosen}
         yield BitPolicy(schemes, {group.name: group.layers for group in groups})
+
+
+def _kind(candidate: Candidate) -> tuple[str, object]:
+    weight = candidate.scheme.weight
+    return weight.grid, weight.granularity
 
 
 def _rest(target: Target, model: nn.Module, policy: BitPolicy, inputs: ExampleInputs) -> int:

@@ -43,6 +43,9 @@ class OpenVino(OnnxRuntime):
     packages = ("openvino", *OnnxRuntime.packages)
     ending = ""
 
+    def __init__(self, *, dynamic_batch: bool = True, dynamic_length: bool | None = None) -> None:
+        super().__init__(dynamic_batch=dynamic_batch, dynamic_length=dynamic_length, integer_products=False)
+
     def why_not_inputs(self, layer: nn.Module, scheme: InputScheme) -> str | None:
         """See `Target.why_not_inputs`."""
         return "it rounds to the code beside here and there, which is not verified (it reads the file of export_onnx)"

@@ -26,6 +26,15 @@ OF_INTEGERS = {
 ROUGH = 0.5
 """Relative error of that default that is no longer rounding but a wrong result."""
 
+TOLERANCE_KEY = "lightning_mpq.tolerance"
+"""Where a file says how far it may be from PyTorch because of what it rounds itself."""
+
+
+def tolerance_of(content: bytes, default: float) -> float:
+    """Return what a file says under `TOLERANCE_KEY`, or a default."""
+    said = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+    return float(said.get(TOLERANCE_KEY, default))
+
 
 @dataclass(frozen=True)
 class Comparison:

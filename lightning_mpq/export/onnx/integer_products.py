@@ -94,7 +94,7 @@ class Product:
         scale = nodes.scale("scale", held.scale.flatten() if held.scale.numel() > 1 else held.scale.reshape(1))
         if self.factor is not None or held.scale.numel() == 1 or not counts.all():
             scale = nodes.add("Mul", [scale, self._stored("norm", factor.float(), 0)])
-        weight, zero_point = self._stored_type(weight, unsaturated)
+        weight, zero_point = in_eight_bits(nodes, weight, unsaturated=unsaturated)
         zero_points = self._stored("weight_zeros", zero_point.expand(len(held.levels)).contiguous(), 0)
         weights = nodes.add("DequantizeLinear", [weight, scale, zero_points], axis=0)
         inputs = [self.codes.dequantized(nodes), weights]
@@ -113,7 +113,7 @@ class Product:
                 sign.
         """
         nodes, dims = self.nodes, self.dims
-        weight, middle = self._stored_type(weight, unsaturated)
+        weight, middle = in_eight_bits(nodes, weight, unsaturated=unsaturated)
         operation = "ConvInteger" if self.node.op_type == "Conv" else "MatMulInteger"
         factors = [self.codes.value, weight, self.codes.zero_point, nodes.stored("weight_zero", middle)]
         product = nodes.add(operation, factors, **self._attributes())
@@ -128,14 +128,6 @@ class Product:
             shape = nodes.stored_anew("bias_shape", torch.tensor([-1, *[1] * dims]))
             total = nodes.add("Add", [total, nodes.add("Reshape", [self.bias, shape])])
         self._put(total)
-
-    def _stored_type(self, weight: ir.Value, unsaturated: bool) -> tuple[ir.Value, Tensor]:
-        """Return levels in 8 bits, and the code of zero."""
-        if unsaturated:
-            return self.nodes.add("Cast", [weight], to=ir.DataType.INT8), torch.tensor(0, dtype=torch.int8)
-        middle = self.nodes.stored("middle", torch.tensor(128, dtype=torch.int32))
-        raised = self.nodes.add("Add", [weight, middle])
-        return self.nodes.add("Cast", [raised], to=ir.DataType.UINT8), torch.tensor(128, dtype=torch.uint8)
 
     def _stored(self, suffix: str, values: Tensor, dims: int) -> ir.Value:
         return self.nodes.stored_anew(suffix, values.reshape(-1, *[1] * dims))
@@ -154,6 +146,14 @@ class Product:
         if self.last is not self.node:
             self.graph.remove(self.last, safe=True)
         self.graph.remove(self.node, safe=True)
+
+
+def in_eight_bits(nodes: Nodes, levels: ir.Value, *, unsaturated: bool) -> tuple[ir.Value, Tensor]:
+    """Return signed levels, INT32, in 8 bits, and the code of zero; without sign where two products may saturate."""
+    if unsaturated:
+        return nodes.add("Cast", [levels], to=ir.DataType.INT8), torch.tensor(0, dtype=torch.int8)
+    raised = nodes.add("Add", [levels, nodes.stored("middle", torch.tensor(128, dtype=torch.int32))])
+    return nodes.add("Cast", [raised], to=ir.DataType.UINT8), torch.tensor(128, dtype=torch.uint8)
 
 
 def _affine(norm: ir.Node) -> tuple[Tensor, Tensor] | None:
