@@ -13,7 +13,7 @@ from ..export.example_inputs import ExampleInputs, Examples
 from ..export.outputs import outputs_of
 from .base import Target
 from .record import Record, files_at
-from .registry import target_named
+from .registry import TARGETS, target_named
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def verify(
         CorruptModelError: If a layer is missing, of another width, or not what was exported (it is named); if anything
             else in the file has changed; or if the runtime cannot load it, or computes something else.
         ImportError: If the runtime is not installed; the extra is named.
-        ValueError: If inputs are given without a model.
+        ValueError: If inputs are given without a model, or the target is not the one that the file was written for.
     """
     path = Path(path)
     record = Record.read(path)
-    target = target_named(record.target) if target is None else target
+    target = _target_of(record, path, target)
     if not path.exists():
         raise CorruptModelError(f"{path} is missing, though its record is there. Export again.")
     _compare_layers(record, target, path)
@@ -119,6 +119,22 @@ def verify(
         record.promised_bytes,
         why,
     )
+
+
+def _target_of(record: Record, path: Path, target: Target | None) -> Target:
+    """Return the target that a file was written for, by its name unless it is given."""
+    if target is None and record.target not in TARGETS:
+        raise ValueError(
+            f"{path} was exported for {record.target!r}, a target that this package does not bring: pass an "
+            "instance of its class, verify(path, target=...). The command lightning-mpq-verify knows only targets of "
+            "this package."
+        )
+    if target is not None and target.name != record.target:
+        raise ValueError(
+            f"{path} was exported for the target {record.target!r}, and not for {target.name!r}: leave target= out, or "
+            "export again for the other one."
+        )
+    return target_named(record.target if target is None else target)
 
 
 def _compare_layers(record: Record, target: Target, path: Path) -> None:
