@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_mpq.allocation import Budget
+from lightning_mpq.options import CandidateOptions, SelectionOptions
 from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 
@@ -96,6 +97,10 @@ def trained(folder: Path, *callbacks: L.Callback, **arguments: Any) -> tuple[L.T
     return trainer, module
 
 
-def make_callback(bits: float = 4.5, **arguments) -> MixedPrecisionQuantization:
-    settings = {"budget": Budget(average_bits=bits), "calibration_batches": 3}
+def make_callback(bits: float = 4.5, **arguments: Any) -> MixedPrecisionQuantization:
+    """Return a callback that offers five widths; where nothing is compared, it tries no other policies either."""
+    settings: dict[str, Any] = {"budget": Budget(average_bits=bits), "calibration_batches": 3}
+    settings["candidates"] = CandidateOptions(bits=(2, 3, 4, 5, 8))
+    if not arguments.get("compare", True):
+        settings["selection"] = SelectionOptions(policies=1, rounds=0)
     return MixedPrecisionQuantization(**(settings | arguments))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import pytest
@@ -27,6 +28,7 @@ from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 from lightning_mpq.targets import export_for
 from lightning_mpq.targets.exporting import promised_bytes
+from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = {"network.0", "network.4", "network.8"}
@@ -36,9 +38,26 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_fit_ends_with_a_packed_model_within_budget(tmp_path):
-    mixed = make_callback()
-    _, module = trained(tmp_path, mixed)
+class Fitted(NamedTuple):
+    """A fit that has ended, which tests look at and leave as it is."""
+
+    mixed: MixedPrecisionQuantization
+    trainer: L.Trainer
+    module: SmallClassifier
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.logger.log_dir)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder, mixed = tmp_path_factory.mktemp("fitted"), make_callback()
+    return Fitted(mixed, *trained(folder, mixed, logger=CSVLogger(folder)))
+
+
+def test_fit_ends_with_a_packed_model_within_budget(fitted):
+    mixed, _, module = fitted
     assert set(packed_layers(module)) == LAYERS
     weights = sum(group.weight_count for group in mixed.taylor.groups)
     average = 8 * stored_bytes(module).packed / weights
@@ -48,10 +67,8 @@ def test_fit_ends_with_a_packed_model_within_budget(tmp_path):
     assert {name: layer.scheme for name, layer in packed_layers(module).items()} == mixed.policy.weights()
 
 
-def test_report_holds_four_models_with_the_modules_own_metrics(tmp_path):
-    mixed = make_callback()
-    trained(tmp_path, mixed)
-    report = json.loads((tmp_path / "report.json").read_text())
+def test_report_holds_four_models_with_the_modules_own_metrics(fitted):
+    report = json.loads((fitted.folder / "report.json").read_text())
     assert [row["name"] for row in report["models"]] == ["float", "uniform 5 bits", "additive", "chosen"]
     assert all(set(row["metrics"]) == {"val_accuracy", "val_loss"} for row in report["models"])
     assert report["models"][0]["stored_bytes"] > 3 * report["models"][3]["stored_bytes"] / 2
@@ -63,9 +80,8 @@ def test_report_holds_four_models_with_the_modules_own_metrics(tmp_path):
     assert report["samples"] == 48
 
 
-def test_metrics_in_the_report_are_those_of_a_later_validation(tmp_path):
-    mixed = make_callback(3.5)
-    _, module = trained(tmp_path, mixed)
+def test_metrics_in_the_report_are_those_of_a_later_validation(fitted, tmp_path):
+    mixed, _, module = fitted
     again = make_trainer(tmp_path).validate(module, SmallData(), verbose=False)[0]
     assert mixed.report["chosen"].metrics == pytest.approx(again)
     float_module = trained(tmp_path)[1]
@@ -92,16 +108,15 @@ def test_training_and_everybody_elses_state_are_bit_identical(tmp_path):
     assert torch.equal(plain[3], mixed[3])
 
 
-def test_the_logger_gets_the_numbers_of_the_report_and_nothing_of_the_trials(tmp_path):
-    mixed, logger = make_callback(), CSVLogger(tmp_path)
-    trained(tmp_path, mixed, logger=logger)
-    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+def test_the_logger_gets_the_numbers_of_the_report_and_nothing_of_the_trials(fitted):
+    mixed = fitted.mixed
+    rows = (fitted.folder / "metrics.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     assert float(last["mpq/chosen/val_accuracy"]) == pytest.approx(mixed.report["chosen"].metrics["val_accuracy"])
     assert float(last["mpq/chosen/average_bits"]) == pytest.approx(mixed.report["chosen"].average_bits)
     column = rows[0].split(",").index("val_accuracy")
     assert len([row for row in rows[1:] if row.split(",")[column]]) == 2  # one an epoch
-    assert (Path(logger.log_dir) / "report.json").exists()
+    assert (fitted.folder / "report.json").exists()
 
 
 @pytest.mark.parametrize("bars", [[RichProgressBar()], []])
@@ -110,13 +125,15 @@ def test_the_table_and_the_bar_are_shown_where_the_trainer_shows_its_own(tmp_pat
     shown = capsys.readouterr().out
     assert "chosen" in shown
     assert "network.4" in shown
+
+
+def test_nothing_is_shown_where_the_trainer_shows_nothing(tmp_path, capsys):
     trained(tmp_path, make_callback(), max_epochs=1)
     assert capsys.readouterr().out == ""
 
 
-def test_a_checkpoint_of_the_packed_model_opens_in_a_new_process(tmp_path):
-    mixed = make_callback()
-    trainer, module = trained(tmp_path, mixed)
+def test_a_checkpoint_of_the_packed_model_opens_in_a_new_process(fitted, tmp_path):
+    mixed, trainer, module = fitted
     trainer.save_checkpoint(tmp_path / "packed.ckpt")
     expected = make_trainer(tmp_path).test(module, SmallData(), verbose=False)[0]
     code = f"""
@@ -137,8 +154,8 @@ print(json.dumps([by_trainer, by_hand, mixed.policy.to_json()]))
     assert policy == mixed.policy.to_json()
 
 
-def test_a_packed_checkpoint_cannot_be_trained_on_and_a_float_one_is_left_alone(tmp_path):
-    trainer, _ = trained(tmp_path, make_callback())
+def test_a_packed_checkpoint_cannot_be_trained_on_and_a_float_one_is_left_alone(fitted, tmp_path):
+    trainer = fitted.trainer
     trainer.save_checkpoint(tmp_path / "packed.ckpt")
     with pytest.raises(ValueError, match="holds a packed model, which cannot be trained on"):
         make_trainer(tmp_path, make_callback()).fit(SmallClassifier(), SmallData(), ckpt_path=tmp_path / "packed.ckpt")
@@ -154,9 +171,8 @@ def test_a_packed_checkpoint_cannot_be_trained_on_and_a_float_one_is_left_alone(
         load(tmp_path / "broken.ckpt", SmallClassifier())
 
 
-def test_quantize_trained_does_what_the_end_of_fit_does(tmp_path):
-    at_end = make_callback()
-    _, packed = trained(tmp_path, at_end)
+def test_quantize_trained_does_what_the_end_of_fit_does(fitted, tmp_path):
+    at_end, _, packed = fitted
     trainer, module = trained(tmp_path)
     later = make_callback()
 
