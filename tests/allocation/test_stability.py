@@ -43,14 +43,15 @@ def test_every_draw_is_that_of_the_rows_and_its_best_policy_that_of_all(loss, se
 
     random = np.random.default_rng(seed)
     policies = [p for p in every_plan(taylor) if taylor_cost(taylor, p) <= 4.5]
+    taken = one_hot(taylor, policies)
     chosen, best, same = [], [], dict.fromkeys(allocation.policy, 0)
     for _ in range(15):
         drawn = random.integers(12, size=11).tolist()
         again = of_rows(rows[drawn], loss, None if slopes is None else slopes[drawn], seed)
-        values = [again.predict(p).value for p in policies]
-        least = policies[int(np.argmin(values))]
+        values = taken @ again.gradient.double() + (taken @ again.curvature.double() * taken).sum(1) / 2
+        least = policies[int(values.argmin())]
         chosen.append(again.predict(allocation.policy).value)
-        best.append(min(values))
+        best.append(again.predict(least).value)
         for name, scheme in least.items():
             same[name] += scheme.bits == allocation.policy[name].bits
     assert found.shares == pytest.approx({name: count / 15 for name, count in same.items()})
@@ -62,6 +63,15 @@ def test_every_draw_is_that_of_the_rows_and_its_best_policy_that_of_all(loss, se
     assert found.blocks == 12
 
 
+def one_hot(taylor, policies):
+    """Return [policies, candidates], with ones at the candidates that a policy takes."""
+    places = {(candidate.group, candidate.scheme): place for place, candidate in enumerate(taylor.candidates)}
+    taken = torch.zeros(len(policies), len(places), dtype=torch.float64)
+    for row, policy in zip(taken, policies, strict=True):
+        row[[places[group, scheme] for group, scheme in policy.items()]] = 1
+    return taken
+
+
 def taylor_cost(taylor, policy):
     weights = sum(group.weight_count for group in taylor.groups)
     return sum(group.stored_bits(policy[group.name]) for group in taylor.groups) / weights
@@ -71,7 +81,7 @@ def test_the_spread_is_the_standard_error_of_the_prediction():
     """That of the shrunk model too, whose entries are drawn as they were shrunk."""
     taylor = shrink(of_rows(scores(400)))
     allocation = allocate(taylor, Budget(average_bits=4.5))
-    assert allocation.stability(resamples=600).spread == pytest.approx(allocation.prediction_error, rel=0.1)
+    assert allocation.stability(resamples=300).spread == pytest.approx(allocation.prediction_error, rel=0.1)
 
 
 def test_the_seed_decides_everything():
