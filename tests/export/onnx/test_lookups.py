@@ -56,6 +56,11 @@ def test_rows_are_dequantized_to_the_same_numbers(tmp_path, columns, scheme):
     assert operations.count("DequantizeLinear") == 1  # of the product
     levels = next(t for t in content.graph.initializer if t.name == "table.weight.levels")
     assert found.containers["table"] == onnx.TensorProto.DataType.Name(levels.data_type)
+
+
+@pytest.mark.parametrize(("columns", "scheme"), [FUSED[0], FUSED[3], FUSED[5], FUSED[6]], ids=str)
+def test_a_table_takes_the_bytes_that_it_takes_by_the_standard(tmp_path, columns, scheme):
+    _, _, content = exported(tmp_path, columns, scheme, standard=False)
     plain, operations, before = exported(tmp_path, columns, scheme)
     assert plain.lookups == 0
     assert "GatherBlockQuantized" not in operations
