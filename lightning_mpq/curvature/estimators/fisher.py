@@ -222,14 +222,16 @@ class SampleScores:
         tolerance = min(0.5, 30 * sqrt(torch.finfo(gradient.dtype).eps))
         first = self._perturbations.count
         inputs = {} if self._inputs is None else self._inputs.columns
-        for offset, slow, by_layer in (
-            (0, self._by_forward_mode, self._perturbations.columns),
-            (first, self._inputs_by_forward_mode, inputs),
+        # A value of another last bit, in one sample beside many, may take the next code: one whole error of thousands.
+        of_codes = min(0.5, 30 * tolerance)
+        for offset, slow, by_layer, allowed in (
+            (0, self._by_forward_mode, self._perturbations.columns, tolerance),
+            (first, self._inputs_by_forward_mode, inputs, of_codes),
         ):
             for layer, own in by_layer.items():
                 columns = slice(offset + own.start, offset + own.stop)
                 scale = max(float(reference[columns].norm()), 1e-3 * largest)
-                if float(error[columns].norm()) > tolerance * scale:
+                if float(error[columns].norm()) > allowed * scale:
                     slow.setdefault((own.start, own.stop), layer)
         found = {key: layer for key, layer in self._by_forward_mode.items() if key not in self._nonlinear}
         if slow_layers := {*found.values(), *self._inputs_by_forward_mode.values()}:

@@ -16,6 +16,7 @@ from helpers.weight_uses import (
     TiedLanguageModel,
     make,
 )
+from torch import nn
 from torch.testing import assert_close
 
 from lightning_mpq.curvature.estimators import gauss_newton
@@ -179,3 +180,28 @@ def test_ranges_are_found_where_nobody_gave_them():
     candidates = joint_candidates(model, groups, alone)
     taylor = plain_profile(model, [batch], groups=groups, candidates=candidates, likelihood=Categorical())
     assert taylor.candidates == candidates
+
+
+class OtherLastBits(nn.Module):
+    """A layer whose inputs have other last bits in a batch than alone, as convolutions of other sizes give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2000, 3)
+
+    def forward(self, x):
+        return self.layer(x * (1 + 2.0**-22) if len(x) > 1 else x)
+
+
+@pytest.mark.filterwarnings("error:The calls of these layers")
+def test_one_code_that_flips_is_no_other_use_of_the_inputs():
+    model, (batch,) = OtherLastBits(), with_labels([torch.rand(6, 2000)])
+    groups, alone, _ = measured(model, (4,))
+    candidates = joint_candidates(model, groups, alone, [InputScheme(8)])
+    rounded = rounded_jointly(model, [batch], groups, candidates)
+    found = rounded.inputs["layer", InputScheme(8)]
+    batch[0][0, :8] = (
+        torch.arange(8) * 2 + 100.5
+    ) * found.scale  # between two codes: alone the even one, else the next
+    plain_profile(model, [batch], groups=groups, rounded=rounded, likelihood=Categorical())
