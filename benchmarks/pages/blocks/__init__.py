@@ -40,7 +40,6 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "inference": ("inference", inference.block),
     "scale": ("scale", scale.block),
     "targets_onnx": ("targets", targets.onnx),
-    "targets_speeds": ("targets", targets.speeds),
     "targets_ggml": ("targets", targets.ggml),
     "activations_resnet20": ("activations-resnet20", activations.block),
     "activations_mobilenet": ("activations-mobilenet", activations.block),

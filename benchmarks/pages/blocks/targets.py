@@ -1,4 +1,4 @@
-"""Files of targets beside those of the runtimes' own quantizers: three tables."""
+"""Files of targets beside those of the runtimes' own quantizers: two tables."""
 
 from __future__ import annotations
 
@@ -10,24 +10,14 @@ from .tables import table
 
 
 def onnx(content: Content, results: str) -> str:
-    """Return bytes, speed and distance of each way to run the encoder."""
+    """Return bytes, speed and distance of each way to run the encoder in onnxruntime."""
     cells = []
     for (way,), rows in grouped(content["results"], "way").items():
         one, many = (having(rows, batch=size)[0] for size in (1, 32))
-        speeds = [f"{row['over_float32']:.2f}" for row in (one, many)]
-        cells.append([way, f"{one['file_bytes']:,}", *speeds, f"{one['squared_distance']:.4f}"])
-    head = ["", "bytes of the file", "times as fast, batch 1", "batch 32", "squared distance on unseen text"]
-    return "\n".join(table(head, cells))
-
-
-def speeds(content: Content, results: str) -> str:
-    """Return how fast each scheme is."""
-    cells = []
-    for (scheme,), rows in grouped(content["schemes"], "scheme").items():
-        one, many = (having(rows, batch=size)[0] for size in (1, 32))
         times = [f"{row['milliseconds']:,.0f} ms, {row['over_float32']:.2f}" for row in (one, many)]
-        cells.append([scheme, f"{one['file_bytes']:,}", *times])
-    return "\n".join(table(["", "bytes of the file", "batch 1, times as fast", "batch 32, times as fast"], cells))
+        cells.append([way, f"{one['file_bytes']:,}", *times, f"{one['squared_distance']:.4f}"])
+    head = ["", "bytes of the file", "batch 1, times as fast", "batch 32", "squared distance on unseen text"]
+    return "\n".join(table(head, cells))
 
 
 def ggml(content: Content, results: str) -> str:

@@ -1,6 +1,6 @@
 """Files of targets beside the float model and beside each runtime's own quantizer, at the same bytes.
 
-MiniLM in onnxruntime: 4 bits in blocks of 32, against ``MatMulNBitsQuantizer``. Layers of MiniLM in ggml's types,
+MiniLM in onnxruntime, against ``MatMulNBitsQuantizer`` and ``quantize_dynamic``. Layers of MiniLM in ggml's types,
 against ggml's own rounding by an importance matrix. Errors are those on text that nothing was rounded by; times are
 processor time, the least of several runs in turns, one thread.
 
@@ -42,15 +42,13 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     parts = parts_of(arguments)
     counts = f"{arguments.samples}-{arguments.held_out}"
-    encoder = parts.rows(f"minilm-{counts}-{arguments.repeats}", partial(of_encoder, arguments))
-    schemes = parts.rows(f"schemes-{arguments.repeats}", partial(of_schemes, arguments))
+    name = f"minilm-onnxruntime-{counts}-{arguments.repeats}"
+    encoder = parts.rows(name, partial(of_encoder, arguments))
     layers = []
     if not arguments.quick:
-        layers = parts.rows(
-            f"ggml-{counts}",
-            partial(ggml_layers.measure, arguments.texts, arguments.samples, arguments.held_out),
-        )
-    reached = targets(encoder, schemes, layers)
+        measured = (arguments.texts, arguments.samples, arguments.held_out)
+        layers = parts.rows(f"ggml-{counts}", partial(ggml_layers.measure, *measured))
+    reached = targets(encoder, layers)
     print_targets(reached, arguments.quick)
     path = write_results(
         "targets",
@@ -62,23 +60,16 @@ def main(words: Sequence[str] | None = None) -> None:
         targets=reached,
         output=arguments.output,
         packages=(*PACKAGES, *PEERS),
-        schemes=schemes,
         layers=layers,
     )  # fmt: skip
     print(f"written to {path}")
 
 
 def of_encoder(arguments: Namespace) -> list[Row]:
-    """Return the rows of MiniLM, or of something small in a quick run."""
+    """Return the rows of MiniLM in onnxruntime, or of something small in a quick run."""
     samples = arguments.samples
     name, model, tokens = subject(arguments, samples, arguments.held_out)
     return onnx_encoder.measure(name, model, tokens[:samples], tokens[samples:], arguments.repeats)
-
-
-def of_schemes(arguments: Namespace) -> list[Row]:
-    """Return the rows of the speeds of the same."""
-    name, model, tokens = subject(arguments, 0, 32)
-    return onnx_encoder.speeds(name, model, tokens, arguments.repeats)
 
 
 def subject(arguments: Namespace, samples: int, held_out: int) -> tuple[str, nn.Module, Tensor]:
@@ -89,21 +80,17 @@ def subject(arguments: Namespace, samples: int, held_out: int) -> tuple[str, nn.
     return "minilm", model, torch.cat(batches)
 
 
-def targets(encoder: Sequence[Row], schemes: Sequence[Row], layers: Sequence[Row]) -> list[Target]:
+def targets(encoder: Sequence[Row], layers: Sequence[Row]) -> list[Target]:
     """Return what was demanded, and what was measured."""
-    own, peer = (
-        next(row for row in encoder if row["way"] == way and row["batch"] == 1)
-        for way in ("lightning_mpq", "MatMulNBitsQuantizer")
-    )
-    found = [
-        at_least(
-            f"{own['model']} in onnxruntime, times as fast as float32, batch 1, fastest scheme",
-            max(row["over_float32"] for row in schemes if row["batch"] == 1 and row["scheme"] != "float32"),
-            1.5,
-        ),
-        at_most("its file over that of MatMulNBitsQuantizer", own["file_bytes"] / peer["file_bytes"], 1.0),
-        at_most("its squared distance over the same", own["squared_distance"] / peer["squared_distance"], 1.0),
-    ]
+    alone = {row["way"]: row for row in encoder if row["batch"] == 1}
+    own = {scheme: alone[onnx_encoder.own_way(*scheme)] for scheme in onnx_encoder.OWN}
+    model = next(iter(alone.values()))["model"]
+    fastest = max(row["over_float32"] for row in own.values())
+    found = [at_least(f"{model} in onnxruntime, times as fast as float32, batch 1, fastest scheme", fastest, 1.5)]
+    pairs = {"MatMulNBitsQuantizer": own[4, onnx_encoder.BLOCK], "quantize_dynamic": own[7, "channel"]}
+    for peer, ours in pairs.items():
+        for what, column in (("bytes of its file", "file_bytes"), ("its squared distance", "squared_distance")):
+            found.append(at_most(f"{model}: {what} over {peer}'s", ours[column] / alone[peer][column], 1.0))
     for name in dict.fromkeys(row["type"] for row in layers):
         ratio = geometric_mean(row["over_ggml"] for row in layers if row["type"] == name)
         found.append(at_most(f"{name}: error of a layer's output over ggml's, same bytes", ratio, 1.0))

@@ -1,10 +1,11 @@
-"""An encoder in onnxruntime, 4 bits in blocks of 32: our file beside the float model and onnxruntime's quantizer."""
+"""An encoder in onnxruntime: the float model, onnxruntime's own quantizers, and our files, at the same bytes."""
 
 from __future__ import annotations
 
 import copy
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +19,8 @@ import lightning_mpq as mpq
 from ...tools.results import Row
 
 BLOCK = 32
-WAYS = {
-    "float32": "float.onnx",
-    "MatMulNBitsQuantizer": "peer.onnx",
-    "lightning_mpq": "own.onnx",
-}
-SCHEMES: tuple[tuple[int, str | int], ...] = ((4, 128), (4, "channel"), (8, "channel"))
-"""Bits and granularity of what is timed."""
+OWN: tuple[tuple[int, int | str], ...] = ((4, BLOCK), (4, "channel"), (7, "channel"))
+"""Bits and granularity of our files: in blocks, and with one scale a row, which are products of integers."""
 
 
 def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, repeats: int) -> list[Row]:
@@ -32,22 +28,22 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
 
     Args:
         name: What the model is called.
-        model: Makes unit vectors of token numbers; quantized in place.
+        model: Makes unit vectors of token numbers; left as it was.
         calibration: [n, length], what is rounded by.
         unseen: [n, length], what is judged by, at least 32.
         repeats: How often each is run.
     """
     batches = list(calibration.split(16))
+    with torch.no_grad():
+        wanted = model(unseen).numpy()
     with TemporaryDirectory() as folder:
-        paths = {way: Path(folder) / name for way, name in WAYS.items()}
-        _export_float(model, batches[0], paths["float32"])
-        _quantize_by_onnxruntime(paths["float32"], paths["MatMulNBitsQuantizer"])
-        groups, candidates = mpq.targets.offer(mpq.targets.OnnxRuntime(), model, _options())
-        with torch.no_grad():
-            wanted = model(unseen).numpy()
-        policy = mpq.BitPolicy({c.group: c.scheme for c in candidates}, {g.name: g.layers for g in groups})
-        mpq.quantize(model, policy, batches, rounded=mpq.round_candidates(model, batches, groups, candidates))
-        found = mpq.export_for("onnxruntime", model, paths["lightning_mpq"], batches[0][:2])
+        paths = {"float32": Path(folder) / "float.onnx"}
+        export_float(model, batches[0], paths["float32"])
+        for way, quantize in (("MatMulNBitsQuantizer", _by_blocks), ("quantize_dynamic", _dynamically)):
+            paths[way] = Path(folder) / f"{way}.onnx"
+            quantize(paths["float32"], paths[way])
+        promised = _write_own(model, batches, paths, Path(folder))
+        distances = {way: _distance(path, unseen.numpy(), wanted) for way, path in paths.items()}
         rows = []
         for size in (1, 32):
             milliseconds = _times(paths, unseen[:size].numpy(), repeats)
@@ -55,51 +51,38 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
                 rows.append({
                     "model": name, "runtime": "onnxruntime", "way": way, "batch": size,
                     "milliseconds": milliseconds[way], "over_float32": milliseconds["float32"] / milliseconds[way],
-                    "file_bytes": path.stat().st_size,
-                    "promised_bytes": found.promised_bytes if way == "lightning_mpq" else None,
-                    "squared_distance": _distance(path, unseen.numpy(), wanted),
+                    "file_bytes": path.stat().st_size, "promised_bytes": promised.get(way),
+                    "squared_distance": distances[way],
                 })  # fmt: skip
     return rows
 
 
-def speeds(name: str, model: nn.Module, tokens: Tensor, repeats: int) -> list[Row]:
-    """Return a row for each scheme and batch size: speed depends on bits and blocks, not on how weights were rounded.
-
-    Args:
-        name: What the model is called.
-        model: Left as it was.
-        tokens: [n, length], at least 32.
-        repeats: How often each is run.
-    """
-    with TemporaryDirectory() as folder:
-        paths = {"float32": Path(folder) / "float.onnx"}
-        _export_float(model, tokens, paths["float32"])
-        for bits, granularity in SCHEMES:
-            scheme = mpq.WeightScheme(bits, granularity, "symmetric", "mse", "float16")  # type: ignore[arg-type]
-            options = mpq.CandidateOptions(schemes=[scheme], keep_float=["*embeddings*"])
-            groups, candidates = mpq.targets.offer(mpq.targets.OnnxRuntime(), model, options)
-            policy = mpq.BitPolicy({c.group: c.scheme for c in candidates}, {g.name: g.layers for g in groups})
-            packed = mpq.quantize(copy.deepcopy(model), policy)
-            paths[str(scheme)] = Path(folder) / f"{len(paths)}.onnx"
-            mpq.export_for("onnxruntime", packed, paths[str(scheme)], tokens[:2], verify=False)
-        rows = []
-        for size in (1, 32):
-            found = _times(paths, tokens[:size].numpy(), repeats)
-            rows += [
-                {"model": name, "scheme": way, "batch": size, "milliseconds": found[way],
-                 "over_float32": found["float32"] / found[way], "file_bytes": path.stat().st_size}
-                for way, path in paths.items()
-            ]  # fmt: skip
-    return rows
+def own_way(bits: int, granularity: int | str) -> str:
+    """Return what a file of ours is called."""
+    return f"lightning_mpq, {bits} bits, {'a scale a row' if granularity == 'channel' else f'blocks of {granularity}'}"
 
 
-def _options() -> mpq.CandidateOptions:
-    """Return one scheme for all products, that of onnxruntime's quantizer; tables stay in float, as there."""
-    scheme = mpq.WeightScheme(4, BLOCK, "symmetric", "moment", "float16", "second_order")
-    return mpq.CandidateOptions(schemes=[scheme], keep_float=["*embeddings*"])
+def _write_own(model: nn.Module, batches: list[Tensor], paths: dict[str, Path], folder: Path) -> Mapping[str, int]:
+    """Write our files, tables in float as the peers leave them; return the bytes that were promised."""
+    schemes = [
+        mpq.WeightScheme(bits, granularity, "symmetric", "moment", "float16", "second_order")  # type: ignore[arg-type]
+        for bits, granularity in OWN
+    ]
+    target = mpq.targets.OnnxRuntime()
+    options = mpq.CandidateOptions(schemes=schemes, keep_float=["*embeddings*"])
+    groups, _ = mpq.targets.offer(target, model, options)
+    promised = {}
+    for (bits, granularity), scheme in zip(OWN, schemes, strict=True):
+        way = own_way(bits, granularity)
+        paths[way] = folder / f"own-{bits}-{granularity}.onnx"
+        policy = mpq.BitPolicy({group.name: scheme for group in groups}, {group.name: group.layers for group in groups})
+        packed = mpq.quantize(copy.deepcopy(model), policy, batches)
+        promised[way] = mpq.export_for(target, packed, paths[way], batches[0][:2]).promised_bytes
+    return promised
 
 
-def _export_float(model: nn.Module, tokens: torch.Tensor, path: Path) -> None:
+def export_float(model: nn.Module, tokens: torch.Tensor, path: Path) -> None:
+    """Write the float model for batches of any size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sizes = ({0: torch.export.Dim("batch")},)
@@ -107,13 +90,21 @@ def _export_float(model: nn.Module, tokens: torch.Tensor, path: Path) -> None:
                           verbose=False)  # fmt: skip
 
 
-def _quantize_by_onnxruntime(source: Path, path: Path) -> None:
+def _by_blocks(source: Path, path: Path) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=BLOCK, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     quantizer.model.save_model_to_file(str(path), use_external_data_format=False)
+
+
+def _dynamically(source: Path, path: Path) -> None:
+    """Quantize products as its documentation advises for processors without VNNI: by 7 bits of 8, row by row."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
+                     weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})  # fmt: skip
 
 
 def _session(path: Path) -> Any:
