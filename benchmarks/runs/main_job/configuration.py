@@ -8,9 +8,9 @@ from ...problems.made_up_images import made_up_images
 from ..arguments import QUICK as QUICK_FOLDER
 
 QUICK = ["trainer.max_epochs=1", "callbacks.mpq.calibration_batches=1"]
-QUICK += ["model.network.depth=8", "candidates.bits=[2,3,4]"]
+QUICK += ["model.network.depth=8", "model.network.widths=[8,16,32]", "candidates.bits=[2,3,4]"]
 QUICK += [f"+trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
-"""Overrides of a quick run: an epoch of two batches, eight layers, three widths."""
+"""Overrides of a quick run: an epoch of two batches, the layers of `resnet8.yaml`, three widths."""
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
