@@ -25,6 +25,9 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "main_job": ("main_job-fashion_mnist", main_job.block),
     "compression": ("compression", compression.block),
     "repair": ("repair", repair.block),
+    "activations": ("activations-resnet20", activations.block),
+    "activations_mobilenet": ("activations-mobilenet", activations.block),
+    "activations_short": ("activations-resnet20", activations.in_short),
     "pretrained": ("pretrained", pretrained.block),
     "pretrained_short": ("pretrained", pretrained.in_short),
     "pretrained_times": ("pretrained", pretrained.times),
@@ -41,9 +44,6 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "scale": ("scale", scale.block),
     "targets_onnx": ("targets", targets.onnx),
     "targets_ggml": ("targets", targets.ggml),
-    "activations_resnet20": ("activations-resnet20", activations.block),
-    "activations_mobilenet": ("activations-mobilenet", activations.block),
-    "activations_short": ("activations-resnet20", activations.in_short),
     "soak": ("soak", soak.block),
 }
 """Name of the markers to the result file and the function that writes what stands between them."""

@@ -1,4 +1,4 @@
-"""Weights and inputs quantized together: uniform and mixed policies on test images."""
+"""Policies over weights and inputs on test images, and the files that onnxruntime runs: two tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,30 @@ from .tables import table
 
 
 def block(content: Content, results: str) -> str:
-    """Return what each policy costs and loses."""
-    cells = []
-    for row in content["results"]:
-        if row["policy"] == "float":
-            continue
-        shown = (f"{row['accuracy']:.2f} %", f"{row['points_lost']:+.2f}", f"{row['divergence']:.5f}")
-        widths = (f"{row['average_bits']:.2f}", f"{row['inputs']:.1f}", f"{row['bit_operations'] / 1e9:.2f}")
-        cells.append([row["policy"], *widths, *shown, f"{row['predicted']:.5f}", f"{100 * row['clipped']:.2f} %"])
-    head = ["policy", "bits a weight", "bits an input", "10^9 bit operations", "accuracy", "points lost", "divergence"]
-    return "\n".join(table([*head, "predicted", "inputs clipped"], cells))
+    """Return a row for each policy, and for each file in onnxruntime."""
+    lines = table(
+        [
+            "policy", "bits of weights", "of inputs", "bits stored", "G operations of bits", "accuracy", "points lost",
+            "divergence", "predicted",
+        ],
+        [
+            [
+                row["policy"], f"{row['weights']:.1f}", f"{row['inputs']:.1f}", f"{row['average_bits']:.2f}",
+                "" if row["bit_operations"] is None else f"{row['bit_operations'] / 1e9:.3f}",
+                f"{row['accuracy']:.2f} %", f"{row['points_lost']:+.2f}", f"{row['divergence']:.5f}",
+                f"{row['predicted']:.5f}",
+            ]
+            for row in content["results"]
+        ],
+    )  # fmt: skip
+    files = table(
+        ["file in onnxruntime", "accuracy", "points lost", "divergence"],
+        [
+            [row["file"], f"{row['accuracy']:.2f} %", f"{row['points_lost']:+.2f}", f"{row['divergence']:.5f}"]
+            for row in content["deployed"]
+        ],
+    )
+    return "\n".join([*lines, *(["", *files] if content["deployed"] else [])])
 
 
 def in_short(content: Content, results: str) -> str:

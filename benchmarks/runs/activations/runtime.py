@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import lightning_mpq as mpq
 
+from ...methods.onnxruntime_files import Session, export_float, quantize_statically
 from ...tools.accuracy import Images, compare, outputs
 
 WEIGHTS = (8, 7)
@@ -22,34 +21,10 @@ WEIGHTS = (8, 7)
 OWN = "onnxruntime's own"
 
 
-class Session(nn.Module):
-    """A file in onnxruntime on one thread, called like a network."""
-
-    def __init__(self, path: Path) -> None:
-        """Load it."""
-        import onnxruntime
-
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.name = self.session.get_inputs()[0].name
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return its outputs."""
-        return torch.from_numpy(self.session.run(None, {self.name: images.numpy()})[0])
-
-
 def written(network: nn.Module, calibration: list[Tensor], folder: Path) -> dict[str, tuple[Path, int]]:
     """Write a float network and its forms with inputs of 8 bits; return each file and its operations on integers."""
     files = {"float": (folder / "float.onnx", 0)}
-    batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network, (calibration[0][:2],), str(files["float"][0]), dynamo=True, dynamic_shapes=({0: batch},),
-            verbose=False,
-        )  # fmt: skip
+    export_float(network, calibration[0], files["float"][0])
     for bits in WEIGHTS:
         groups = mpq.find_groups(network)
         candidates = mpq.make_candidates(groups, [bits], grids=["symmetric"], inputs=[8])
@@ -58,32 +33,8 @@ def written(network: nn.Module, calibration: list[Tensor], folder: Path) -> dict
         packed = mpq.quantize(copy.deepcopy(network), policy, calibration, rounded=rounded)
         path = folder / f"W{bits}A8.onnx"
         files[f"W{bits}A8"] = path, mpq.export_onnx(packed, path, calibration[0][:2]).integers
-    files[OWN] = _own_quantization(files["float"][0], calibration, folder), 0
+    files[OWN] = quantize_statically(files["float"][0], calibration, folder / "own.onnx"), 0
     return files
-
-
-def _own_quantization(path: Path, calibration: list[Tensor], folder: Path) -> Path:
-    """Quantize a float file by onnxruntime: 8 by 8 bits, weights by channels, ranges by all values."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(path), str(prepared))
-    name = Session(path).name
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {name: batch.numpy()}
-
-    quantize_static(
-        str(prepared), str(folder / "own.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-    )  # fmt: skip
-    return folder / "own.onnx"
 
 
 def quality(network: nn.Module, calibration: Images, test: Images) -> Iterator[dict[str, Any]]:
