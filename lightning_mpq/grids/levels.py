@@ -56,10 +56,14 @@ class Levels(ABC):
     def join(cls, parts: Sequence[Levels], dim: int) -> Levels:
         """Return the levels of several weights that lie side by side along a dimension."""
 
+    def _nonzero(self) -> Tensor:
+        """Return the scales, 1 where they are zero."""
+        return torch.where(self.step == 0, torch.ones_like(self.step), self.step)
+
     @cached_property
     def _divisor(self) -> Tensor:
-        """The scales, 1 where they are zero; error feedback divides by the same ones in every column."""
-        return torch.where(self.step == 0, torch.ones_like(self.step), self.step)
+        """The same, made once: error feedback divides by it in every column."""
+        return self._nonzero()
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the weights that codes stand for."""
@@ -67,4 +71,5 @@ class Levels(ABC):
 
     def in_steps(self, weights: Tensor) -> Tensor:
         """Return weights in units of the scale; unchanged where the scale is zero."""
-        return weights / self._divisor
+        compiling = torch.compiler.is_compiling()  # which cannot trace the lock of a cached property
+        return weights / (self._nonzero() if compiling else self._divisor)
