@@ -43,6 +43,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "inference": ("inference", inference.block),
     "scale": ("scale", scale.block),
     "targets_onnx": ("targets", targets.onnx),
+    "targets_openvino": ("targets", targets.openvino),
     "targets_ggml": ("targets", targets.ggml),
     "soak": ("soak", soak.block),
 }

@@ -1,4 +1,4 @@
-"""Files of targets beside those of the runtimes' own quantizers: two tables."""
+"""Files of targets beside those of the runtimes' own quantizers: a table each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from .tables import table
 
 def onnx(content: Content, results: str) -> str:
     """Return bytes, speed and distance of each way to run the encoder in onnxruntime."""
+    return _encoder(content, "onnxruntime")
+
+
+def openvino(content: Content, results: str) -> str:
+    """Return the same of OpenVINO."""
+    return _encoder(content, "openvino")
+
+
+def _encoder(content: Content, runtime: str) -> str:
     cells = []
-    for (way,), rows in grouped(content["results"], "way").items():
+    for (way,), rows in grouped(having(content["results"], runtime=runtime), "way").items():
         one, many = (having(rows, batch=size)[0] for size in (1, 32))
         times = [f"{row['milliseconds']:,.0f} ms, {row['over_float32']:.2f}" for row in (one, many)]
         cells.append([way, f"{one['file_bytes']:,}", *times, f"{one['squared_distance']:.4f}"])

@@ -1,8 +1,8 @@
 """Files of targets beside the float model and beside each runtime's own quantizer, at the same bytes.
 
-MiniLM in onnxruntime, against ``MatMulNBitsQuantizer`` and ``quantize_dynamic``. Layers of MiniLM in ggml's types,
-against ggml's own rounding by an importance matrix. Errors are those on text that nothing was rounded by; times are
-processor time, the least of several runs in turns, one thread.
+MiniLM in onnxruntime, against ``MatMulNBitsQuantizer`` and ``quantize_dynamic``, and in OpenVINO, against NNCF. Layers
+of MiniLM in ggml's types, against ggml's own rounding by an importance matrix. Errors are those on text that nothing
+was rounded by; times are processor time, the least of several runs in turns, one thread.
 
     python -m benchmarks.runs.targets --texts DIR
 """
@@ -23,10 +23,11 @@ from ...tools.environment import PACKAGES
 from ...tools.results import Row, write_results
 from ...tools.targets import Target, at_least, at_most, print_targets
 from ..arguments import parsed, parser_of, parts_of
-from . import ggml_layers, onnx_encoder
+from . import ggml_layers, onnx_encoder, openvino_encoder
 from .small_encoder import SmallEncoder
 
-PEERS = ("onnxruntime", "onnx", "gguf", "llama-cpp-python", "transformers")
+PEERS = ("onnxruntime", "onnx", "openvino", "nncf", "gguf", "llama-cpp-python", "transformers")
+RUNTIMES = {"onnxruntime": onnx_encoder.measure, "openvino": openvino_encoder.measure}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -42,8 +43,12 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     parts = parts_of(arguments)
     counts = f"{arguments.samples}-{arguments.held_out}"
-    name = f"minilm-onnxruntime-{counts}-{arguments.repeats}"
-    encoder = parts.rows(name, partial(of_encoder, arguments))
+    repeats = arguments.repeats
+    encoder = [
+        row
+        for runtime in (RUNTIMES if not arguments.quick else ("onnxruntime",))
+        for row in parts.rows(f"minilm-{runtime}-{counts}-{repeats}", partial(of_encoder, arguments, runtime))
+    ]
     layers = []
     if not arguments.quick:
         measured = (arguments.texts, arguments.samples, arguments.held_out)
@@ -65,11 +70,11 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"written to {path}")
 
 
-def of_encoder(arguments: Namespace) -> list[Row]:
-    """Return the rows of MiniLM in onnxruntime, or of something small in a quick run."""
+def of_encoder(arguments: Namespace, runtime: str) -> list[Row]:
+    """Return the rows of MiniLM in a runtime, or of something small in a quick run."""
     samples = arguments.samples
     name, model, tokens = subject(arguments, samples, arguments.held_out)
-    return onnx_encoder.measure(name, model, tokens[:samples], tokens[samples:], arguments.repeats)
+    return RUNTIMES[runtime](name, model, tokens[:samples], tokens[samples:], arguments.repeats)
 
 
 def subject(arguments: Namespace, samples: int, held_out: int) -> tuple[str, nn.Module, Tensor]:
@@ -82,15 +87,20 @@ def subject(arguments: Namespace, samples: int, held_out: int) -> tuple[str, nn.
 
 def targets(encoder: Sequence[Row], layers: Sequence[Row]) -> list[Target]:
     """Return what was demanded, and what was measured."""
-    alone = {row["way"]: row for row in encoder if row["batch"] == 1}
-    own = {scheme: alone[onnx_encoder.own_way(*scheme)] for scheme in onnx_encoder.OWN}
+    alone = {(row["runtime"], row["way"]): row for row in encoder if row["batch"] == 1}
+    own = {scheme: alone["onnxruntime", onnx_encoder.own_way(*scheme)] for scheme in onnx_encoder.OWN}
     model = next(iter(alone.values()))["model"]
     fastest = max(row["over_float32"] for row in own.values())
     found = [at_least(f"{model} in onnxruntime, times as fast as float32, batch 1, fastest scheme", fastest, 1.5)]
-    pairs = {"MatMulNBitsQuantizer": own[4, onnx_encoder.BLOCK], "quantize_dynamic": own[7, "channel"]}
-    for peer, ours in pairs.items():
-        for what, column in (("bytes of its file", "file_bytes"), ("its squared distance", "squared_distance")):
-            found.append(at_most(f"{model}: {what} over {peer}'s", ours[column] / alone[peer][column], 1.0))
+    pairs = {
+        ("onnxruntime", "MatMulNBitsQuantizer"): own[4, onnx_encoder.BLOCK],
+        ("onnxruntime", "quantize_dynamic"): own[7, "channel"],
+        ("openvino", "NNCF"): alone.get(("openvino", "lightning_mpq")),
+    }
+    for key, ours in pairs.items():
+        if ours is not None:
+            for what, column in (("bytes of its file", "file_bytes"), ("its squared distance", "squared_distance")):
+                found.append(at_most(f"{model}: {what} over {key[1]}'s", ours[column] / alone[key][column], 1.0))
     for name in dict.fromkeys(row["type"] for row in layers):
         ratio = geometric_mean(row["over_ggml"] for row in layers if row["type"] == name)
         found.append(at_most(f"{name}: error of a layer's output over ggml's, same bytes", ratio, 1.0))
