@@ -43,7 +43,7 @@ class Subject(NamedTuple):
     quality: Quality
 
 
-class _WithMask(nn.Module):
+class WithMask(nn.Module):
     """Takes the batches that a tokenizer of transformers makes, in which the mask says what is padding."""
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -66,7 +66,7 @@ def subject(name: str, texts: Path | None, samples: int) -> Subject:
     model, loaded, likelihood = load(samples + UNSEEN[name])
     batches: list[Any] = loaded
     if name == "minilm":
-        model = _WithMask(model).eval()
+        model = WithMask(model).eval()
         batches = [{"input_ids": tokens, "attention_mask": (tokens != 0).long()} for tokens in loaded]
     count = samples // _size(batches[0])
     if count * _size(batches[0]) != samples or sum(map(_size, batches)) != samples + UNSEEN[name]:

@@ -23,6 +23,7 @@ LIGHT = ("allocation", "inference", "repair")
 """Those that take seconds; ``make benchmarks`` and ``pytest -m slow`` run all."""
 NEEDS = {
     "activations": "onnxscript",
+    "activations_pretrained": "onnxscript",
     "finetune_torchao": "torchao",
     "inference": "onnxruntime",
     "main_job": "sklearn",

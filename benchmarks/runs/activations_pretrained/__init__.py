@@ -1,0 +1,1 @@
+"""Weights and inputs of pretrained networks decided together, beside onnxruntime's own quantizers."""
