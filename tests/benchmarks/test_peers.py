@@ -354,6 +354,8 @@ def test_the_table_says_loss_quality_bytes_times_and_why_not():
     none = dict.fromkeys(("unseen_loss", "cosine", "processor_seconds", "stored_bytes"))
     rows.append({**rows[0], **none, "peer": "bad", "refused": "It lacks the layer '0' (1 in all)."})
     rows.append({**rows[0], **none, "peer": "none", "cannot": "too old"})
+    rows.append({**rows[0], **none, "budget": 2.0, "cannot": "nobody was asked at 2 bits"})
+    rows.append({**rows[0], **none, "network": "no answers", "cannot": "nobody was asked"})
     lines = block({"results": rows}, "results").splitlines()[2:]
     title = "loss on unseen samples (cosine) in bytes of the quantized layers"
     assert lines[0] == f"some, 2 draws of samples where a deviation stands: {title}"

@@ -19,7 +19,11 @@ def block(content: Content, results: str) -> str:
     """Return a table of all peers for each network: loss, quality, bytes, and the time that they take."""
     rows = content["results"]
     parts = [f"![Loss against stored bytes, this package and its peers]({results}/peers.svg)", ""]
-    for (network,), own in grouped(rows, "network").items():
+    for (network,), every in grouped(rows, "network").items():
+        answered = {row["budget"] for row in every if row["unseen_loss"] is not None}
+        own = [row for row in every if row["budget"] in answered]
+        if not own:
+            continue
         seeds = {row["seed"] for row in own if row["unseen_loss"] is not None}
         draws = f"{len(seeds)} draws of samples where a deviation stands" if len(seeds) > 1 else "one draw of samples"
         figure = next(key for key in _QUALITY if any(row[key] is not None for row in own))
