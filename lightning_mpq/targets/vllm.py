@@ -113,8 +113,15 @@ class Vllm(Target):
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = parse_json(read_text(path / CONFIG_NAME))["quantization_config"]
-        assert isinstance(config["config_groups"], dict)
-    except (OSError, AssertionError, KeyError, TypeError, ValueError) as error:
+        for name, group in config["config_groups"].items():
+            targets, bits = group["targets"], group["weights"]["num_bits"]
+            if (
+                not isinstance(bits, int)
+                or not isinstance(targets, list)
+                or not all(isinstance(t, str) for t in targets)
+            ):
+                raise ValueError(f"{name!r} does not say layers and num_bits")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptModelError(
             f"{path / CONFIG_NAME} is no configuration that was exported here: {error!r}."
         ) from error

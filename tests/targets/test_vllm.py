@@ -117,3 +117,22 @@ def test_a_layer_whose_width_was_edited_is_named(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(mpq.CorruptModelError, match=r"the layer 'model.layers.* was written in . bits and is in . now"):
         mpq.verify(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {},
+        {"config_groups": []},
+        {"config_groups": {"group_0": {"targets": ["lm_head"]}}},
+        {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+        {"config_groups": {"group_0": {"targets": "lm_head", "weights": {"num_bits": 4}}}},
+        {"config_groups": {"group_0": {"targets": [4], "weights": {"num_bits": 4}}}},
+        {"config_groups": {"group_0": {"targets": ["lm_head"], "weights": {"num_bits": "4"}}}},
+        {"config_groups": {"group_0": None}},
+    ],
+)
+def test_a_configuration_that_is_none_is_said_to_be_none(edited, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": edited}))
+    with pytest.raises(mpq.CorruptModelError, match=r"config.json is no configuration that was exported here"):
+        Vllm().read(tmp_path)
