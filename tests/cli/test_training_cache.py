@@ -1,4 +1,3 @@
-import logging
 import sys
 from pathlib import Path
 
@@ -118,7 +117,6 @@ def test_weights_are_taken_before_later_callbacks_change_them(tmp_path: Path) ->
             for parameter in pl_module.parameters():
                 parameter.data.zero_()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     entry = TrainedWeights(tmp_path, "k")
     kept = KeepTrained(entry)
     model = tiny()
