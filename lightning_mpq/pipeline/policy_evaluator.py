@@ -103,19 +103,23 @@ class PolicyEvaluator:
         return self.measured(policy, self.quantizer.order(policy), self.stages[-1:])[0]
 
     def settle(self, policy: BitPolicy) -> None:
-        """Measure a policy rounded in either order, where it is rounded in sequence, and decide for the better one."""
-        if self.quantizer.order(policy) == "sequential":
-            in_sequence = self.measured(policy, "sequential", self.stages)[-1].mean()
-            if in_sequence > self.as_profiled(policy).mean():
-                self.quantizer.keep_independent(policy)
+        """Measure a policy in either order, where it is rounded in sequence, and leave that if it surely loses more.
+
+        Judged by few samples alone, chance would often take the order that fits less of what is there to be fitted.
+        """
+        if self.quantizer.order(policy) == "sequential" and self._loses_in_sequence(policy):
+            self.quantizer.keep_independent(policy)
+
+    def _loses_in_sequence(self, policy: BitPolicy) -> bool:
+        in_sequence = self.measured(policy, "sequential", self.stages)[-1]
+        worse, error = in_sequence.losses.minus(self.as_profiled(policy).losses)
+        return worse > BEYOND_CHANCE * error
 
     def warn_if_independent(self, policy: BitPolicy) -> None:
         """Say so where a policy was to be rounded in sequence, and was measured to be surely better without."""
         if not self.quantizer.tried_in_sequence(policy) or self.quantizer.order(policy) != "independent":
             return
-        in_sequence = self.measured(policy, "sequential", self.stages[-1:])[0]
-        worse, error = in_sequence.losses.minus(self.as_profiled(policy).losses)
-        if worse > BEYOND_CHANCE * error:
+        if self._loses_in_sequence(policy):
             warnings.warn(
                 "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the "
                 "float model's inputs; it keeps the latter.",

@@ -7,9 +7,9 @@ from torch import nn
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Categorical
-from lightning_mpq.network.loss_change import LossChange
+from lightning_mpq.network.loss_change import LossChange, Losses
 from lightning_mpq.options import RepairOptions
-from lightning_mpq.pipeline.policy_evaluator import PolicyEvaluator
+from lightning_mpq.pipeline.policy_evaluator import Measured, PolicyEvaluator
 from lightning_mpq.pipeline.quantize import Quantizer, quantize
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
@@ -72,3 +72,16 @@ def test_a_model_is_packed_for_good_unless_something_fails():
     assert set(packed_layers(model)) == set(LAYERS)
     quantize(by_hand, POLICY, batches(), repair=evaluator.quantizer.options)
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("more", "order"), [(0.1, "sequential"), (1.0, "independent"), (-1.0, "sequential")])
+def test_the_sequence_is_left_only_where_it_surely_loses_more(more, order, monkeypatch):
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise -= noise.mean()
+    losses = {"independent": torch.zeros(100).double(), "sequential": more + noise}
+    found = {name: Measured(Losses(values, torch.ones(100)), None, ()) for name, values in losses.items()}
+    monkeypatch.setattr(PolicyEvaluator, "measured", lambda self, policy, rounding, stages: [found[rounding]])
+    evaluator = evaluator_of(network())
+    assert evaluator.quantizer.order(POLICY) == "sequential"
+    evaluator.settle(POLICY)
+    assert evaluator.quantizer.order(POLICY) == order
