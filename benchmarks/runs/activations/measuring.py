@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.groups.groups import LayerGroups
 from lightning_mpq.modules.workload import measure_workload
 
+from ...methods.joint_policies import bit_operations, uniform_policies
 from ...tools.accuracy import Images, compare, outputs
 
 Row = dict[str, Any]
@@ -35,12 +36,12 @@ def measure(network: nn.Module, calibration: Images, test: Images, bits: list[in
         "policy": "float", "weights": 32, "inputs": 32, "average_bits": 32, "bit_operations": None, "predicted": 0.0,
         **compare(network, test, reference), "clipped": 0.0,
     }  # fmt: skip
-    found = {f"W{w}A{a}": _uniform(taylor, w, a) for w, a in ((8, 8), (4, 8), (4, 4)) if w in bits and a in inputs}
+    found = uniform_policies(taylor, ((8, 8), (4, 8), (4, 4)))
     for name, what in (("W4A8", "BOPs"), ("W4A4", "BOPs"), ("W4A4", "BOPs and bytes")):
         if name not in found:
             continue
         average = _average_bits(found[name], taylor, groups) if "bytes" in what else None
-        budget = mpq.Budget(bit_operations=_operations(found[name], macs), macs=macs, average_bits=average)
+        budget = mpq.Budget(bit_operations=bit_operations(found[name], macs), macs=macs, average_bits=average)
         for objective in ("quadratic", "additive"):
             found[f"{name} {what}, {objective}"] = mpq.allocate(taylor, budget, objective=objective).policy
     done: dict[mpq.BitPolicy, Row] = {}
@@ -55,22 +56,10 @@ def measure(network: nn.Module, calibration: Images, test: Images, bits: list[in
             "weights": sum(scheme.bits for scheme in schemes) / len(schemes),
             "inputs": sum(scheme.input_bits or 32 for scheme in schemes) / len(schemes),
             "average_bits": _average_bits(policy, taylor, groups),
-            "bit_operations": _operations(policy, macs),
+            "bit_operations": bit_operations(policy, macs),
             "predicted": taylor.predict(policy).value,
             **done[policy],
         }
-
-
-def _uniform(taylor: TaylorModel, weights: int, inputs: int) -> mpq.BitPolicy:
-    chosen: dict[str, int] = {}
-    for index, candidate in enumerate(taylor.candidates):
-        if (candidate.scheme.bits, candidate.scheme.input_bits) == (weights, inputs):
-            chosen.setdefault(candidate.group, index)
-    return taylor.policy(list(chosen.values()))
-
-
-def _operations(policy: mpq.BitPolicy, macs: Mapping[str, float]) -> float:
-    return sum(macs[group] * scheme.bits * (scheme.input_bits or 32) for group, scheme in policy.items())
 
 
 def _average_bits(policy: mpq.BitPolicy, taylor: TaylorModel, groups: LayerGroups) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from torch import nn
 
 import lightning_mpq as mpq
-from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.groups.groups import LayerGroups
 from lightning_mpq.modules.workload import measure_workload
 
+from ...methods.joint_policies import bit_operations, uniform_policies
 from ...methods.onnxruntime_files import Session, export_float, quantize_dynamically, quantize_statically
 from ...problems.subjects import Subject, WithMask
 from ...problems.unseen import Unseen
@@ -33,9 +33,9 @@ def measure(subject: Subject, bits: list[int], inputs: list[int]) -> Iterator[Ro
     taylor = mpq.profile(model, batches, groups=groups, rounded=rounded, likelihood=subject.likelihood)
     macs = measure_workload(model, batches, groups).macs
     unseen = Unseen(subject)
-    found = {f"W{w}A{a}": _uniform(taylor, w, a) for w, a in ((8, 8), (4, 8)) if w in bits and a in inputs}
+    found = uniform_policies(taylor, ((8, 8), (4, 8)))
     if "W4A8" in found:
-        budget = mpq.Budget(bit_operations=_operations(found["W4A8"], macs), macs=macs)
+        budget = mpq.Budget(bit_operations=bit_operations(found["W4A8"], macs), macs=macs)
         for objective in ("quadratic", "additive"):
             found[f"W4A8 BOPs, {objective}"] = mpq.allocate(taylor, budget, objective=objective).policy
     done: dict[mpq.BitPolicy, dict[str, float]] = {}
@@ -49,7 +49,7 @@ def measure(subject: Subject, bits: list[int], inputs: list[int]) -> Iterator[Ro
             "model": name,
             "weights": sum(scheme.bits for scheme in schemes) / len(schemes),
             "inputs": sum(scheme.input_bits or 32 for scheme in schemes) / len(schemes),
-            "bit_operations": _operations(policy, macs),
+            "bit_operations": bit_operations(policy, macs),
             "predicted_loss": taylor.predict(policy).value,
             **done[policy],
         }
@@ -102,15 +102,3 @@ def _groups(subject: Subject) -> LayerGroups:
     """Return what is decided: not tables that rows are looked up in, which onnxruntime leaves as they are, too."""
     tables = [name for name, module in subject.model.named_modules() if isinstance(module, nn.Embedding)]
     return mpq.find_groups(subject.model, keep_float=tables, batches=subject.calibration[:1])
-
-
-def _uniform(taylor: TaylorModel, weights: int, inputs: int) -> mpq.BitPolicy:
-    chosen: dict[str, int] = {}
-    for index, candidate in enumerate(taylor.candidates):
-        if (candidate.scheme.bits, candidate.scheme.input_bits) == (weights, inputs):
-            chosen.setdefault(candidate.group, index)
-    return taylor.policy(list(chosen.values()))
-
-
-def _operations(policy: mpq.BitPolicy, macs: Mapping[str, float]) -> float:
-    return sum(macs[group] * scheme.bits * (scheme.input_bits or 32) for group, scheme in policy.items())
