@@ -69,7 +69,8 @@ def named_arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any
         key: value for key, value in others.items() if key in expected or (takes_more and isinstance(value, Tensor))
     }
     wanted = {key for key, parameter in expected.items() if parameter.default is Parameter.empty}
-    if ("labels" in expected or takes_more) and not _DECODER_INPUTS & chosen.keys() and _has_decoder(model):
+    given = "labels" in batch and ("labels" in expected or takes_more)
+    if given and not _DECODER_INPUTS & chosen.keys() and _has_decoder(model):
         wanted.add("labels")  # of which transformers makes the decoder's inputs
     return chosen | {key: batch[key] for key in TARGETS if key in batch and key in wanted}
 
