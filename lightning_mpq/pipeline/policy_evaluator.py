@@ -107,19 +107,15 @@ class PolicyEvaluator:
 
         Judged by few samples alone, chance would often take the order that fits less of what is there to be fitted.
         """
-        if self.quantizer.order(policy) == "sequential" and self._loses_in_sequence(policy):
-            self.quantizer.keep_independent(policy)
-
-    def _loses_in_sequence(self, policy: BitPolicy) -> bool:
-        in_sequence = self.measured(policy, "sequential", self.stages)[-1]
-        worse, error = in_sequence.losses.minus(self.as_profiled(policy).losses)
-        return worse > BEYOND_CHANCE * error
+        if self.quantizer.order(policy) == "sequential":
+            in_sequence = self.measured(policy, "sequential", self.stages)[-1]
+            worse, error = in_sequence.losses.minus(self.as_profiled(policy).losses)
+            if worse > BEYOND_CHANCE * error:
+                self.quantizer.keep_independent(policy)
 
     def warn_if_independent(self, policy: BitPolicy) -> None:
         """Say so where a policy was to be rounded in sequence, and was measured to be surely better without."""
-        if not self.quantizer.tried_in_sequence(policy) or self.quantizer.order(policy) != "independent":
-            return
-        if self._loses_in_sequence(policy):
+        if self.quantizer.tried_in_sequence(policy) and self.quantizer.order(policy) == "independent":
             warnings.warn(
                 "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the "
                 "float model's inputs; it keeps the latter.",
