@@ -38,9 +38,8 @@ class KeptSequence:
         """
         batches = gather([hash_batch(batch) for batch in calibration.filled()])
         settings = {"forward_fn": calibration.forward_fn, "sequence": _MADE}
-        self._base = (
-            f"{hash_settings(hash_model(calibration.model), [], [], settings)} {batches}"  # their order counts here
-        )
+        own = hash_settings(hash_model(calibration.model), [], [], settings)
+        self._base = f"{own} {batches}"  # the order of batches counts here
         self._files = KeptFiles(folder, str(device_of(calibration.model)))
         self._before = self._next = ""
 
