@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..network.hooks import first_argument, hooked
 from ..network.layer_kinds import float_class
@@ -81,8 +82,9 @@ def inputs_quantized(
     """
 
     def rounded(name: str, inputs: Tensor) -> Tensor:
-        found = ranges[name].tensors(inputs.device) if schemes[name].needs_range else (None, None)
-        return quantize_inputs(inputs, schemes[name], *found)
+        with _disable_current_modes():  # a pass takes the same route with rounded inputs, which may be noted
+            found = ranges[name].tensors(inputs.device) if schemes[name].needs_range else (None, None)
+            return quantize_inputs(inputs, schemes[name], *found)
 
     return inputs_changed(layers, rounded)
 
