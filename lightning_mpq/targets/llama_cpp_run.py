@@ -32,9 +32,11 @@ def logits_of(path: Path, batch: ExampleInputs) -> Tensor:
     mask = batch.kwargs.get("attention_mask")
     if tokens.is_floating_point() or tokens.dim() != 2 or (mask is not None and not bool(mask.all())):
         raise NotImplementedError("llama.cpp takes whole rows of token numbers: [n, length], nothing being masked")
+    length, threads = tokens.shape[1], torch.get_num_threads()  # by default it takes every core, and waits spinning
     model: Any = llama_cpp.Llama(
-        str(path), n_ctx=tokens.shape[1] + 8, n_batch=tokens.shape[1], logits_all=True, verbose=False
-    )
+        str(path), n_ctx=length + 8, n_batch=length, n_threads=threads, n_threads_batch=threads, logits_all=True,
+        verbose=False,
+    )  # fmt: skip
     try:
         found = []
         for row in tokens.tolist():

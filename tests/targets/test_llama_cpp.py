@@ -56,6 +56,19 @@ def test_llama_cpp_computes_what_the_packed_model_does(exported):
     assert mpq.verify(found.path).error == found.error
 
 
+def test_logits_take_as_many_threads_as_pytorch(exported, monkeypatch):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    asked = []
+
+    def noted(*given, load=llama_cpp.Llama, **named):
+        asked.append((named["n_threads"], named["n_threads_batch"]))
+        return load(*given, **named)
+
+    monkeypatch.setattr(llama_cpp, "Llama", noted)
+    mpq.verify(exported[-1].path)
+    assert asked == [(torch.get_num_threads(),) * 2]
+
+
 def test_biases_are_those_of_the_model_after_repair(tmp_path):
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
     model = llama(biases=True)
