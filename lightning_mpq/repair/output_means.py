@@ -28,7 +28,8 @@ class OutputMeans:
 
     Attributes:
         means: Layer name to its mean output over samples and positions, [channels] in float64, in the order in
-            which the layers are called. Tokens that a batch's ``attention_mask`` hides do not count.
+            which the layers are called. Tokens that a batch's ``attention_mask`` hides do not count, and outliers
+            among those of a linear layer count less (see `MeanOutput`).
         irregular: Layers that not every pass calls exactly once, or not in the same order.
         skipped: Layer name to the reason why its bias cannot be corrected.
     """
@@ -94,24 +95,42 @@ def output_means(
     return OutputMeans({name: sums[name].mean(modules[name]) for name in called}, _irregular(every_way), skipped)
 
 
+_OUTLIER = 4.0
+"""How many times the median size of a batch's tokens a token may have that counts in full."""
+
+
 class MeanOutput:
-    """Sums a layer's outputs over all but the channels, in float64, without tokens that do not count."""
+    """Averages a layer's outputs over all but the channels, in float64, without tokens that do not count.
+
+    Of a transformer a few tokens have outputs hundreds of times as large as the others, and errors to match (M. Sun et
+    al., "Massive Activations in Large Language Models", arXiv:2402.17762). The normalization that follows divides these
+    errors by the size of their own token, but not the shift of a bias by them, which all tokens get: so tokens of a
+    linear layer that are larger than a multiple of the median are weighted by the inverse of their squared size, as in
+    P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
+
+    Attributes:
+        total: Weighted sum of outputs, [channels]; None before the first.
+        count: Sum of weights.
+    """
 
     def __init__(self) -> None:
         """Start at zero."""
         self.total: Tensor | None = None
-        self.count = 0
+        self.count = 0.0
 
     def add(self, layer: nn.Module, output: Tensor, mask: Tensor | None) -> None:
         """Add one call in the pass of a batch with this `token_mask`."""
         output = channels_last(layer, output.detach())
-        if not _spatial(layer):  # windows of a convolution mix tokens
-            output = real_tokens(output, mask)
-        by_channel = output.flatten(0, -2)
         wide = torch.float32 if output.device.type == "mps" else torch.float64
-        total = by_channel.sum(0, dtype=wide)
+        if _spatial(layer):  # windows of a convolution mix tokens
+            by_channel = output.flatten(0, -2)
+            total, count = by_channel.sum(0, dtype=wide), float(len(by_channel))
+        else:
+            tokens = real_tokens(output, mask).flatten(0, -2).to(wide)
+            weights = _weights_of_tokens(tokens)
+            total, count = weights @ tokens, float(weights.sum())
         self.total = total if self.total is None else self.total + total
-        self.count += len(by_channel)
+        self.count += count
 
     def counted_anywhere(self) -> bool:
         """Tell whether the layer was called, on whatever process; all must ask."""
@@ -123,8 +142,15 @@ class MeanOutput:
         assert isinstance(bias, Tensor)
         wide = torch.float32 if bias.device.type == "mps" else torch.float64
         total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
-        count = int(sum_over_ranks(torch.tensor(self.count)))
-        return sum_over_ranks(total.detach()) / max(count, 1)
+        count = float(sum_over_ranks(torch.tensor(self.count, dtype=torch.float64)))
+        return sum_over_ranks(total.detach()) / (count or 1.0)
+
+
+def _weights_of_tokens(tokens: Tensor) -> Tensor:
+    """Return what each of a batch's tokens, [tokens, channels], counts: at most 1, [tokens]."""
+    sizes = tokens.square().sum(1)
+    limit = _OUTLIER**2 * sizes.median() if len(sizes) else sizes.sum()
+    return torch.where(sizes > limit, limit / sizes, 1.0) if limit > 0 else torch.ones_like(sizes)
 
 
 def channels_last(layer: nn.Module, output: Tensor) -> Tensor:

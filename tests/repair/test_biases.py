@@ -64,6 +64,27 @@ def test_one_linear_layer_is_shifted_by_what_its_weight_error_does_to_the_mean_i
     torch.testing.assert_close(done.shifts["0"], shift)
 
 
+@pytest.mark.parametrize("shape", [(4, 30, 6), (4, 5, 6, 6), (120, 6)], ids=["tokens", "grids of tokens", "vectors"])
+def test_a_few_tokens_with_enormous_outputs_and_errors_do_not_shift_all_others(shape):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 8)).double(), torch.randn(shape).double()
+    data.view(-1, 6)[::30] *= 1000
+    batches = data.split(len(data) // 2)
+    means, bias = output_means(model, batches), model[0].bias.clone()
+    with torch.no_grad():
+        model[0].weight += 0.01 * torch.randn_like(model[0].weight)  # large outputs are wrong by 10 and more
+        model[0].bias += 0.3
+    correct_biases(model, batches, means)
+    torch.testing.assert_close(model[0].bias, bias, rtol=0, atol=0.02)
+
+
+def test_where_most_outputs_are_zero_all_tokens_count():
+    model, data = nn.Sequential(nn.Linear(2, 2, bias=True)).double(), torch.zeros(9, 2).double()
+    data[:2] = torch.randn(2, 2).double()
+    nn.init.zeros_(model[0].bias)
+    torch.testing.assert_close(output_means(model, [data]).means["0"], model(data).mean(0).detach())
+
+
 def test_afterwards_every_mean_is_that_of_the_float_model():
     model, data = network().eval(), torch.cat(batches())
     means = output_means(model, batches())
