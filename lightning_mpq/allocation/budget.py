@@ -10,7 +10,7 @@ from typing import Any
 
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme
-from ..tools.checks import shown
+from ..tools.checks import check_positive, shown
 from .latency_table import LatencyTable
 from .workload import Workload
 
@@ -126,7 +126,7 @@ class Budget:
                 f"A budget needs at least one bound: give one of {', '.join(_LIMITS)}, or a custom cost with a limit."
             )
         for name in _LIMITS[:-1]:
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("context", "batch", "activation_bits"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -140,8 +140,8 @@ class Budget:
                 )
         if self.within_uniform is not None:
             bits, factor = self.within_uniform
-            _check_positive("the bits of within_uniform", bits)
-            _check_positive("the factor of within_uniform", factor)
+            check_positive("the bits of within_uniform", bits)
+            check_positive("the factor of within_uniform", factor)
         if self.max_loss is not None and self.within_uniform is not None:
             raise ValueError("max_loss and within_uniform both bound the predicted loss; give one of them.")
         if self.latency is not None and self.latency_table is None:
@@ -182,11 +182,3 @@ class Budget:
         """Name only what was given."""
         given = [f for f in fields(self) if getattr(self, f.name) != f.default and getattr(self, f.name) != ()]
         return f"Budget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    """Refuse a bound that is not a positive finite number."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a positive number, got {shown(value)}.")

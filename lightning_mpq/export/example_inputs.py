@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import NonFiniteError
 from ..network.batches import describe_batch, to_device
 from ..network.forward import device_of, named_arguments
 
@@ -70,8 +71,22 @@ class ExampleInputs:
         return [*self.args, *self.kwargs.values()]
 
     def call(self, model: nn.Module) -> Any:
-        """Return a model's outputs."""
-        return model(*self.args, **self.kwargs)
+        """Return a model's outputs.
+
+        Raises:
+            TypeError: If its ``forward`` does not take them.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except (torch.OutOfMemoryError, NonFiniteError):
+            raise
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+            given = [describe_batch(value) for value in self.args]
+            given += [f"{name}: {describe_batch(value)}" for name, value in self.kwargs.items()]
+            raise TypeError(
+                f"{type(model).__name__}.forward does not take the example inputs ({', '.join(given)}): {error}. Give "
+                "what it is called on: a tensor, several, or a mapping from its arguments to tensors."
+            ) from error
 
     def arrays(self, names: Sequence[str]) -> dict[str, Any]:
         """Return them as arrays by the names of a graph's inputs; what the graph does not ask for is left out."""

@@ -14,6 +14,7 @@ from ..export.example_inputs import ExampleInputs, Examples
 from ..export.float_twins import shared_key
 from ..export.outputs import outputs_of
 from ..modules import PackedLayer, packed_layers, policy_of, stored_bytes
+from ..tools.checks import check_positive
 from ..tools.temporaries import temporary_folder
 from .base import StoredLayer, Target
 from .menu import refuse_policy
@@ -53,9 +54,11 @@ def export_for(
         CorruptModelError: If the runtime does not do what the packed model does; the layer is named where one is to
             blame.
         ImportError: If the runtime is not installed; the extra is named.
+        TypeError: If the model does not take the inputs.
         ValueError: If nothing is packed, the policy does not fit the target (layers and the nearest schemes that would
             fit are named), or the file takes more than ``most_bytes`` or other bytes for a layer than were counted.
     """
+    check_positive("most_bytes", most_bytes)
     target, path = target_named(target), Path(path)
     inputs = ExampleInputs.of(example_inputs)
     layers = packed_layers(model)

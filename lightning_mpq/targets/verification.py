@@ -63,7 +63,7 @@ class Verification:
 def verify(
     path: str | os.PathLike[str],
     *,
-    target: Target | None = None,
+    target: str | Target | None = None,
     model: nn.Module | None = None,
     example_inputs: Examples | ExampleInputs | None = None,
 ) -> Verification:
@@ -74,7 +74,7 @@ def verify(
 
     Args:
         path: The file or folder.
-        target: The target, if it is one of your own.
+        target: The target, if it is one of your own; by default that of the file.
         model: The packed model, for other inputs, and for runtimes that cannot run a file without one.
         example_inputs: Other inputs, as ``forward`` takes them; they need ``model``.
 
@@ -85,6 +85,7 @@ def verify(
         CorruptModelError: If a layer is missing, of another width, or not what was exported (it is named); if anything
             else in the file has changed; or if the runtime cannot load it, or computes something else.
         ImportError: If the runtime is not installed; the extra is named.
+        TypeError: If the model does not take the inputs.
         ValueError: If inputs are given without a model, or the target is not the one that the file was written for.
     """
     path = Path(path)
@@ -121,8 +122,9 @@ def verify(
     )
 
 
-def _target_of(record: Record, path: Path, target: Target | None) -> Target:
+def _target_of(record: Record, path: Path, target: str | Target | None) -> Target:
     """Return the target that a file was written for, by its name unless it is given."""
+    target = None if target is None else target_named(target)
     if target is None and record.target not in TARGETS:
         raise ValueError(
             f"{path} was exported for {record.target!r}, a target that this package does not bring: pass an "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from reprlib import Repr
 
 
@@ -46,3 +47,15 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     choices = tuple(allowed)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}.")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a bound that is neither None nor a positive finite number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive number, got {shown(value)}.")

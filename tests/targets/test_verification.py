@@ -38,3 +38,21 @@ def test_a_target_of_ones_own_is_asked_for(path, capsys):
 def test_another_target_than_that_of_the_file_is_refused(path):
     with pytest.raises(ValueError, match="for the target 'own', and not for 'openvino': leave target= out"):
         mpq.verify(path, target=mpq.targets.OpenVino())
+
+
+def test_a_target_may_be_said_by_its_name(path, tmp_path):
+    net = mpq.quantize(nn.Sequential(nn.Linear(8, 4)), mpq.BitPolicy({"0": mpq.WeightScheme(4)}))
+    mpq.export_for("onnxruntime", net, tmp_path / "net.onnx", torch.randn(2, 8))
+    assert mpq.verify(tmp_path / "net.onnx", target="onnxruntime").layers == 1
+    with pytest.raises(ValueError, match="for the target 'onnxruntime', and not for 'openvino'"):
+        mpq.verify(tmp_path / "net.onnx", target="openvino")
+    with pytest.raises(TypeError, match="does not take the example inputs"):
+        mpq.verify(tmp_path / "net.onnx", model=net, example_inputs=torch.randn(2, 7))
+
+
+@pytest.mark.parametrize("most", [0, -1, float("nan"), float("inf"), True, "1 MB"])
+def test_what_is_no_number_of_bytes_is_refused(most, tmp_path):
+    net = mpq.quantize(nn.Sequential(nn.Linear(8, 4)), mpq.BitPolicy({"0": mpq.WeightScheme(4)}))
+    with pytest.raises(ValueError, match="most_bytes must be a positive number"):
+        mpq.export_for("torch", net, tmp_path / "net", torch.randn(2, 8), most_bytes=most)
+    assert not list(tmp_path.iterdir())

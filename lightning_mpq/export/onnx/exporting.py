@@ -115,7 +115,7 @@ def export_onnx(
 
     Raises:
         ImportError: If a package of the extra is missing.
-        TypeError: If the inputs are not tensors.
+        TypeError: If the inputs are not tensors, or not what the model takes.
         ValueError: If nothing is packed, the model or a layer (it is named) cannot be carried, or results differ.
     """
     if standard and integer_products:
@@ -196,7 +196,7 @@ def _outputs(model: nn.Module, batch: ExampleInputs, batches: Sequence[ExampleIn
         shorter = f" of {batch.length} tokens" if batch.length != batches[0].length else ""
         raise ValueError(
             f"{type(model).__name__} takes the {batches[0].samples} samples of example_inputs and not "
-            f"{batch.samples}{shorter}: {error}. If its sizes must be fixed, pass "
+            f"{batch.samples}{shorter}: {error.__cause__ or error}. If its sizes must be fixed, pass "
             f"dynamic_batch=False{' or dynamic_length=False' * bool(shorter)}."
         ) from error
 

@@ -265,6 +265,16 @@ class TestRefusals:
         self.refused(path, self.linear(), [[1.0]], TypeError, "example_inputs must be a tensor, several, or a mapping")
         self.refused(path, self.linear(), (), TypeError, "example_inputs must be a tensor, several, or a mapping")
 
+    def test_inputs_that_the_model_does_not_take(self, tmp_path):
+        path, said = tmp_path / "model.onnx", r"Sequential.forward does not take the example inputs \({}\): .*Give what"
+        for given, described in (
+            (torch.randn(2, 5), r"a float32 tensor \[2, 5\]"),
+            (torch.ones(2, 4).int(), r"a int32 tensor \[2, 4\]"),
+            ((torch.randn(2, 4),) * 2, r"a float32 tensor \[2, 4\], a float32 tensor \[2, 4\]"),
+            ({"pixels": torch.randn(2, 4)}, r"pixels: a float32 tensor \[2, 4\]"),
+        ):
+            self.refused(path, self.linear(), given, TypeError, said.format(described))
+
     def test_no_batch_in_common(self, tmp_path):
         inputs = (torch.randn(2, 4), torch.randn(3, 4))
         self.refused(
