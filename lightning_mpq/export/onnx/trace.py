@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from ...modules import PackedLayer
 from ...network.caching import caching
 from ...quantizers import QuantizedRows
 from ...schemes import InputScheme
+from ...tools.attributes import shadowed
 from ...tools.clean_up import afterwards
 from ...tools.process_wide import quiet
 from ..example_inputs import ExampleInputs
@@ -34,6 +36,7 @@ TWO_BITS_IR_VERSION = 13
 
 FIXED = "With fixed sizes it can be: pass dynamic_batch=False."
 """Said only where it is true."""
+_EITHER = Parameter.POSITIONAL_OR_KEYWORD
 
 
 def trace(
@@ -57,10 +60,11 @@ def trace(
     Raises:
         ValueError: If PyTorch cannot export the model.
     """
+    forward = _with_named_inputs(model, inputs)
     names: dict[str, Any] = {"input_names": input_names, "output_names": output_names, "opset_version": opset}
 
     def export(**shapes: Any) -> torch.onnx.ONNXProgram | None:
-        with _quiet(), caching(model, use_cache=False):
+        with _quiet(), caching(model, use_cache=False), shadowed(model, forward=forward):
             return torch.onnx.export(
                 model, inputs.args, kwargs=dict(inputs.kwargs) or None, dynamo=True, optimize=False, verbose=False,
                 **names, **shapes,
@@ -75,6 +79,24 @@ def trace(
         ) from error
     assert program is not None
     return program.model
+
+
+def _with_named_inputs(model: nn.Module, inputs: ExampleInputs) -> Callable[..., Any]:
+    """Return a model's ``forward`` with a parameter for each input; PyTorch knows no shapes of ``*args, **kwargs``."""
+    own = model.forward
+    expected = signature(own).parameters.values()
+    if not any(each.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for each in expected):
+        return own
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    by_place = [each.name for each in expected if each.kind in (Parameter.POSITIONAL_ONLY, _EITHER)]
+    by_place += [f"input_{place}" for place in range(len(by_place), len(inputs.args))]
+    parameters = [Parameter(name, _EITHER) for name in by_place[: len(inputs.args)]]
+    parameters += [Parameter(name, Parameter.KEYWORD_ONLY) for name in inputs.kwargs]
+    forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return forward
 
 
 def succeeds(function: Callable[[], object]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_mpq.demo.resnet import ResNet
+from lightning_mpq.export.example_inputs import ExampleInputs
 from lightning_mpq.export.onnx import export_onnx
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.groups.groups import find_groups
@@ -238,6 +239,31 @@ def test_lengths_that_cannot_be_tried_are_refused(by_name, tmp_path):
     model.head.register_forward_hook(lambda layer, args, output: output.view(-1, 6, 3))
     with pytest.raises(ValueError, match="takes the 2 samples of example_inputs and not 3 of 5 tokens.*dynamic_length"):
         export_onnx(model, tmp_path / "m.onnx", inputs)
+
+
+class Open(nn.Module):
+    """Takes whatever its part does, as wrappers of a network do."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        return self.part(*args, **kwargs)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["all by name", "one by place", "all by place"])
+def test_a_forward_of_any_arguments_has_a_dynamic_batch_too(place, by_name, tmp_path):
+    model, inputs = by_name
+    names = [f"input_{n}" if n < place else name for n, name in enumerate(inputs)]
+    given = ExampleInputs(tuple(inputs.values())[:place], dict(list(inputs.items())[place:]))
+    wrapped = Open(model)
+    session = onnxruntime.InferenceSession(str(export_onnx(wrapped, tmp_path / "m.onnx", given).path))
+    assert [entry.name for entry in session.get_inputs()] == names
+    assert "forward" not in wrapped.__dict__
+    ids = torch.randint(0, 12, (5, 6))
+    found = session.run(None, {name: value.numpy() for name, value in zip(names, (ids, ids), strict=True)})
+    torch.testing.assert_close(torch.as_tensor(found[0]), model(ids, ids)["logits"], rtol=0.05, atol=0.05)
 
 
 class TestRefusals:
