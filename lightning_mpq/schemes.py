@@ -117,9 +117,10 @@ class InputScheme:
             the layer runs; for Linear layers only, and nothing is stored.
         symmetric: Whether the range reaches as far below zero as above it. By default it reaches from the least
             value to the largest, and so begins at zero where no value is negative, as after a ReLU.
-        clip: How the range of ``"tensor"`` is found: ``"mse"`` (least squared error of what the layer computes, over
-            many ranges, the other two among them), ``"percentile"`` (all but a ten-thousandth of the values on either
-            side), or ``"absmax"`` (everything). Of no meaning for ``"token"``, which has ``"absmax"``.
+        clip: How the range of ``"tensor"`` is found: ``"mse"`` (least squared error, by how much the loss and the
+            layer's output react to each value, over many ranges, the other two among them), ``"percentile"`` (all but a
+            ten-thousandth of the values on either side), or ``"absmax"`` (everything). Of no meaning for ``"token"``,
+            which has ``"absmax"``.
 
     Raises:
         ValueError: If a field is outside of what is listed above.

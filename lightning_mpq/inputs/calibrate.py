@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
+from ..network.batches import split_batch
 from ..network.calibration import Calibration
 from ..network.isolation import isolated
 from ..network.layer_kinds import float_class
 from ..network.named_weights import named_layers
-from ..network.tokens import real_tokens, token_mask
+from ..network.tokens import real_tokens, token_mask, weights_of_tokens
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather, on_rank_zero
 from .histogram import InputHistogram, merged
+from .loss_gradients import LossGradients
 from .quantizer import InputRange
 from .range_search import best_range
 from .same_tensors import TensorNumbers, sharing
@@ -26,15 +28,21 @@ from .sites import input_sites, inputs_changed, refusal
 
 InputRanges = Mapping[tuple[str, InputScheme], InputRange]
 """(layer, scheme) to the range of its inputs."""
+_CHUNK = 32
+"""Samples that gradients are kept of at once."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputScheme]]) -> InputRanges:
     """Find the ranges of inputs in one pass over the batches, those of all processes.
 
-    Squared errors of a channel count by the squares of the weights that it is multiplied with: what is least is the
-    error of the layer's output, as far as errors of single inputs are independent. All calls of a layer in a pass
-    count; tokens that a batch's ``attention_mask`` hides do not.
+    What is least, where a scheme clips by squared error, is what rounding does to the loss and to the layer's output,
+    as far as errors of single inputs are independent: squared errors of values count by the mean of two weights, each
+    of mean 1. One is the square of the loss's gradient, the diagonal of the Fisher information; it is left out where it
+    cannot be had. The other, since a few samples do not show all that the loss reacts to, is the sum of the squared
+    weights of the layer that an input channel is multiplied with; of a Linear layer over the squared size of the
+    token's output, where that is above the median (see `weights_of_tokens`). All calls of a layer in a pass count;
+    tokens that a batch's ``attention_mask`` hides do not.
 
     Args:
         calibration: The float model, left as it was, and its batches; not touched if no scheme needs a range.
@@ -95,7 +103,8 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
     Layers that always read the same tensor are told the same, in which each of them counts by its weights: for one
     scheme they get one range, and a runtime quantizes the tensor once.
     """
-    found = {layer: InputHistogram() for layer in layers}
+    found, by_loss = ({layer: InputHistogram() for layer in layers} for _ in range(2))
+    gradients = LossGradients(calibration)
     read: dict[str, list[int]] = {layer: [] for layer in layers}
     numbered = TensorNumbers()
     weights = {layer: channel_weights(module) for layer, module in layers.items()}
@@ -106,22 +115,49 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
         read[layer].append(numbered(inputs))
-        counted = real_tokens(inputs.detach(), mask) if isinstance(layers[layer], nn.Linear) else inputs.detach()
-        found[layer].add(channels_last(layers[layer], counted), weights[layer])
-        return inputs
+        rows = counted(layer, inputs.detach())
+        found[layer].add(rows, weights[layer] * _weights_of_rows(layers[layer], rows))
+        return gradients.tapped(layer, inputs)
+
+    def counted(layer: str, values: Tensor) -> Tensor:
+        kept = real_tokens(values, mask) if isinstance(layers[layer], nn.Linear) else values
+        return channels_last(layers[layer], kept)
 
     def forward(batch_number: int, batch: Any) -> None:
         nonlocal mask, number
-        number, mask = batch_number, token_mask(batch)
-        calibration.forward(batch, number)
+        number = batch_number
+        for chunk in split_batch(batch, _CHUNK):
+            mask = token_mask(chunk)
+            for layer, inputs, gradient in gradients.of(chunk, number):
+                by_loss[layer].add(counted(layer, inputs), counted(layer, gradient).float().square())
 
-    with inputs_changed(layers, see), isolated(calibration.model), torch.no_grad():
+    with inputs_changed(layers, see), isolated(calibration.model):
         calibration.each(forward, "finding the ranges of inputs")
-    first, *others = gather(found)
+    first, *others = gather((found, by_loss))
     for other in others:
-        for layer, histogram in other.items():
-            first[layer].merge(histogram)
-    return {layer: merged([first[other] for other in together]) for layer, together in sharing(read).items()}
+        for own, theirs in zip(first, other, strict=True):
+            for layer, histogram in theirs.items():
+                own[layer].merge(histogram)
+    return {
+        layer: merged([_of_mean_one([each[reader] for reader in together]) for each in first])
+        for layer, together in sharing(read).items()
+    }
+
+
+def _of_mean_one(histograms: Sequence[InputHistogram]) -> InputHistogram:
+    """Return what several have counted together, as parts of all."""
+    found = merged(histograms)
+    total = float(found.counts.sum())
+    return found.scaled(1 / total) if total > 0 else found
+
+
+def _weights_of_rows(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Return what the values of each row of a layer's inputs count, [rows, 1]."""
+    if not isinstance(layer, nn.Linear):
+        return rows.new_ones(1, 1)
+    with torch.no_grad():
+        outputs = nn.functional.linear(rows, layer.weight, layer.bias)
+    return weights_of_tokens(outputs, most=1.0)[:, None]
 
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:

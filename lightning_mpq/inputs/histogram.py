@@ -37,7 +37,7 @@ class InputHistogram:
 
         Args:
             rows: [M, channels], any floating-point type.
-            weights: How much the values of each channel count, [channels]; None for all alike.
+            weights: How much values count, [channels], [M, 1] or [M, channels]; None for all alike.
         """
         if not rows.numel():
             return
@@ -45,13 +45,20 @@ class InputHistogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         if largest := max(-low, high):
             self._extend(ldexp(1.0, frexp(largest)[1]))  # the power of two above it
-        spaced = rows[:: len(rows) // _MOST_ROWS | 1]  # an odd step, which no width of an image is a multiple of
+        step = len(rows) // _MOST_ROWS | 1  # odd: no width of an image is a multiple of it
+        spaced = rows[::step]
         scale = HALF / self.reach if self.reach else 0.0
         wide = spaced.to(torch.promote_types(rows.dtype, torch.float32))
         index = (wide * scale).floor_().clamp_(-HALF, HALF - 1).to(torch.int64).add_(HALF).flatten()
         if weights is not None:
-            weights = weights.to(wide).expand_as(spaced).flatten()
+            weights = weights.to(wide).expand_as(rows)[::step].flatten()
         self.counts += torch.bincount(index, weights, minlength=2 * HALF).double().cpu()
+
+    def scaled(self, factor: float) -> InputHistogram:
+        """Return another whose counts are so many times as large."""
+        other = self.copy()
+        other.counts *= factor
+        return other
 
     def merge(self, other: InputHistogram) -> None:
         """Count what another has counted; it may lose resolution, and is not to be used any more."""

@@ -39,6 +39,28 @@ def real_tokens(inputs: Tensor, mask: Tensor | None, *, lookup: bool = False) ->
     return inputs
 
 
+def weights_of_tokens(outputs: Tensor, *, most: float) -> Tensor:
+    """Return what each token of a linear layer counts by the size of its outputs, [tokens]: at most 1.
+
+    Of a transformer a few tokens have outputs hundreds of times as large as the others, and errors to match (M. Sun et
+    al., "Massive Activations in Large Language Models", arXiv:2402.17762), which the normalization that follows divides
+    by the size of their own token. So tokens that are larger than a multiple of the batch's median are weighted by the
+    inverse of their squared size, as in P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
+
+    Args:
+        outputs: [tokens, channels].
+        most: The multiple of the median size up to which tokens count in full.
+
+    Example:
+        >>> weights_of_tokens(torch.tensor([[1.0], [2.0], [8.0]]), most=2.0)
+        tensor([1.0000, 1.0000, 0.2500])
+    """
+    wide = outputs if outputs.dtype == torch.float64 else outputs.float()
+    sizes = wide.square().sum(1)
+    limit = most**2 * sizes.median() if len(sizes) else sizes.sum()
+    return torch.where(sizes > limit, limit / sizes, 1.0) if limit > 0 else torch.ones_like(sizes)
+
+
 def counting(outputs: Tensor, batch: Any) -> Tensor:
     """Return 1 where the outputs [N, T, ...] of a token count and 0 elsewhere, to broadcast; a single 1 if all do."""
     mask = token_mask(batch)

@@ -18,7 +18,7 @@ from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import gather
 from .kept_files import KeptFiles
 
-_MADE = 3
+_MADE = 4
 """Counts changes of how weights are rounded, so that codes of another way are not taken for those of this one."""
 
 
@@ -38,7 +38,7 @@ class KeptRounding:
         parts = gather([hash_batch(batch) for batch in calibration.filled()])
         self._batches = [digest for part in parts for digest in part]
         self._files = KeptFiles(folder, str(device_of(calibration.model)))
-        settings = {"forward_fn": calibration.forward_fn, "made": _MADE}
+        settings = {"forward_fn": calibration.forward_fn, "likelihood": calibration.likelihood, "made": _MADE}
         self._settings = hash_settings(hash_model(calibration.model), [], [], settings)
 
     def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:

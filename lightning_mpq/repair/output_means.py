@@ -18,7 +18,7 @@ from ..network.isolation import isolated
 from ..network.layer_kinds import ParameterView, kind_of
 from ..network.named_weights import named_layers
 from ..network.own_operation import declared_class
-from ..network.tokens import real_tokens, token_mask
+from ..network.tokens import real_tokens, token_mask, weights_of_tokens
 from ..tools.distributed import gather, sum_over_ranks
 
 
@@ -102,11 +102,8 @@ _OUTLIER = 4.0
 class MeanOutput:
     """Averages a layer's outputs over all but the channels, in float64, without tokens that do not count.
 
-    Of a transformer a few tokens have outputs hundreds of times as large as the others, and errors to match (M. Sun et
-    al., "Massive Activations in Large Language Models", arXiv:2402.17762). The normalization that follows divides these
-    errors by the size of their own token, but not the shift of a bias by them, which all tokens get: so tokens of a
-    linear layer that are larger than a multiple of the median are weighted by the inverse of their squared size, as in
-    P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
+    Tokens of a linear layer with enormous outputs, and errors to match, count less (see `weights_of_tokens`), as all
+    tokens get the shift of a bias.
 
     Attributes:
         total: Weighted sum of outputs, [channels]; None before the first.
@@ -127,7 +124,7 @@ class MeanOutput:
             total, count = by_channel.sum(0, dtype=wide), float(len(by_channel))
         else:
             tokens = real_tokens(output, mask).flatten(0, -2).to(wide)
-            weights = _weights_of_tokens(tokens)
+            weights = weights_of_tokens(tokens, most=_OUTLIER)
             total, count = weights @ tokens, float(weights.sum())
         self.total = total if self.total is None else self.total + total
         self.count += count
@@ -144,13 +141,6 @@ class MeanOutput:
         total = torch.zeros_like(bias, dtype=wide) if self.total is None else self.total
         count = float(sum_over_ranks(torch.tensor(self.count, dtype=torch.float64)))
         return sum_over_ranks(total.detach()) / (count or 1.0)
-
-
-def _weights_of_tokens(tokens: Tensor) -> Tensor:
-    """Return what each of a batch's tokens, [tokens, channels], counts: at most 1, [tokens]."""
-    sizes = tokens.square().sum(1)
-    limit = _OUTLIER**2 * sizes.median() if len(sizes) else sizes.sum()
-    return torch.where(sizes > limit, limit / sizes, 1.0) if limit > 0 else torch.ones_like(sizes)
 
 
 def channels_last(layer: nn.Module, output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..inputs.operands import Operands
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn
+from ..network.likelihood import Likelihood
 from ..network.named_weights import named_layers
 from ..network.placement import refuse_different_layers
 from ..policy import BitPolicy
@@ -47,6 +48,7 @@ def round_candidates(
     best_grid: bool = True,
     centred: bool = False,
     damping: float | None = None,
+    likelihood: Likelihood | Literal["auto"] = "auto",
     forward_fn: ForwardFn | None = None,
     progress: Progress | None = None,
     kept: KeptGroups | None = None,
@@ -74,6 +76,7 @@ def round_candidates(
         centred: Leave out of account what a shift of mean outputs costs: right only where biases or BatchNorm
             statistics are corrected for certain.
         damping: See `ErrorFeedback.factorise`; by default as uncertain as each moment is, ``InputMoment.damping``.
+        likelihood: What the outputs mean, for ranges of inputs; ``"auto"`` guesses, or does without.
         forward_fn: ``(model, batch) -> outputs``; by default the model is called on the batch's inputs.
         progress: Called with the fraction done and a message.
         kept: Knows groups that were rounded before, and keeps each new one at once.
@@ -95,7 +98,8 @@ def round_candidates(
         >>> len(offered), [(c.group, c.scheme.bits) for c in rounded.candidates]
         (12, [('0', 2), ('0', 4), ('2', 2), ('2', 4)])
     """
-    calibration = Calibration.of(model, batches, forward_fn=forward_fn)
+    known = None if likelihood == "auto" else likelihood
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn, likelihood=known)
     report = progress or silent
     refuse_different_layers(model)
     check_finite_parameters(model)

@@ -6,9 +6,11 @@ import torch.distributed as dist
 from helpers.networks import Counted, convnet, images, mlp, vectors
 from torch import nn
 
-from lightning_mpq import Calibration, NonFiniteError
+from lightning_mpq import Calibration, Gaussian, NonFiniteError
 from lightning_mpq.inputs.calibrate import channel_weights, channels_last, input_ranges, ranges_of_policy
-from lightning_mpq.inputs.quantizer import InputRange, range_between
+from lightning_mpq.inputs.histogram import InputHistogram
+from lightning_mpq.inputs.quantizer import InputRange, quantize_inputs, range_between
+from lightning_mpq.inputs.range_search import best_range
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import InputScheme, LayerScheme, WeightScheme
 from lightning_mpq.tools.distributed import alone
@@ -84,6 +86,38 @@ def test_a_channel_counts_as_much_as_its_error_shows_in_the_output(layer, x):
         impulse[place] = 1
         shown.append(float((layer(impulse) - layer(torch.zeros_like(impulse))).square().sum().detach()))
     torch.testing.assert_close(weights / weights.sum(), torch.tensor(shown) / sum(shown))
+
+
+class Normalized(nn.Module):
+    """A token of enormous outputs in each row, whose errors the LayerNorm divides by its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.layer(x)).mean(1))
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), None], ids=["by the loss", "by outputs alone"])
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_enormous_tokens_that_are_normalized_do_not_widen_the_range(bits, likelihood):
+    torch.manual_seed(0)
+    model, x = Normalized(), torch.randn(64, 12, 8)
+    x[:, 0] *= 200
+    scheme = InputScheme(bits)
+
+    def divergence(found: InputRange) -> float:
+        with torch.no_grad():
+            return float((model(quantize_inputs(x, scheme, *found.tensors())) - model(x)).square().sum())
+
+    found = input_ranges(Calibration(model, x.split(16), likelihood=likelihood), {"layer": [scheme]})["layer", scheme]
+    plain = InputHistogram()
+    plain.add(x.flatten(0, 1), channel_weights(model.layer))
+    reach = float(x.abs().max())
+    searched = [divergence(range_between(-reach * 2 ** (-k / 4), reach * 2 ** (-k / 4), scheme)) for k in range(40)]
+    assert divergence(found) < 2 * min(searched)
+    assert divergence(best_range(plain, scheme)) > 5 * divergence(found)
 
 
 def test_zeros_are_told_and_get_a_range():

@@ -29,7 +29,7 @@ def measure(subject: Subject, bits: list[int], inputs: list[int]) -> Iterator[Ro
     model, batches = subject.model, subject.calibration
     groups = _groups(subject)
     candidates = mpq.make_candidates(groups, bits, granularities=["channel"], grids=["symmetric"], inputs=inputs)
-    rounded = mpq.round_candidates(model, batches, groups, candidates)
+    rounded = mpq.round_candidates(model, batches, groups, candidates, likelihood=subject.likelihood)
     taylor = mpq.profile(model, batches, groups=groups, rounded=rounded, likelihood=subject.likelihood)
     macs = measure_workload(model, batches, groups).macs
     unseen = Unseen(subject)
@@ -78,7 +78,7 @@ def deployed(subject: Subject) -> Iterator[Row]:
     model, batches = subject.model, subject.calibration
     unseen, groups = Unseen(subject), _groups(subject)
     offered = mpq.make_candidates(groups, [8], granularities=["channel"], grids=["symmetric"], inputs=[8])
-    rounded = mpq.round_candidates(model, batches, groups, offered)
+    rounded = mpq.round_candidates(model, batches, groups, offered, likelihood=subject.likelihood)
     policy = mpq.BitPolicy({c.group: c.scheme for c in rounded.candidates}, {g.name: g.layers for g in groups})
     packed = mpq.quantize(copy.deepcopy(model), policy, batches, rounded=rounded)
     with TemporaryDirectory() as folder:
