@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite
+from math import inf
 from typing import Any
 
 from ..curvature.shrinkage import pairs_in_errors
 from ..curvature.taylor_model import TaylorModel
-from ..tools.checks import check_one_of, shown
+from ..tools.checks import check_one_of, is_number, shown
 from ..tools.progress import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
@@ -126,7 +126,7 @@ def check_settings(objective: str, solver: str, time_limit: float, gap: float) -
     """
     check_one_of("objective", objective, OBJECTIVES)
     check_one_of("solver", solver, SOLVERS)
-    if not time_limit >= 0:
+    if not is_number(time_limit) or time_limit < 0:
         raise ValueError(f"time_limit must be a number of seconds of at least 0, got {shown(time_limit)}.")
-    if not (gap >= 0 and isfinite(gap)):
+    if not is_number(gap) or not 0 <= gap < inf:
         raise ValueError(f"gap must be a finite number of at least 0, got {shown(gap)}.")

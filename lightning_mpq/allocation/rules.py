@@ -9,7 +9,7 @@ import numpy as np
 
 from ..groups.choices import Choices
 from ..schemes import LayerScheme, WeightScheme
-from ..tools.checks import shown
+from ..tools.checks import check_list, check_mapping, shown
 from ..tools.patterns import matching
 from .solver.problem import Mask
 
@@ -52,6 +52,9 @@ class Rules:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {shown(value)}.")
+        for name in ("min_bits", "max_bits", "min_input_bits", "max_input_bits", "fixed"):
+            check_mapping(name, getattr(self, name), {"*.head": 8})
+        check_list("equal", self.equal, [["*.q", "*.k"]])
         if any(isinstance(patterns, str) for patterns in self.equal):
             raise ValueError(
                 "equal must be a list of lists of patterns, such as [['*.q', '*.k']]; got a single pattern in it."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..grids.base import ALL_BITS
 from ..grids.registry import DEFAULT_GRIDS, grid_named
 from ..schemes import FLOAT, InputScheme, LayerScheme, Rounding, WeightScheme
-from ..tools.checks import shown
+from ..tools.checks import check_list, shown
 from .groups import LayerGroup, LayerGroups
 
 OfferedInput = int | InputScheme | Literal["float"]
@@ -51,10 +51,14 @@ def offered_schemes(
         granularities: What may share a scale; see `WeightScheme`.
         grids: Grids to offer; `round_candidates` keeps the best of them for each group and width.
 
+    Raises:
+        ValueError: If one of them is no list, or holds what `WeightScheme` refuses.
+
     Example:
         >>> [str(scheme) for scheme in offered_schemes([2, 4], grids=["half", "nf4"])]
         ['2-bit half/channel', '4-bit half/channel', '4-bit nf4/channel']
     """
+    _check_lists(bits, granularities, grids)
     clip: Any = "moment" if rounding == "second_order" else "mse"
     return tuple(
         WeightScheme(width, shared, grid, clip=clip, rounding=rounding)  # type: ignore[arg-type]
@@ -107,6 +111,7 @@ def make_candidates(
     ways = offered_inputs(inputs)
     offered = schemes
     if offered is None:
+        _check_lists(bits, granularities, grids)
         bits, grids = tuple(bits), tuple(grids)
         shared = None if granularities is None else tuple(granularities)
         offered = {
@@ -162,6 +167,13 @@ def offered_inputs(inputs: Iterable[OfferedInput] | None) -> tuple[InputScheme |
     if not found:
         raise ValueError(f"No way to treat inputs is offered; give inputs=[{FLOAT!r}] to leave them as they are.")
     return tuple(sorted(dict.fromkeys(found), key=lambda way: -32 if isinstance(way, str) else -way.bits))
+
+
+def _check_lists(bits: object, granularities: object, grids: object) -> None:
+    check_list("bits", bits, [2, 4, 8])
+    if granularities is not None:
+        check_list("granularities", granularities, ["channel", 64])
+    check_list("grids", grids, ["symmetric"])
 
 
 def _shared_by_default(group: LayerGroup) -> tuple[str | int, ...]:

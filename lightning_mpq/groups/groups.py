@@ -12,6 +12,7 @@ from ..inputs.sites import input_sites
 from ..network.calibration import Calibration
 from ..network.named_weights import named_layers
 from ..network.used_weights import unused_weights
+from ..tools.checks import check_list, check_mapping
 from ..tools.patterns import matching
 from .coverage import coverage_of
 from .fused import Fuse, check_fuse, fused
@@ -73,6 +74,10 @@ def find_groups(
         >>> [(g.name, g.weight_count, g.bits) for g in find_groups(net, max_bits={"2": 4})]
         [('0', 32, (2, 3, 4, 5, 6, 7, 8)), ('2', 16, (2, 3, 4))]
     """
+    check_list("keep_float", keep_float, ["*.head"])
+    check_mapping("groups", groups or {}, {"a name": ["block1.*"]})
+    for rule, widths in (("fixed_bits", fixed_bits), ("min_bits", min_bits), ("max_bits", max_bits)):
+        check_mapping(rule, widths or {}, {"*.head": 8})
     layers, left_in_float = quantizable_layers(model)
     everything, kept = named_layers(model), dict[str, nn.Module]()
     for pattern in keep_float:

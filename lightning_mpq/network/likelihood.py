@@ -181,6 +181,19 @@ def targets_of(batch: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+def check_likelihood(likelihood: object) -> None:
+    """Refuse what is neither a likelihood nor None, before anything is measured by it.
+
+    Raises:
+        TypeError: If it is.
+    """
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise TypeError(
+            f"likelihood must be 'auto' or a Likelihood, such as Categorical(), Gaussian() or Bernoulli(); got "
+            f"{shown(likelihood)}."
+        )
+
+
 def guess_likelihood(outputs: Tensor, batch: Any, name: str | None = None) -> Likelihood:
     """Guess the distribution from outputs and targets, and say in a warning what was taken.
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from ..curvature.estimators.base import Estimator, Loss
 from ..curvature.estimators.registry import check_settings
-from ..network.likelihood import Likelihood
+from ..network.likelihood import Likelihood, check_likelihood
+from ..tools.checks import check_one_of, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class CurvatureOptions:
         check_settings(
             self.estimator, self.loss, self.statistics, self.draws, self.chunk_size, self.tolerance, self.cluster
         )
+        check_one_of("shrink", self.shrink, (True, False))
+        check_likelihood(self.known_likelihood)
+        if not is_number(self.seed, whole=True):
+            raise ValueError(f"seed must be an integer, got {shown(self.seed)}.")
 
     @property
     def known_likelihood(self) -> Likelihood | None:

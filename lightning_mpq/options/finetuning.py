@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
-from ..tools.checks import check_one_of, shown
+from ..tools.checks import check_one_of, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ class FinetuneOptions:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {shown(getattr(self, name))}.")
         for name in ("learning_rate", "scale_learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {shown(getattr(self, name))}.")
+            value = getattr(self, name)
+            if not is_number(value) or not 0 < value < inf:
+                raise ValueError(f"{name} must be positive, got {shown(value)}.")
         for name in ("distill", "margin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {shown(getattr(self, name))}.")
+            value = getattr(self, name)
+            if not is_number(value) or value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {shown(value)}.")
         check_one_of("schedule", self.schedule, ("cosine", "constant"))
         check_one_of("batchnorm", self.batchnorm, ("average", "frozen"))
+        check_one_of("teacher_dtype", self.teacher_dtype, (None, "float32", "bfloat16", "float16"))

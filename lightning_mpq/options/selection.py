@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tools.checks import shown
+from ..tools.checks import is_number, shown
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class SelectionOptions:
         """Refuse numbers that make no sense."""
         if isinstance(self.resamples, bool) or not isinstance(self.resamples, int) or self.resamples < 0:
             raise ValueError(f"resamples must be an integer of at least 0, got {shown(self.resamples)}.")
-        if self.policies < 1 or self.rounds < 0 or not self.trust >= 1:
+        counts = is_number(self.policies, whole=True) and is_number(self.rounds, whole=True)
+        if not counts or self.policies < 1 or self.rounds < 0 or not is_number(self.trust) or self.trust < 1:
             raise ValueError(
                 f"Expected policies of at least 1, rounds of at least 0 and a trusted factor of at least 1, got "
-                f"{self.policies}, {self.rounds} and {self.trust}."
+                f"{shown(self.policies)}, {shown(self.rounds)} and {shown(self.trust)}."
             )
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
+from numbers import Integral, Real
 from reprlib import Repr
 
 
@@ -47,6 +48,52 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     choices = tuple(allowed)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}.")
+
+
+def check_mapping(name: str, value: object, example: object) -> None:
+    """Refuse what is no mapping from names or patterns.
+
+    Raises:
+        ValueError: If it is not; shows an example.
+
+    Example:
+        >>> check_mapping("min_bits", 4, {"*.head": 8})
+        Traceback (most recent call last):
+        ...
+        ValueError: min_bits must be a mapping such as {'*.head': 8}, got 4.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be a mapping such as {example}, got {shown(value)}.")
+
+
+def check_list(name: str, value: object, example: object) -> None:
+    """Refuse what is no list, a text among others, whose letters are not meant.
+
+    Raises:
+        ValueError: If it is not; shows an example.
+
+    Example:
+        >>> check_list("keep_float", "head", ["*.head"])
+        Traceback (most recent call last):
+        ...
+        ValueError: keep_float must be a list such as ['*.head'], got 'head'.
+    """
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list such as {example}, got {shown(value)}.")
+
+
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Tell whether a value is a real number, infinity too, and neither NaN nor true or false.
+
+    Args:
+        value: Anything.
+        whole: Whether it must be an integer.
+
+    Example:
+        >>> is_number(2.5), is_number("2"), is_number(True), is_number(2.5, whole=True)
+        (True, False, False, False)
+    """
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and bool(value == value)
 
 
 def check_positive(name: str, value: float | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...groups.candidates import Candidate
-from ...tools.checks import check_one_of, shown
+from ...tools.checks import check_one_of, is_number, shown
 from .base import LOSSES, Estimator, Loss
 from .fisher import Fisher
 from .gauss_newton import GaussNewton
@@ -71,11 +71,12 @@ def check_settings(
     found = estimator_named(estimator)
     check_one_of("loss", loss, (None, *LOSSES))
     check_one_of("statistics", statistics, STATISTICS)
-    if any(number is not None and number < 1 for number in (draws, chunk_size)):
-        raise ValueError(f"draws and chunk_size must be positive, got {draws} and {chunk_size}.")
+    counts = [number for number in (draws, chunk_size) if number is not None]
+    if any(not is_number(number, whole=True) or number < 1 for number in counts):
+        raise ValueError(f"draws and chunk_size must be positive integers, got {shown(draws)} and {shown(chunk_size)}.")
     if draws is not None and not isinstance(estimator, str) and getattr(found, "draws", draws) != draws:
         raise ValueError(f"draws={draws} contradicts {found!r}; give it to one of them.")
-    if tolerance is not None and not tolerance > 0:
+    if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be a positive fraction or None, got {shown(tolerance)}.")
     if isinstance(cluster, bool) or not isinstance(cluster, int) or cluster < 1:
         raise ValueError(f"cluster must be a positive number of samples in a row, got {shown(cluster)}.")
