@@ -96,5 +96,5 @@ def _lightning(module: Any) -> L.LightningModule:
 
 
 def data_of(config: DictConfig) -> L.LightningDataModule | None:
-    """Return the datamodule; None with ``data=null``, where the module has loaders of its own."""
+    """Return the datamodule; None with ``~data``, where the module has loaders of its own."""
     return None if config.get("data") is None else instantiate(config.data)
