@@ -109,8 +109,8 @@ def round_candidates(
     by_group = {group.name: [each for each in offered if each.group == group.name] for group in groups}
     found = on_rank_zero(lambda: _known(kept, groups, by_group))
     left = [group for group in groups if group.name not in found]
-    ranges = input_ranges(calibration, _schemes_of_inputs(left, by_group))
-    work = _Rounding(layers, by_group, ranges, best_grid, centred, damping, kept)
+    ranges = input_ranges(calibration, _schemes_of_inputs(groups, by_group))  # of all: some read the same tensors
+    work = _Rounding(layers, by_group, best_grid, centred, damping, kept)
     refuse_without_room(
         {
             layer: layers[layer]
@@ -123,7 +123,7 @@ def round_candidates(
     for number, part in enumerate(parts):
         begin, end = (number / len(parts), (number + 1) / len(parts))
         found |= work.round(calibration, part, lambda f, m, b=begin, e=end: report(b + f * (e - b), m))  # type: ignore[misc]
-    return _with_operands(calibration, _together([found[group.name] for group in groups]))
+    return _with_operands(calibration, _together([found[group.name] for group in groups], ranges))
 
 
 def _with_operands(calibration: Calibration, rounded: RoundedWeights) -> RoundedWeights:
@@ -145,15 +145,14 @@ def _known(
     return {name: rounded for name, rounded in found.items() if rounded is not None}
 
 
-def _together(parts: Sequence[RoundedWeights]) -> RoundedWeights:
+def _together(parts: Sequence[RoundedWeights], ranges: InputRanges) -> RoundedWeights:
     candidates = tuple(candidate for part in parts for candidate in part.candidates)
-    rows, errors, inputs, unseen = ({}, {}, {}, {})  # type: ignore[var-annotated]
+    rows, errors, unseen = ({}, {}, {})  # type: ignore[var-annotated]
     for part in parts:
         rows |= part.rows
         errors |= part.errors
-        inputs |= part.inputs
         unseen |= part.unseen
-    return RoundedWeights(candidates, rows, errors, inputs, unseen)
+    return RoundedWeights(candidates, rows, errors, ranges, unseen)
 
 
 def _parts(
@@ -200,7 +199,6 @@ class _Rounding:
     Attributes:
         layers: Name to layer.
         offered: Group name to its candidates.
-        ranges: Of inputs.
         best_grid: See `round_candidates`.
         centred: Likewise.
         damping: Likewise.
@@ -209,7 +207,6 @@ class _Rounding:
 
     layers: Mapping[str, nn.Module]
     offered: Mapping[str, Sequence[Candidate]]
-    ranges: InputRanges
     best_grid: bool
     centred: bool
     damping: float | None
@@ -258,9 +255,8 @@ class _Rounding:
         for layer in group.layers:
             for scheme, (packed, error) in zip(schemes, found[id(self.layers[layer].weight)], strict=True):
                 rows[layer, scheme], errors[layer, scheme] = packed, error
-        ranges = {key: each for key, each in self.ranges.items() if key[0] in group.layers}
         growth = {layer: unseen[id(self.layers[layer].weight)] for layer in group.layers}
-        return RoundedWeights(tuple(best), rows, errors, ranges, growth)
+        return RoundedWeights(tuple(best), rows, errors, {}, growth)
 
 
 def _with_padding_rows(layers: Sequence[nn.Module], offered: Sequence[Candidate]) -> list[Candidate]:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers.networks import convnet, images, mlp, vectors
 from helpers.numbers import assert_agree
+from torch import nn
 
 from lightning_mpq import Calibration, RepairOptions, quantize, round_candidates
-from lightning_mpq.groups.candidates import Candidate
+from lightning_mpq.groups.candidates import Candidate, make_candidates
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.inputs.calibrate import ranges_of_policy
 from lightning_mpq.inputs.quantizer import quantize_inputs
@@ -78,6 +79,49 @@ def test_statistics_are_measured_again_with_quantized_inputs():
     outputs, floats = twin.conv(fitted), model.conv(fitted)
     shift = twin.norm.running_mean - model.norm.running_mean
     torch.testing.assert_close(shift, outputs.mean((0, 2, 3)) - floats.mean((0, 2, 3)), rtol=0.05, atol=1e-3)
+
+
+class OneTensor(nn.Module):
+    """Two layers that read the same tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x):
+        return self.one(x) * self.other(x)
+
+
+def test_a_job_that_was_killed_goes_on_with_the_ranges_of_layers_that_read_one_tensor(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, batches = OneTensor(), [batch * torch.tensor([9.0, 1, 1, 1, 1, 1]) for batch in vectors(40, 40)]
+    with torch.no_grad():
+        model.other.weight[:, 0] *= 1e-3  # for itself it would choose another range
+    groups = find_groups(model)
+    offered = make_candidates(groups, bits=[4], inputs=[4])
+    whole = round_candidates(model, batches, groups, offered)
+    assert whole.inputs["one", InputScheme(4)] == whole.inputs["other", InputScheme(4)]
+    alone = round_candidates(model, batches, [groups[1]], [c for c in offered if c.group == "other"])
+    assert alone.inputs["other", InputScheme(4)] != whole.inputs["other", InputScheme(4)]
+    keep = KeptRounding.keep
+
+    def killed(self, group, offered, rounded):
+        keep(self, group, offered, rounded)
+        raise KeyboardInterrupt
+
+    def job():
+        return round_candidates(
+            model, batches, groups, offered, kept=KeptRounding(tmp_path, Calibration(model, batches))
+        )
+
+    monkeypatch.setattr(KeptRounding, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    monkeypatch.setattr(KeptRounding, "keep", keep)
+    for _ in range(2):
+        again = job()
+        assert again.inputs == whole.inputs
+        assert again.fingerprint == whole.fingerprint
 
 
 def test_candidates_of_one_weight_scheme_share_its_codes(tmp_path):
