@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from math import sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -45,12 +45,21 @@ class Losses(NamedTuple):
         return Losses(self.values[:units], self.weights[:units])
 
     def minus(self, other: Losses) -> tuple[float, float]:
-        """Return the mean of the paired differences over all processes, and its standard error."""
+        """Return the mean of the paired differences over all processes, and its standard error.
+
+        It is that of a mean of so many units, each with its weight; infinite where there is but one.
+        """
         differences = self._replace(values=self.values - other.values)
         mean = differences.mean()
         spread = float((self.weights * (differences.values - mean)).square().sum())
-        parts = gather((spread, float(self.weights.sum())))
-        return mean, sqrt(sum(own for own, _ in parts)) / max(sum(count for _, count in parts), 1)
+        parts = gather((spread, float(self.weights.sum()), int((self.weights > 0).sum())))
+        squares, samples, units = (sum(part) for part in zip(*parts, strict=True))
+        return mean, sqrt(squares * units / (units - 1)) / samples if units > 1 else inf
+
+    def above(self, other: Losses) -> tuple[float, float | None]:
+        """Return the same for a report: no error where there is but one unit."""
+        mean, error = self.minus(other)
+        return mean, error if isfinite(error) else None
 
 
 class LossChange:

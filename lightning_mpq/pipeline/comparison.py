@@ -74,7 +74,7 @@ class Comparison:
         rows[chosen] = self.policy_row("chosen", chosen, keep=keep)
         kept = evaluator.as_packed(chosen).losses
         for other in rows:
-            above, error = evaluator.as_packed(other).losses.minus(kept)
+            above, error = evaluator.as_packed(other).losses.above(kept)
             rows[other] = replace(rows[other], above_chosen=above, above_chosen_error=error)
         compared = (replace(rows[other], name=name) for name, other in others.items())
         return Rows((float_row, *compared, rows[chosen]), repair, groups)

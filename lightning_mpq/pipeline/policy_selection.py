@@ -120,7 +120,7 @@ class PolicySelection:
         """Yield the trials with how far they are from the one that is kept."""
         kept = self.evaluator.as_profiled(tried[best]).losses
         for number, (trial, policy) in enumerate(zip(trials, tried, strict=True)):
-            above, error = self.evaluator.as_profiled(policy).losses.minus(kept)
+            above, error = self.evaluator.as_profiled(policy).losses.above(kept)
             yield replace(trial, kept=number == best, above_kept=above, above_kept_error=error)
 
     def _best(self, tried: list[BitPolicy]) -> int:

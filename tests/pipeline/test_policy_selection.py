@@ -275,10 +275,23 @@ def test_paired_differences_have_the_mean_and_the_error_of_a_paired_t_test():
     mean, error = Losses(one, alike).minus(Losses(two, alike))
     statistic = ttest_rel(one.numpy(), two.numpy()).statistic
     assert mean == pytest.approx(float((one - two).mean()))
-    assert mean / error == pytest.approx(statistic * (50 / 49) ** 0.5)
+    assert mean / error == pytest.approx(statistic)
     counts = weights.abs().ceil()
     repeated = Losses(one, counts).minus(Losses(two, counts))[0]
     assert repeated == pytest.approx(float((one - two).repeat_interleave(counts.long()).mean()))
+
+
+def test_the_error_of_batches_is_that_of_as_many_means_and_one_alone_has_none():
+    torch.manual_seed(2)
+    samples = torch.randn(2000, 8, 32, dtype=torch.float64)  # draws of 8 batches of 32 samples
+    found = [Losses(batches, torch.full((8,), 32.0)).minus(Losses(0 * batches, torch.full((8,), 32.0)))
+             for batches in samples.mean(2)]  # fmt: skip
+    means, errors = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
+    assert float(errors.square().mean().sqrt()) == pytest.approx(float(means.std()), rel=0.05)
+    skipped = torch.tensor([32.0, 0.0])
+    for one, weights in ((torch.tensor([1.0]), torch.tensor([32.0])), (torch.tensor([1.0, 0.0]), skipped)):
+        assert Losses(one, weights).minus(Losses(0 * one, weights)) == (1.0, float("inf"))
+        assert Losses(one, weights).above(Losses(0 * one, weights)) == (1.0, None)
 
 
 def test_without_the_loop_nothing_is_measured():
