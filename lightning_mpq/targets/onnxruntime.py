@@ -18,6 +18,7 @@ from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..policy import BitPolicy
 from ..schemes import InputScheme, WeightScheme
+from ..tools.checks import check_one_of
 from ..tools.reading import require_ordinary
 from .base import StoredLayer, Target
 
@@ -49,6 +50,9 @@ class OnnxRuntime(Target):
     def __init__(
         self, *, dynamic_batch: bool = True, dynamic_length: bool | None = None, integer_products: bool = True
     ) -> None:
+        check_one_of("dynamic_batch", dynamic_batch, (True, False))
+        check_one_of("dynamic_length", dynamic_length, (None, True, False))
+        check_one_of("integer_products", integer_products, (True, False))
         self.dynamic: dict[str, Any] = {"dynamic_batch": dynamic_batch, "dynamic_length": dynamic_length}
         self.integer_products = integer_products
 

@@ -30,7 +30,7 @@ from ..pipeline.settings import JobSettings
 from ..policy import BitPolicy
 from ..report.records import Report
 from ..targets import Target, target_named
-from ..tools.checks import shown
+from ..tools.checks import check_one_of, shown
 from ..tools.renamed import renamed
 from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready
 from .checkpoints.instantiator import let_lightning_load
@@ -131,6 +131,7 @@ class MixedPrecisionQuantization(Callback):
         super().__init__()
         if isinstance(calibration_batches, bool) or not isinstance(calibration_batches, int) or calibration_batches < 1:
             raise ValueError(f"calibration_batches must be a positive integer, got {shown(calibration_batches)}.")
+        check_one_of("compare", compare, (True, False))
         options = finetune or FinetuneOptions()
         if finetune_epochs is not None or finetune_steps is not None:
             options = replace(options, epochs=finetune_epochs or 0, steps=finetune_steps)

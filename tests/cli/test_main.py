@@ -263,6 +263,11 @@ def test_no_cache_trains_each_time(folders: Folders) -> None:
         (["+candidates.fixed_bits={nothing*: 3}"], "pattern 'nothing\\*' matches no layer"),
         (["trainer.accelerator=abacus"], "abacus"),
         (["budget.average_bytes=3"], "average_bytes"),
+        (["train=no"], "train must be one of True, False, got 'no'"),
+        (["test=off"], "test must be one of True, False, got 'off'"),
+        (["seed=abc"], "seed must be an integer, got 'abc'"),
+        (["callbacks.mpq.compare=no"], "callbacks.mpq: compare must be one of True, False, got 'no'"),
+        (["target=onnxruntime", "target.integer_products=no"], "integer_products must be one of True, False, got 'no'"),
         (["model=resnet1000"], "Could not find 'model/resnet1000'"),
     ],
 )
