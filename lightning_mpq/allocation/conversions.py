@@ -10,7 +10,7 @@ from math import isfinite
 import torch
 
 from ..curvature.taylor_model import TaylorModel
-from ..tools.checks import shown
+from ..tools.checks import check_list, shown
 
 
 def with_conversions(
@@ -41,6 +41,7 @@ def with_conversions(
         raise ValueError(f"The price of a conversion is a loss, 0 or more, got {shown(loss)}.")
     names = [group.name for group in model.groups]
     given = pairwise(names) if neighbours is None else neighbours
+    check_list("neighbours", given, [("one", "other")])
     members: dict[str, list[int]] = {name: [] for name in names}
     for index, candidate in enumerate(model.candidates):
         members[candidate.group].append(index)

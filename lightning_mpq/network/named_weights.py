@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from torch import Size, Tensor, nn
 
 from ..tools.attributes import shadowed
-from ..tools.checks import shown
+from ..tools.checks import is_number, shown
 from .experts import expert_weights
 from .layer_kinds import LAYER_KINDS, LayerKind, ParameterView
 from .own_operation import DECLARED, OPERATIONS
@@ -79,7 +79,8 @@ def register_layer(
         output_dim: Dimension of the weights along which output channels lie; a scale belongs to one of them.
 
     Raises:
-        TypeError: If it is no module type, one that is known already, or no subclass of a convolution in ``like``.
+        TypeError: If it is no module type, one that is known already, or no subclass of a convolution in ``like``, or
+            ``output_dim`` is no number.
         ValueError: If there is no weight, or ``like`` is no type that can be wrapped.
 
     Example:
@@ -102,11 +103,14 @@ def register_layer(
         raise ValueError(f"Name at least one parameter of {layer_type.__name__} in weights=.")
     if layer_type in BUILT_IN:
         raise TypeError(f"{layer_type.__name__} is known already; register a type of your own.")
+    if like is not None:
+        _check_like(layer_type, names, like)
+    elif not is_number(output_dim, whole=True):
+        raise TypeError(f"output_dim must be the number of a dimension, got {shown(output_dim)}.")
     LAYER_KINDS.pop(layer_type, None)
     HOLDERS.pop(layer_type, None)
     DECLARED.pop(layer_type, None)
     if like is not None:
-        _check_like(layer_type, names, like)
         DECLARED[layer_type] = like
         return
     kind = LayerKind.along(output_dim, "any" if linear else "nonlinear")

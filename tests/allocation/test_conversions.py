@@ -63,3 +63,9 @@ def test_prices_that_are_none_are_refused(price):
 def test_pairs_that_are_none_are_refused(pair):
     with pytest.raises(ValueError, match=r"Neighbours are pairs of two groups of the model, got .* block1\.layer3"):
         with_conversions(with_inputs(0), 0.1, [pair])
+
+
+@pytest.mark.parametrize("neighbours", [5, "ab", {"a": "b"}])
+def test_neighbours_are_a_list(neighbours):
+    with pytest.raises(ValueError, match="neighbours must be a list such as"):
+        with_conversions(with_inputs(0), 1.0, neighbours)

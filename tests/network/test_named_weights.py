@@ -6,7 +6,7 @@ from helpers.named_weights import Gated, make
 from torch import nn
 
 from lightning_mpq.modules import PackedWeight, pack_model
-from lightning_mpq.network.layer_kinds import ParameterView, weight_rows
+from lightning_mpq.network.layer_kinds import LAYER_KINDS, ParameterView, weight_rows
 from lightning_mpq.network.named_weights import held_by, named_layers, register_layer, standing_in
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
@@ -44,6 +44,17 @@ def test_registering_refuses_what_it_cannot_serve():
         register_layer(torch.relu)
     with pytest.raises(ValueError, match="at least one parameter"):
         register_layer(Gated, [])
+
+    class Own(nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T if x.sum() > 0 else x
+
+    register_layer(Own)
+    with pytest.raises(ValueError, match="like must be one of"):
+        register_layer(Own, like=nn.ReLU)
+    with pytest.raises(TypeError, match="output_dim must be the number of a dimension, got 'rows'"):
+        register_layer(Own, output_dim="rows")
+    assert Own in LAYER_KINDS  # what was registered before still is
 
 
 def test_a_registered_layer_is_packed_as_itself_where_its_weight_is_called_weight():
