@@ -39,7 +39,9 @@ def export_float(network: nn.Module, inputs: Tensor, path: Path) -> None:
         )
 
 
-def quantize_statically(path: Path, batches: Sequence[Tensor], written: Path, products_only: bool = False) -> Path:
+def quantize_statically(
+    path: Path, batches: Sequence[Tensor], written: Path, products_only: bool = False, reduce_range: bool = False
+) -> Path:
     """Quantize a float file: weights by channels, ranges of activations by all values.
 
     Args:
@@ -47,6 +49,7 @@ def quantize_statically(path: Path, batches: Sequence[Tensor], written: Path, pr
         batches: What its input is calibrated on.
         written: Where the quantized one is written.
         products_only: Whether nothing is quantized but products with weights, and what they read.
+        reduce_range: Whether weights have 7 of 8 bits, as its documentation advises for processors without VNNI.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -63,7 +66,8 @@ def quantize_statically(path: Path, batches: Sequence[Tensor], written: Path, pr
     only = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
     quantize_static(
         str(prepared), str(written), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, **(only if products_only else {}),
+        weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8, reduce_range=reduce_range,
+        **(only if products_only else {}),
     )  # fmt: skip
     return written
 

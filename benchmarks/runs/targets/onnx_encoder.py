@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 import lightning_mpq as mpq
 
+from ...methods.onnxruntime_files import Session, export_float
 from ...tools.results import Row
+from .timing import Run, milliseconds, outputs
 
 BLOCK = 32
 OWN: tuple[tuple[int, int | str], ...] = ((4, BLOCK), (4, "channel"), (7, "channel"))
@@ -43,14 +44,15 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
             paths[way] = Path(folder) / f"{way}.onnx"
             quantize(paths["float32"], paths[way])
         promised = _write_own(model, batches, paths, Path(folder))
-        distances = {way: _distance(path, unseen.numpy(), wanted) for way, path in paths.items()}
+        runs = {way: _run(path) for way, path in paths.items()}
+        distances = {way: _distance(run, unseen.numpy(), wanted) for way, run in runs.items()}
         rows = []
         for size in (1, 32):
-            milliseconds = _times(paths, unseen[:size].numpy(), repeats)
+            found = milliseconds(runs, unseen[:size].numpy(), repeats)
             for way, path in paths.items():
                 rows.append({
                     "model": name, "runtime": "onnxruntime", "way": way, "batch": size,
-                    "milliseconds": milliseconds[way], "over_float32": milliseconds["float32"] / milliseconds[way],
+                    "milliseconds": found[way], "over_float32": found["float32"] / found[way],
                     "file_bytes": path.stat().st_size, "promised_bytes": promised.get(way),
                     "squared_distance": distances[way],
                 })  # fmt: skip
@@ -81,15 +83,6 @@ def _write_own(model: nn.Module, batches: list[Tensor], paths: dict[str, Path], 
     return promised
 
 
-def export_float(model: nn.Module, tokens: torch.Tensor, path: Path) -> None:
-    """Write the float model for batches of any size."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sizes = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(model, (tokens[:2],), str(path), dynamo=True, dynamic_shapes=sizes, external_data=False,
-                          verbose=False)  # fmt: skip
-
-
 def _by_blocks(source: Path, path: Path) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -107,30 +100,12 @@ def _dynamically(source: Path, path: Path) -> None:
                      weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})  # fmt: skip
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+def _run(path: Path) -> Run:
+    """Return what computes a file on one thread."""
+    session = Session(path)
+    return lambda tokens: session(torch.from_numpy(tokens)).numpy()
 
 
-def _times(paths: dict[str, Path], tokens: np.ndarray[Any, Any], repeats: int) -> dict[str, float]:
-    """Return milliseconds of processor time, the least of several runs in turns, one thread."""
-    sessions = {way: _session(path) for way, path in paths.items()}
-    found: dict[str, list[float]] = {way: [] for way in paths}
-    for number in range(repeats + 1):
-        for way, session in sessions.items():
-            feed = {session.get_inputs()[0].name: tokens}
-            start = time.process_time()
-            session.run(None, feed)
-            if number:
-                found[way].append(1000 * (time.process_time() - start))
-    return {way: min(times) for way, times in found.items()}
-
-
-def _distance(path: Path, tokens: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+def _distance(run: Run, tokens: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """Return the mean squared distance between unit embeddings and those of the float model."""
-    session = _session(path)
-    parts = [session.run(None, {session.get_inputs()[0].name: part})[0] for part in np.split(tokens, len(tokens) // 16)]
-    return float(np.square(np.concatenate(parts) - wanted).sum(1).mean())
+    return float(np.square(outputs(run, tokens) - wanted).sum(1).mean())

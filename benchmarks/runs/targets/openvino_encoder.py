@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,10 +17,10 @@ from torch import Tensor, nn
 import lightning_mpq as mpq
 from lightning_mpq.targets.openvino import GRAPH_NAME
 
+from ...methods.onnxruntime_files import export_float
 from ...tools.results import Row
-from .onnx_encoder import BLOCK, export_float
-
-Run = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+from .onnx_encoder import BLOCK
+from .timing import Run, milliseconds, outputs
 
 
 def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, repeats: int) -> list[Row]:
@@ -31,7 +29,6 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
 
     with torch.no_grad():
         wanted = model(unseen).numpy()
-    os.environ.pop("ONEDNN_MAX_CPU_ISA", None)  # OpenVINO has no kernel for packed weights below AVX2
     with TemporaryDirectory() as folder:
         export_float(model, calibration, Path(folder) / "float.onnx")
         read = partial(openvino.Core().read_model, Path(folder) / "float.onnx")
@@ -41,11 +38,11 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
         openvino.save_model(_compressed(read()), paths["NNCF"] / GRAPH_NAME, compress_to_fp16=False)
         paths["lightning_mpq"] = Path(folder) / "own"
         promised = _write_own(model, calibration, paths["lightning_mpq"])
-        runs = {way: _compiled(path) for way, path in paths.items()}
+        runs = {way: compiled(path / GRAPH_NAME) for way, path in paths.items()}
         distances = {way: _distance(run, unseen.numpy(), wanted) for way, run in runs.items()}
         rows = []
         for size in (1, 32):
-            found = _milliseconds(runs, unseen[:size].numpy(), repeats)
+            found = milliseconds(runs, unseen[:size].numpy(), repeats)
             for way, path in paths.items():
                 rows.append({
                     "model": name, "runtime": "openvino", "way": way, "batch": size, "milliseconds": found[way],
@@ -77,28 +74,16 @@ def _write_own(model: nn.Module, calibration: Tensor, path: Path) -> int:
     return mpq.export_for(target, packed, path, batches[0][:2], verify=False).promised_bytes
 
 
-def _compiled(path: Path) -> Run:
+def compiled(path: Path) -> Run:
     """Return what computes a file as OpenVINO does by default, on one thread."""
     import openvino
 
+    os.environ.pop("ONEDNN_MAX_CPU_ISA", None)  # it has no kernel for packed weights below AVX2
     config = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1"}
-    compiled = openvino.Core().compile_model(openvino.Core().read_model(path / GRAPH_NAME), "CPU", config)
-    return lambda tokens: np.array(compiled({0: tokens})[0])
-
-
-def _milliseconds(runs: dict[str, Run], tokens: npt.NDArray[Any], repeats: int) -> dict[str, float]:
-    """Return milliseconds of processor time, the least of several runs in turns."""
-    found: dict[str, list[float]] = {way: [] for way in runs}
-    for number in range(repeats + 1):
-        for way, run in runs.items():
-            start = time.process_time()
-            run(tokens)
-            if number:
-                found[way].append(1000 * (time.process_time() - start))
-    return {way: min(times) for way, times in found.items()}
+    model = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", config)
+    return lambda inputs: np.array(model({0: inputs})[0])
 
 
 def _distance(run: Run, tokens: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """Return the mean squared distance between unit embeddings and those of the float model."""
-    found = np.concatenate([run(part) for part in np.split(tokens, len(tokens) // 16)])
-    return float(np.square(found - wanted).sum(1).mean())
+    return float(np.square(outputs(run, tokens) - wanted).sum(1).mean())
