@@ -19,6 +19,8 @@ _LARGEST_BIAS = 2**30
 """Beyond it, the sum of products and bias may not fit 32 bits."""
 _NOTHING = 2.0**-12
 """Part of an output's step below which all that a channel can add up to is left out."""
+_UNSEEN = 2.0**-4
+"""Part of an output's step that rounding the levels of a channel again may move it by, whatever its inputs are."""
 _CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
@@ -65,34 +67,43 @@ class Product:
         scale = held.scale.double().flatten().expand(len(held.levels))
         return scale * self.codes.found.scale * (1.0 if self.factor is None else self.factor)
 
-    def _counts(self, held: HeldWeight) -> Tensor:
-        """Return which channels add up to anything at all that an output shows, bool [rows]."""
+    def _wider(self, held: HeldWeight) -> tuple[Tensor, Tensor]:
+        """Return steps of products by which each bias fits 32 bits, float64 [rows], and which part the own ones are.
+
+        A channel of tiny products may have an offset of more steps than that, such as one that BatchNorm has all but
+        switched off. Its step is made wider, and its levels are rounded to that; 0 of it is left where all that it can
+        add up to shows in no output.
+        """
         assert self._quantized_as is not None
-        levels = held.levels if held.zero_point is None else held.levels - held.zero_point
-        most = 255.0 * levels.abs().sum(1) * self._scales(held).abs()
-        return most > _NOTHING * self._quantized_as
+        steps = self._scales(held)
+        shift = torch.zeros_like(steps) if self.shift is None else self.shift
+        most = 255.0 * _levels(held).abs().sum(1) * steps.abs()
+        own = torch.where(shift == 0, torch.ones_like(shift), shift.abs() / 2**20)  # its offset is all there is
+        least = (shift.abs() / _LARGEST_BIAS).copysign(steps)
+        wider = torch.where(steps.abs() < least.abs(), least, steps)
+        counts = most > _NOTHING * self._quantized_as
+        return torch.where(counts, wider, own), torch.where(counts, steps / wider, torch.zeros_like(steps))
 
     def fuses(self, held: HeldWeight) -> bool:
         """Tell whether a runtime can compute output codes from input codes, with a bias in 32 bits."""
         if self.node.op_type != "Conv" or self._quantized_as is None or (self.bias is not None and self.shift is None):
             return False
-        if self.shift is None:
-            return True
-        counts = self._counts(held)
-        return bool((self.shift / self._scales(held))[counts].abs().max() <= _LARGEST_BIAS) if counts.any() else False
+        steps, part = self._wider(held)
+        kept = _levels(held) * part[:, None]
+        moved = 255.0 * (kept - kept.round()).abs().sum(1) * steps.abs()
+        return bool((moved <= _UNSEEN * self._quantized_as).all())
 
     def fuse(self, weight: ir.Value, held: HeldWeight, *, unsaturated: bool) -> None:
         """Write it as a convolution of dequantized codes, weights and bias; arguments are those of `apart`."""
-        nodes, counts, steps = self.nodes, self._counts(held), self._scales(held)
+        nodes, (steps, part) = self.nodes, self._wider(held)
         factor = torch.ones_like(steps) if self.factor is None else self.factor
-        if not counts.all():
-            weight = nodes.add("Mul", [weight, self._stored("counts", counts.int(), self.dims + 1)])
-            shift = torch.zeros_like(steps) if self.shift is None else self.shift
-            own = torch.where(shift == 0, torch.ones_like(shift), shift.abs() / 2**20)  # its offset is all there is
-            steps, unscaled = torch.where(counts, steps, own), held.scale.double().flatten() * self.codes.found.scale
-            factor = torch.where(counts, factor, own / unscaled)
+        if not (as_they_are := bool((part == 1).all())):
+            levels = nodes.add("Cast", [weight], to=ir.DataType.FLOAT)
+            levels = nodes.add("Mul", [levels, self._stored("part", part.float(), self.dims + 1)])
+            weight = nodes.add("Cast", [nodes.add("Round", [levels])], to=ir.DataType.INT32)
+            factor = torch.where(part == 1, factor, steps / (held.scale.double().flatten() * self.codes.found.scale))
         scale = nodes.scale("scale", held.scale.flatten() if held.scale.numel() > 1 else held.scale.reshape(1))
-        if self.factor is not None or held.scale.numel() == 1 or not counts.all():
+        if self.factor is not None or held.scale.numel() == 1 or not as_they_are:
             scale = nodes.add("Mul", [scale, self._stored("norm", factor.float(), 0)])
         weight, zero_point = in_eight_bits(nodes, weight, unsaturated=unsaturated)
         zero_points = self._stored("weight_zeros", zero_point.expand(len(held.levels)).contiguous(), 0)
@@ -146,6 +157,11 @@ class Product:
         if self.last is not self.node:
             self.graph.remove(self.last, safe=True)
         self.graph.remove(self.node, safe=True)
+
+
+def _levels(held: HeldWeight) -> Tensor:
+    """Return signed levels [rows, columns], float64."""
+    return (held.levels if held.zero_point is None else held.levels - held.zero_point).double()
 
 
 def in_eight_bits(nodes: Nodes, levels: ir.Value, *, unsaturated: bool) -> tuple[ir.Value, Tensor]:

@@ -122,11 +122,11 @@ class Chain(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.Sequential(
             nn.Conv2d(2, 4, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.Hardtanh(-0.1, 0.2),
-            nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+            nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
         )  # fmt: skip
-        with torch.no_grad():  # a channel that is nothing but its offset, and one whose sign is turned
-            self.layers[6].weight.copy_(torch.tensor([0.0, -1.5, 1e-12, 1.0]))
-            self.layers[6].bias.copy_(torch.tensor([1.0, 0.5, 2.0, 0.0]))
+        with torch.no_grad():  # channels that are nothing but an offset, of another sign, and of billions of tiny steps
+            self.layers[6].weight.copy_(torch.tensor([0.0, -1.5, 1e-12, 1.0, -2e-5]))
+            self.layers[6].bias.copy_(torch.tensor([1.0, 0.5, 2.0, 0.0, 2.0]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
