@@ -38,7 +38,7 @@ class KeptRounding:
         parts = gather([hash_batch(batch) for batch in calibration.filled()])
         self._batches = [digest for part in parts for digest in part]
         self._files = KeptFiles(folder, str(device_of(calibration.model)))
-        settings = {"forward_fn": calibration.forward_fn, "likelihood": calibration.likelihood, "made": _MADE}
+        settings = {"forward_fn": calibration.forward_fn, "made": _MADE}
         self._settings = hash_settings(hash_model(calibration.model), [], [], settings)
 
     def find(self, group: LayerGroup, offered: Sequence[Candidate]) -> RoundedWeights | None:

@@ -48,7 +48,7 @@ class Probabilities(TakesTwo):
         (small(), [torch.zeros(2, 4)], {"loss": "task"}, TypeError, "Sequential has no training_step.*loss_fn"),
         (small(), [torch.zeros(2, 4)], {"estimator": "exact"}, ValueError, "'fisher'.*'hessian'.*got 'exact'"),
         (small(), [torch.zeros(2, 4)], {"loss": "mse"}, ValueError, "'divergence', 'task', got 'mse'"),
-        (small(), [torch.zeros(2, 4)], {"draws": 0}, ValueError, "positive, got 0"),
+        (small(), [torch.zeros(2, 4)], {"draws": 0}, ValueError, "positive integers, got 0"),
         (nn.ReLU(), [torch.zeros(2, 4)], {}, ValueError, "no layer to quantize"),
         (small(), [torch.zeros(2, 4)], {"groups": find_groups(nn.Sequential(*small(), nn.Linear(3, 3)))}, ValueError,
          "no layer '3'"),
