@@ -33,16 +33,25 @@ def samples(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.3
 
 
+def roots(layer, x, size):
+    """Return the square roots of what rows count: less where outputs are larger than the batch's median."""
+    sizes = [layer(part).square().sum(1) for part in x.split(size)]
+    return torch.cat([(own.median() / own).clamp(max=1).sqrt() for own in sizes])[:, None]
+
+
 def test_the_second_layer_is_rounded_to_the_ridge_regression_of_float_outputs_on_quantized_inputs():
     torch.manual_seed(0)
     model, data = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), samples(60, 6)
     scheme = SCHEMES[2]
     rounded = round_sequentially(model, data.split(25), policy_of(model, 2), damping=0.01)
     with torch.no_grad():
-        first = round_rows(model[0].weight, (data.T @ data / 60)[None], [scheme])[0].quantized
+        even = data * roots(model[0], data, 25)
+        first = round_rows(model[0].weight, (even.T @ even / 60)[None], [scheme])[0].quantized
         assert torch.equal(rounded["0"].codes, first.codes)  # nothing comes before it
         x = torch.tanh(model[0](data))
         z = torch.tanh(data @ first.dequantize(torch.float64).T + model[0].bias)
+        by = roots(model[2], x, 25)
+        x, z = x * by, z * by
         own = z.T @ z / 60
         ridge = (0.01 * own.diagonal().mean() * 60) ** 0.5 * torch.eye(8).double()
         # Least squares with rows of ridge below: |W' z - W x|^2 summed, plus the distance of W' from W.
@@ -71,6 +80,8 @@ def test_for_reestimated_statistics_inputs_are_those_behind_the_statistics_of_ea
                 hidden = batch @ weight.T  # the bias does not matter behind these statistics
                 hidden = torch.tanh((hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt())
                 x, z = (torch.cat([x, hidden]), z) if weight is model[0].weight else (x, torch.cat([z, hidden]))
+        by = roots(model[3], x, 20)
+        x, z = x * by, z * by
         own = z.T @ z / 60
         damped = own + 0.01 * own.diagonal().mean() * torch.eye(8)
         aim = model[3].weight @ (x.T @ z / 60 + damped - own)
