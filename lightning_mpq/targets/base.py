@@ -12,7 +12,7 @@ from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
 from ..export.outputs import relative_error
 from ..modules.inspection import shape_of
-from ..schemes import InputScheme, Rounding, WeightScheme
+from ..schemes import InputScheme, LayerScheme, Rounding, WeightScheme
 
 
 class StoredLayer(NamedTuple):
@@ -98,6 +98,10 @@ class Target:
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """Return the bits of codes, scales and zero points of a layer in the target's file."""
         return scheme.stored_bits(*shape_of(layer))
+
+    def stored_bits_with_inputs(self, layer: nn.Module, scheme: LayerScheme) -> int:
+        """Return `stored_bits` where the inputs count too: a file may hold a weight otherwise if they are quantized."""
+        return self.stored_bits(layer, scheme.weight)
 
     @property
     def has_file(self) -> bool:

@@ -127,7 +127,7 @@ def promised_bytes(target: Target, model: nn.Module) -> int:
     by_key = {shared_key(layer): 0 for layer in packed_layers(model).values()}
     for layer in packed_layers(model).values():
         key = shared_key(layer)
-        by_key[key] = max(by_key[key], target.stored_bits(layer, layer.scheme))
+        by_key[key] = max(by_key[key], target.stored_bits_with_inputs(layer, layer.layer_scheme))
     return ceil(sum(by_key.values()) / 8) + stored_bytes(model).floating
 
 
@@ -147,7 +147,8 @@ def _check_bytes(
     """Refuse a file in which a layer does not take what was counted for it."""
     counted: dict[str, int] = {}
     for name, place in places.items():
-        counted[place] = max(counted.get(place, 0), ceil(target.stored_bits(layers[name], layers[name].scheme) / 8))
+        bits = target.stored_bits_with_inputs(layers[name], layers[name].layer_scheme)
+        counted[place] = max(counted.get(place, 0), ceil(bits / 8))
     for name, place in places.items():
         if stored[place].bytes != counted[place]:
             raise ValueError(

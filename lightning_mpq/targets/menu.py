@@ -178,7 +178,7 @@ def _price(target: Target, group: LayerGroup, layers: Mapping[str, nn.Module], s
     of_weight: dict[int, int] = {}
     for name in group.layers:
         weight = id(layers[name].weight)
-        of_weight[weight] = max(of_weight.get(weight, 0), target.stored_bits(layers[name], scheme.weight))
+        of_weight[weight] = max(of_weight.get(weight, 0), target.stored_bits_with_inputs(layers[name], scheme))
     inputs = scheme.quantized_input
     return sum(of_weight.values()) + (0 if inputs is None else len(group.layers) * inputs.stored_bits)
 

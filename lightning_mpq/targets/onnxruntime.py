@@ -17,7 +17,7 @@ from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
 from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..policy import BitPolicy
-from ..schemes import InputScheme, WeightScheme
+from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.checks import check_one_of
 from ..tools.reading import require_ordinary
 from .base import StoredLayer, Target
@@ -68,6 +68,13 @@ class OnnxRuntime(Target):
         """See `Target.stored_bits`."""
         multiplied = float_class(layer) in PRODUCTS
         return held_bits(*shape_of(layer), scheme, multiplied=multiplied)
+
+    def stored_bits_with_inputs(self, layer: nn.Module, scheme: LayerScheme) -> int:
+        """See `Target.stored_bits_with_inputs`."""
+        if scheme.quantized_input is None:
+            return self.stored_bits(layer, scheme.weight)
+        multiplied = float_class(layer) in PRODUCTS
+        return held_bits(*shape_of(layer), scheme.weight, multiplied=multiplied, by_integers=True)
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """See `Target.write`; what onnxruntime computes differently is refused, and nothing written."""

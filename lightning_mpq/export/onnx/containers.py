@@ -120,12 +120,29 @@ def may_have_two_bits(scheme: WeightScheme, rows: int, *, multiplied: bool, fold
     return (not multiplied or rows % 4 == 0) and not (folded and unsigned)
 
 
-def held_bits(rows: int, columns: int, scheme: WeightScheme, *, multiplied: bool, two_bits: bool = True) -> int:
-    """Return the bits of levels, scales and zero points in an ONNX file; each of these fills whole bytes."""
+def held_bits(
+    rows: int,
+    columns: int,
+    scheme: WeightScheme,
+    *,
+    multiplied: bool,
+    by_integers: bool = False,
+    two_bits: bool = True,
+) -> int:
+    """Return the bits of levels, scales and zero points in an ONNX file; each of these fills whole bytes.
+
+    Args:
+        rows: Rows of the weight.
+        columns: Its columns.
+        scheme: Its scheme.
+        multiplied: See `hold`.
+        by_integers: Whether inputs are quantized: half a scale is then never added either.
+        two_bits: See `hold`.
+    """
     scales = scheme.scale_count(rows, columns)
     spread = scales > rows
     two_bits = two_bits and may_have_two_bits(scheme, rows, multiplied=multiplied, folded=not multiplied)
-    chosen = container_of(scheme, multiplied=multiplied, spread=spread, two_bits=two_bits)
+    chosen = container_of(scheme, multiplied=multiplied or by_integers, spread=spread, two_bits=two_bits)
     tensors = [(rows * columns, chosen.bits), (scales * (2 if chosen.add_half else 1), SCALE_BITS[scheme.scale_dtype])]
     if grid_named(scheme.grid).zero_point_bits:
         tensors.append((scales, chosen.bits))
