@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...finetune.resume import pack_finetuned
 from ...modules import packed_layers, policy_of
 from ...tools.checks import shown
-from .checkpoint import POLICY_KEY, made_ready
+from .checkpoint import POLICY_KEY, finetuned_state, made_ready
 
 Module = TypeVar("Module")
 
@@ -36,10 +38,20 @@ class PackedCheckpoints:
             super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
 
+class _Loading(PackedCheckpoints):
+    """Keeps what a checkpoint of fine-tuning says, for when its weights are loaded."""
+
+    _finetuned: Mapping[str, Any] | None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.__dict__["_finetuned"] = finetuned_state(checkpoint)
+
+
 def load_from_checkpoint(module_class: type[Module], path: str | Path, **options: Any) -> Module:
     """Do what ``module_class.load_from_checkpoint(path)`` does, for checkpoints with packed layers too.
 
-    For classes that do not have the mixin `PackedCheckpoints`.
+    Those that were written during fine-tuning are packed, whether the class has the mixin `PackedCheckpoints` or not.
 
     Args:
         module_class: The LightningModule that was trained.
@@ -47,7 +59,7 @@ def load_from_checkpoint(module_class: type[Module], path: str | Path, **options
         options: What Lightning's ``load_from_checkpoint`` takes, arguments of the class included.
 
     Returns:
-        A new instance, packed if the checkpoint is.
+        A new instance, packed if the checkpoint is, or was written while the model was fine-tuned.
 
     Raises:
         TypeError: If the class is no LightningModule.
@@ -57,9 +69,9 @@ def load_from_checkpoint(module_class: type[Module], path: str | Path, **options
             f"load_from_checkpoint makes an instance of a LightningModule class, got {shown(module_class)}; "
             "lightning_mpq.load(path, model) loads into one that is there."
         )
-    if issubclass(module_class, PackedCheckpoints):
-        return module_class.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
-    loading = type(module_class.__name__, (PackedCheckpoints, module_class), {"__module__": module_class.__module__})
+    loading = type(module_class.__name__, (_Loading, module_class), {"__module__": module_class.__module__})
     module = loading.load_from_checkpoint(path, **options)  # type: ignore[attr-defined]
     module.__class__ = module_class
+    if (finetuned := module.__dict__.pop("_finetuned", None)) is not None:
+        pack_finetuned(module, finetuned)
     return module

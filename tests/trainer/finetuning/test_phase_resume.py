@@ -7,7 +7,7 @@ from helpers.finetuning import Kill, Killed, Recorder, finetuning, fit, kind_of,
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, OnExceptionCheckpoint
 
-from lightning_mpq import load
+from lightning_mpq import PackedCheckpoints, load
 from lightning_mpq.curvature.accumulation import Accumulator
 from lightning_mpq.options import FinetuneOptions
 
@@ -29,6 +29,10 @@ class KillPlan(L.Callback):
 
     def on_exception(self, trainer, pl_module, exception):
         Accumulator.add = self.add
+
+
+class Mixed(PackedCheckpoints, SmallClassifier):
+    """Loads packed layers by itself."""
 
 
 POINTS = {
@@ -77,8 +81,11 @@ def test_every_checkpoint_resumes_opens_without_code_and_converts(tmp_path, unin
         assert set(checkpoint["state_dict"]) == keys
         _, module = fit(tmp_path / f"from{epoch}", finetuning(compare=True), resume=path)
         assert same(module.state_dict(), state)
-    module = load(tmp_path / "epoch=3.ckpt", SmallClassifier())
-    assert same(module.state_dict(), state)
+    for given in (SmallClassifier(), SmallClassifier, Mixed):
+        module = load(tmp_path / "epoch=3.ckpt", given)
+        assert same(module.state_dict(), state)
+        assert type(module) in (SmallClassifier, Mixed)
+        assert set(vars(module)) == set(vars(SmallClassifier()))
     module = SmallClassifier()
     metrics = make_trainer(tmp_path, finetuning()).test(module, SmallData(), path, verbose=False)[0]
     assert kind_of(module) == "packed"
