@@ -86,8 +86,8 @@ class OnnxRuntime(Target):
         require_ordinary(path)
         try:
             content = onnx.load(path)
-            policy = next(entry.value for entry in content.metadata_props if entry.key == POLICY_KEY)
-            layers = BitPolicy.from_json(policy).weights()
+            said = {entry.key: entry.value for entry in content.metadata_props}
+            layers = BitPolicy.from_json(said[POLICY_KEY]).weights()
         except Exception as error:  # protobuf's errors are of its own types
             raise CorruptModelError(f"{path} is no ONNX file that was exported here: {error!r}.") from error
         tensors = {tensor.name: tensor for tensor in content.graph.initializer}

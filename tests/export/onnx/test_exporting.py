@@ -301,6 +301,11 @@ class TestRefusals:
         ):
             self.refused(path, self.linear(), given, TypeError, said.format(described))
 
+    def test_bfloat16_has_a_way_out(self, tmp_path):
+        path, model, inputs = tmp_path / "model.onnx", self.linear().bfloat16(), torch.randn(2, 4)
+        self.refused(path, model, inputs.bfloat16(), ValueError, r"convert the model first, model\.float\(\)")
+        assert export_onnx(model.float(), path, inputs).error < 1e-4
+
     def test_no_batch_in_common(self, tmp_path):
         inputs = (torch.randn(2, 4), torch.randn(3, 4))
         self.refused(
