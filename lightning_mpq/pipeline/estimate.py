@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..allocation import Budget
+from ..curvature.estimators.fisher import Fisher
+from ..curvature.estimators.registry import estimator_named
 from ..curvature.profile import DRAWS_A_CHUNK
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
@@ -191,7 +193,7 @@ def _seconds(
     chosen = schemes / grids_apart([candidate.scheme.weight for candidate in candidates])
     draws = settings.curvature.draws or (DRAWS_A_CHUNK if reestimates(sizes.model, settings.repair) else 1)
     backward = passes.backward_seconds * (1 + draws) / 2
-    if settings.curvature.estimator != "fisher":
+    if not isinstance(estimator_named(settings.curvature.estimator), Fisher):
         backward = passes.forward_seconds * count
     sampled = min(SAMPLED_WEIGHTS * len(groups), sizes.weights)
     cubes = sizes.cubes * speed.product_seconds

@@ -9,7 +9,9 @@ from helpers.trainer import SmallClassifier, SmallData, make_callback, make_trai
 from torch import nn
 
 import lightning_mpq as mpq
+from lightning_mpq.curvature.estimators import Fisher
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.pipeline.dry_run import Passes
 from lightning_mpq.pipeline.estimate import estimate_job
 from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.pipeline.settings import JobSettings
@@ -25,6 +27,19 @@ def problem(width=64):
 
 
 SURE = mpq.CurvatureOptions(likelihood=mpq.Categorical())
+
+
+def test_an_estimator_takes_as_long_by_its_name_as_by_itself(monkeypatch):
+    passes = Passes(1, 1, 1, forward_seconds=60.0, backward_seconds=60.0)
+    monkeypatch.setattr("lightning_mpq.pipeline.estimate.passes_over", lambda *args: passes)
+    found = {}
+    for estimator in ("fisher", Fisher(), "secant"):
+        options = mpq.CurvatureOptions(estimator=estimator, likelihood=mpq.Categorical())
+        stages = {stage.name: stage.minutes for stage in mpq.estimate(*problem(), curvature=options).stages}
+        found[str(estimator)] = stages["profile"]
+    by_name, by_itself, slow = found.values()
+    assert by_itself == pytest.approx(by_name, rel=0.1)
+    assert slow > 5 * by_name
 
 
 def test_stages_sizes_and_the_sentence(tmp_path):
