@@ -45,6 +45,7 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "targets_onnx": ("targets", targets.onnx),
     "targets_openvino": ("targets", targets.openvino),
     "targets_ggml": ("targets", targets.ggml),
+    "targets_language": ("targets", targets.language),
     "soak": ("soak", soak.block),
 }
 """Name of the markers to the result file and the function that writes what stands between them."""

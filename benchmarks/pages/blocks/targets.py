@@ -38,3 +38,22 @@ def ggml(content: Content, results: str) -> str:
         shown = [f"{mean:.2g}" for mean in means]
         cells.append([f"{kind}, {rows[0]['bits_a_weight']:g} bits, {len(rows)} layers", *shown, f"{ratio:.2f}"])
     return "\n".join(table(["error of a layer's output", "ggml", "with importance", "ours", "ours over theirs"], cells))
+
+
+def language(content: Content, results: str) -> str:
+    """Return bytes, perplexity, divergence and speed of each file of the language model in llama.cpp."""
+    rows = content["language"]
+    fastest = rows[0]["tokens_a_second"]  # of the float file
+    cells = [
+        [
+            f"{row['mix']}, {row['way']}".removeprefix(", "),
+            f"{row['file_bytes']:,}",
+            f"{row['perplexity']:.2f}",
+            f"{row['divergence']:.4f}",
+            f"{row['tokens_a_second']:.0f}, {row['tokens_a_second'] / fastest:.2f}",
+            row["types"],
+        ]
+        for row in rows
+    ]
+    head = ["", "bytes of the file", "perplexity", "nats a token", "tokens a second, over float16", "types of tensors"]
+    return "\n".join(table(head, cells))
