@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,9 +21,10 @@ from ...tools.results import Row
 from .openvino_encoder import compiled
 from .timing import Run, milliseconds, outputs
 
-OWN: dict[str, tuple[int, int | None]] = {"W8A8": (8, 8), "W7A8": (7, 8), "W4": (4, None)}
-"""Our files to bits of weights and of inputs, which may stay in float."""
 FLOAT, EIGHT, SEVEN, NNCF = "float32", "quantize_static", "quantize_static, 7 of 8 bits", "NNCF"
+OWN = "lightning_mpq, 7 bits, inputs of 8"
+BITS, INPUTS = 7, 8
+"""With weights of 8 bits two products do not fit the 16 bits that processors without VNNI add them up in."""
 
 
 def measure(samples: int, held_out: int, repeats: int, runtime: str) -> Iterator[Row]:
@@ -73,7 +73,7 @@ def in_onnxruntime(network: nn.Module, batches: list[Tensor], folder: Path) -> M
     export_float(network, batches[0], paths[FLOAT])
     for way, reduced in ((EIGHT, False), (SEVEN, True)):
         paths[way] = quantize_statically(paths[FLOAT], batches, _apart(folder, way), reduce_range=reduced)
-    return paths | {way: _write_own(network, batches, _apart(folder, way), *OWN[way]) for way in OWN}
+    return paths | {OWN: _write_own(network, batches, _apart(folder, OWN))}
 
 
 def in_openvino(network: nn.Module, batches: list[Tensor], folder: Path) -> Mapping[str, Path]:
@@ -85,8 +85,8 @@ def in_openvino(network: nn.Module, batches: list[Tensor], folder: Path) -> Mapp
     export_float(network, batches[0], source)
     read = openvino.Core().read_model
     images = nncf.Dataset([batch.numpy() for batch in batches])
-    own = _write_own(network, batches, folder / "own.onnx", *OWN["W7A8"])
-    models = {FLOAT: read(source), NNCF: nncf.quantize(read(source), images), "W7A8": read(own)}
+    own = _write_own(network, batches, folder / "own.onnx")
+    models = {FLOAT: read(source), NNCF: nncf.quantize(read(source), images), OWN: read(own)}
     paths = {way: folder / way / GRAPH_NAME for way in models}
     for way, model in models.items():
         openvino.save_model(model, paths[way], compress_to_fp16=False)
@@ -102,11 +102,11 @@ def _apart(folder: Path, way: str) -> Path:
     return folder / way / "model.onnx"
 
 
-def _write_own(network: nn.Module, batches: list[Tensor], path: Path, bits: int, inputs: int | None) -> Path:
+def _write_own(network: nn.Module, batches: list[Tensor], path: Path) -> Path:
     """Write our file, symmetric, a scale a channel."""
     groups = mpq.find_groups(network)
-    offered = partial(mpq.make_candidates, groups, [bits], granularities=["channel"], grids=["symmetric"])
-    rounded = mpq.round_candidates(network, batches, groups, offered(inputs=None if inputs is None else [inputs]))
+    offered = mpq.make_candidates(groups, [BITS], granularities=["channel"], grids=["symmetric"], inputs=[INPUTS])
+    rounded = mpq.round_candidates(network, batches, groups, offered)
     policy = mpq.BitPolicy({c.group: c.scheme for c in rounded.candidates}, {g.name: g.layers for g in groups})
     packed = mpq.quantize(copy.deepcopy(network), policy, batches, rounded=rounded)
     mpq.export_onnx(packed, path, batches[0][:2])

@@ -67,14 +67,10 @@ def _of_language(rows: Sequence[Row]) -> list[Target]:
 
 def _of_classes(rows: Sequence[Row]) -> list[Target]:
     found = []
-    for runtime, own, peer in (
-        ("onnxruntime", "W8A8", classifier.EIGHT),
-        ("onnxruntime", "W7A8", classifier.SEVEN),
-        ("openvino", "W7A8", classifier.NNCF),
-    ):
+    for runtime, peers in (("onnxruntime", (classifier.EIGHT, classifier.SEVEN)), ("openvino", (classifier.NNCF,))):
         of_way = {row["way"]: row for row in having(rows, runtime=runtime, batch=1)}
-        if of_way:
+        for peer in peers if of_way else ():
             for what in ("file_bytes", "divergence"):
-                name = f"{of_way[own]['model']} in {runtime}, {own}: {what.replace('_', ' ')} over that of {peer}"
-                found.append(at_most(name, of_way[own][what] / of_way[peer][what], 1.0))
+                name = f"{of_way[peer]['model']} in {runtime}: {what.replace('_', ' ')} over that of {peer}"
+                found.append(at_most(name, of_way[classifier.OWN][what] / of_way[peer][what], 1.0))
     return found
