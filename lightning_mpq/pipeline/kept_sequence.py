@@ -18,7 +18,7 @@ from ..schemes import WeightScheme
 from ..tools.distributed import gather
 from .kept_files import KeptFiles
 
-_MADE = 2
+_MADE = 3
 """Counts changes of how layers are rounded in sequence, as the number in `kept_rounding` does for candidates."""
 
 
