@@ -15,7 +15,7 @@ from ..network.calibration import Calibration
 from ..network.isolation import isolated
 from ..network.layer_kinds import float_class
 from ..network.named_weights import named_layers
-from ..network.tokens import real_tokens, token_mask, weights_of_tokens
+from ..network.tokens import real_tokens, token_mask, weights_of_inputs
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather, on_rank_zero
@@ -41,7 +41,7 @@ def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputSc
     of mean 1. One is the square of the loss's gradient, the diagonal of the Fisher information; it is left out where it
     cannot be had. The other, since a few samples do not show all that the loss reacts to, is the sum of the squared
     weights of the layer that an input channel is multiplied with; of a Linear layer over the squared size of the
-    token's output, where that is above the median (see `weights_of_tokens`). All calls of a layer in a pass count;
+    token's output, where that is above the median (see `weights_of_inputs`). All calls of a layer in a pass count;
     tokens that a batch's ``attention_mask`` hides do not.
 
     Args:
@@ -115,8 +115,9 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
         read[layer].append(numbered(inputs))
-        rows = counted(layer, inputs.detach())
-        found[layer].add(rows, weights[layer] * _weights_of_rows(layers[layer], rows))
+        rows, module = counted(layer, inputs.detach()), layers[layer]
+        of_tokens = weights_of_inputs(module, rows)[:, None] if isinstance(module, nn.Linear) else 1.0
+        found[layer].add(rows, weights[layer] * of_tokens)
         return gradients.tapped(layer, inputs)
 
     def counted(layer: str, values: Tensor) -> Tensor:
@@ -149,15 +150,6 @@ def _of_mean_one(histograms: Sequence[InputHistogram]) -> InputHistogram:
     found = merged(histograms)
     total = float(found.counts.sum())
     return found.scaled(1 / total) if total > 0 else found
-
-
-def _weights_of_rows(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Return what the values of each row of a layer's inputs count, [rows, 1]."""
-    if not isinstance(layer, nn.Linear):
-        return rows.new_ones(1, 1)
-    with torch.no_grad():
-        outputs = nn.functional.linear(rows, layer.weight, layer.bias)
-    return weights_of_tokens(outputs, most=1.0)[:, None]
 
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:

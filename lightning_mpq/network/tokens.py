@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def token_mask(batch: Any) -> Tensor | None:
@@ -59,6 +59,20 @@ def weights_of_tokens(outputs: Tensor, *, most: float) -> Tensor:
     sizes = wide.square().sum(1)
     limit = most**2 * sizes.median() if len(sizes) else sizes.sum()
     return torch.where(sizes > limit, limit / sizes, 1.0) if limit > 0 else torch.ones_like(sizes)
+
+
+@torch.no_grad()
+def weights_of_inputs(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """Return what the tokens that a float layer is called on count, where outputs above the median size count less.
+
+    Else what is fitted makes a few enormous tokens good at the cost of all others.
+
+    Args:
+        layer: The layer.
+        inputs: [tokens, columns].
+    """
+    bias = None if layer.bias is None else layer.bias.to(inputs)
+    return weights_of_tokens(nn.functional.linear(inputs, layer.weight.to(inputs), bias), most=1.0)
 
 
 def counting(outputs: Tensor, batch: Any) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..network.batches import sample_count
 from ..network.layer_kinds import row_parts, rows_and_columns
 from ..network.layerwise import Stop
-from ..network.tokens import token_mask, weights_of_tokens
+from ..network.tokens import token_mask, weights_of_inputs
 from ..quantizers.input_moments import gram
 from ..quantizers.unfolding import unfolded_chunks
 from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks, world_size
@@ -133,7 +133,7 @@ def joint_moments(
             xs = _chunks(module, with_x, known, place) if paired else repeat((0, None))
             for (part, z), (_, x) in zip(_chunks(module, with_z, known if paired else None, place), xs, strict=paired):
                 if isinstance(module, nn.Linear):
-                    root = _roots_of_weights(module, z if x is None else x)
+                    root = weights_of_inputs(module, (z if x is None else x)[0]).sqrt()[:, None].to(z)
                     z, x = z * root, None if x is None else x * root
                 own[part] += gram(z)
                 counts[part] += z.shape[1]
@@ -147,16 +147,6 @@ def joint_moments(
         for part in range(PARTS):
             sums[part] /= max(rows[part], 1)
     return JointMoments([JointMoment(cross[p], own[p], rows[p]) for p in range(PARTS) if rows[p]], paired)
-
-
-def _roots_of_weights(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    """Return the square roots of what tokens count by the size of the layer's float outputs, [tokens, 1].
-
-    Else a few enormous tokens would be made good at the cost of all others, by means that fit these few alone.
-    """
-    bias = None if layer.bias is None else layer.bias.to(inputs)
-    outputs = nn.functional.linear(inputs[0], layer.weight.to(inputs), bias)
-    return weights_of_tokens(outputs, most=1.0).sqrt()[:, None].to(inputs)
 
 
 def _chunks(
