@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..export.safetensors import save
-from ..tools.checks import check_one_of, is_number, shown
+from ..tools.checks import check_integer, check_one_of
 from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
 from .exporting import export, requested
@@ -159,8 +159,7 @@ def _require_values(config: DictConfig) -> None:
     """
     for switch in ("train", "test"):
         check_one_of(switch, config[switch], (True, False))  # Hydra takes `no` for a text, which counts as true
-    if not is_number(config.seed, whole=True):
-        raise ValueError(f"seed must be an integer, got {shown(config.seed)}.")
+    check_integer("seed", config.seed)
     if missing := sorted(OmegaConf.missing_keys(config)):
         name = missing[0]
         raise ValueError(f"{name} has no value; give one on the command line: lightning-mpq ... {name}=VALUE")

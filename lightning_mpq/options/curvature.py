@@ -8,7 +8,7 @@ from typing import Literal
 from ..curvature.estimators.base import Estimator, Loss
 from ..curvature.estimators.registry import check_settings
 from ..network.likelihood import Likelihood, check_likelihood
-from ..tools.checks import check_one_of, is_number, shown
+from ..tools.checks import check_integer, check_one_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class CurvatureOptions:
         )
         check_one_of("shrink", self.shrink, (True, False))
         check_likelihood(self.known_likelihood)
-        if not is_number(self.seed, whole=True):
-            raise ValueError(f"seed must be an integer, got {shown(self.seed)}.")
+        check_integer("seed", self.seed)
 
     @property
     def known_likelihood(self) -> Likelihood | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..allocation import Rules
 from ..allocation.allocate import check_settings
-from ..tools.checks import is_number, shown
+from ..tools.checks import check_integer, shown
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class SolverOptions:
     def __post_init__(self) -> None:
         """Refuse, before anything is trained, what could not be solved after it."""
         check_settings(self.objective, self.solver, self.time_limit, self.gap)
-        if not is_number(self.seed, whole=True):
-            raise ValueError(f"seed must be an integer, got {shown(self.seed)}.")
+        check_integer("seed", self.seed)
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ValueError(f"rules must be a Rules(...), got {shown(self.rules)}.")

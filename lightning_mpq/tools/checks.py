@@ -96,6 +96,16 @@ def is_number(value: object, *, whole: bool = False) -> bool:
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and bool(value == value)
 
 
+def check_integer(name: str, value: object) -> None:
+    """Refuse what is no integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not is_number(value, whole=True):
+        raise ValueError(f"{name} must be an integer, got {shown(value)}.")
+
+
 def check_positive(name: str, value: float | None) -> None:
     """Refuse a bound that is neither None nor a positive finite number.
 

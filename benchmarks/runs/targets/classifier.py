@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 import lightning_mpq as mpq
 from lightning_mpq.targets.openvino import GRAPH_NAME
 
-from ...methods.onnxruntime_files import Session, export_float, quantize_statically
+from ...methods.onnxruntime_files import export_float, quantize_statically
 from ...recorded_instances.pretrained import efficientnet_lite0
 from ...tools.quality import of_classes
 from ...tools.results import Row
+from .onnx_encoder import session_of
 from .openvino_encoder import compiled
-from .timing import Run, milliseconds, outputs
+from .timing import milliseconds, outputs
 
 FLOAT, EIGHT, SEVEN, NNCF = "float32", "quantize_static", "quantize_static, 7 of 8 bits", "NNCF"
 OWN = "lightning_mpq, 7 bits, inputs of 8"
@@ -52,7 +52,7 @@ def rows(
         wanted = [network(part) for part in unseen.split(16)]
     with TemporaryDirectory() as folder:
         paths = FILES[runtime](network, list(calibration.split(16)), Path(folder))
-        runs = {way: _run(path) for way, path in paths.items()}
+        runs = {way: (compiled if path.name == GRAPH_NAME else session_of)(path) for way, path in paths.items()}
         quality = {
             way: of_classes(wanted, torch.from_numpy(outputs(run, unseen.numpy())).split(16), ())
             for way, run in runs.items()
@@ -116,11 +116,3 @@ def _write_own(network: nn.Module, batches: list[Tensor], path: Path) -> Path:
 def _bytes(path: Path) -> int:
     weights = [path.with_suffix(".bin")] if path.name == GRAPH_NAME else []
     return sum(file.stat().st_size for file in (path, *weights))
-
-
-def _run(path: Path) -> Run:
-    """Return what computes a file on one thread."""
-    if path.name == GRAPH_NAME:
-        return compiled(path)
-    session: Any = Session(path)
-    return lambda images: session(torch.from_numpy(images)).numpy()

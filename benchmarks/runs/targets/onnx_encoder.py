@@ -44,7 +44,7 @@ def measure(name: str, model: nn.Module, calibration: Tensor, unseen: Tensor, re
             paths[way] = Path(folder) / f"{way}.onnx"
             quantize(paths["float32"], paths[way])
         promised = _write_own(model, batches, paths, Path(folder))
-        runs = {way: _run(path) for way, path in paths.items()}
+        runs = {way: session_of(path) for way, path in paths.items()}
         distances = {way: _distance(run, unseen.numpy(), wanted) for way, run in runs.items()}
         rows = []
         for size in (1, 32):
@@ -100,10 +100,10 @@ def _dynamically(source: Path, path: Path) -> None:
                      weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})  # fmt: skip
 
 
-def _run(path: Path) -> Run:
+def session_of(path: Path) -> Run:
     """Return what computes a file on one thread."""
     session = Session(path)
-    return lambda tokens: session(torch.from_numpy(tokens)).numpy()
+    return lambda inputs: session(torch.from_numpy(inputs)).numpy()
 
 
 def _distance(run: Run, tokens: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
