@@ -96,15 +96,16 @@ class Product:
     def fuse(self, weight: ir.Value, held: HeldWeight, *, unsaturated: bool) -> None:
         """Write it as a convolution of dequantized codes, weights and bias; arguments are those of `apart`."""
         nodes, (steps, part) = self.nodes, self._wider(held)
-        factor = torch.ones_like(steps) if self.factor is None else self.factor
-        if not (as_they_are := bool((part == 1).all())):
+        if bool((part == 1).all()):
+            scale = nodes.scale("scale", held.scale.flatten() if held.scale.numel() > 1 else held.scale.reshape(1))
+            if self.factor is not None or held.scale.numel() == 1:
+                factor = torch.ones_like(steps) if self.factor is None else self.factor
+                scale = nodes.add("Mul", [scale, self._stored("norm", factor.float(), 0)])
+        else:
             levels = nodes.add("Cast", [weight], to=ir.DataType.FLOAT)
             levels = nodes.add("Mul", [levels, self._stored("part", part.float(), self.dims + 1)])
             weight = nodes.add("Cast", [nodes.add("Round", [levels])], to=ir.DataType.INT32)
-            factor = torch.where(part == 1, factor, steps / (held.scale.double().flatten() * self.codes.found.scale))
-        scale = nodes.scale("scale", held.scale.flatten() if held.scale.numel() > 1 else held.scale.reshape(1))
-        if self.factor is not None or held.scale.numel() == 1 or not as_they_are:
-            scale = nodes.add("Mul", [scale, self._stored("norm", factor.float(), 0)])
+            scale = self._stored("wider", (steps / self.codes.found.scale).float(), 0)  # the own ones may be 0
         weight, zero_point = in_eight_bits(nodes, weight, unsaturated=unsaturated)
         zero_points = self._stored("weight_zeros", zero_point.expand(len(held.levels)).contiguous(), 0)
         weights = nodes.add("DequantizeLinear", [weight, scale, zero_points], axis=0)

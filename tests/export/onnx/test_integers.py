@@ -127,6 +127,9 @@ class Chain(nn.Module):
         with torch.no_grad():  # channels that are nothing but an offset, of another sign, and of billions of tiny steps
             self.layers[6].weight.copy_(torch.tensor([0.0, -1.5, 1e-12, 1.0, -2e-5]))
             self.layers[6].bias.copy_(torch.tensor([1.0, 0.5, 2.0, 0.0, 2.0]))
+            self.layers[3].weight[2] = 0  # one without a step, and one whose step is no number of 16 bits
+            self.layers[3].weight[3] *= 1e-12
+            self.layers[3].bias.copy_(torch.tensor([0.0, 0.1, 0.15, -0.05]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
@@ -145,6 +148,34 @@ def test_what_lies_between_convolutions_is_fused(inputs, tmp_path):
     (found,) = session.run(None, {session.get_inputs()[0].name: data[1].numpy()})
     expected = model(data[1]).detach()
     assert float((torch.from_numpy(found) - expected).abs().mean()) < 5e-3 * float(expected.abs().mean())
+
+
+class Copied(nn.Module):
+    """A residual block whose tensors are copied on the way: padded by nothing, cloned, in another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.second = nn.Sequential(nn.ZeroPad2d(0), nn.Conv2d(6, 6, 1), nn.ReLU())
+        self.third = nn.Conv2d(6, 6, 3, padding=1)
+        self.last = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        y = self.third(self.second(x).contiguous(memory_format=torch.channels_last))
+        return self.last((y + x.clone()).relu()).flatten(1)
+
+
+def test_copies_of_a_tensor_are_quantized_once_and_all_convolutions_fused(tmp_path):
+    data = list(torch.randn(32, 2, 8, 8, generator=torch.Generator().manual_seed(1)).split(16))
+    model = quantized(Copied().eval(), data, WeightScheme(7), EIGHT, "first.0", "second.1", "third", "last")
+    assert model.get_buffer("second.1.input_scale") == model.operand_scale[1]
+    export = export_onnx(model, tmp_path / "model.onnx", data[0])
+    operations = optimized(export.path, tmp_path)
+    assert operations.count("QLinearConv") == 3
+    assert not {"Conv", "FusedConv"} & set(operations)
+    assert operations.count("ConvInteger") == 1  # the last, whose outputs are floats
 
 
 def test_what_has_no_integer_operation_gets_rounded_inputs(tmp_path):
