@@ -23,7 +23,7 @@ from .histogram import InputHistogram, merged
 from .loss_gradients import LossGradients
 from .quantizer import InputRange
 from .range_search import best_range
-from .same_tensors import TensorNumbers, sharing
+from .same_tensors import sharing, values_of
 from .sites import input_sites, inputs_changed, refusal
 
 InputRanges = Mapping[tuple[str, InputScheme], InputRange]
@@ -100,13 +100,12 @@ def ranges_of_policy(
 def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, InputHistogram]:
     """Return what the inputs of layers look like over the batches of all processes, in one pass.
 
-    Layers that always read the same tensor are told the same, in which each of them counts by its weights: for one
+    Layers that always read the same values are told the same, in which each of them counts by its weights: for one
     scheme they get one range, and a runtime quantizes the tensor once.
     """
     found, by_loss = ({layer: InputHistogram() for layer in layers} for _ in range(2))
     gradients = LossGradients(calibration)
-    read: dict[str, list[int]] = {layer: [] for layer in layers}
-    numbered = TensorNumbers()
+    read: dict[str, list[tuple[int, int]]] = {layer: [] for layer in layers}
     weights = {layer: channel_weights(module) for layer, module in layers.items()}
     mask: Tensor | None = None
     number = 0
@@ -114,7 +113,7 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
     def see(layer: str, inputs: Tensor) -> Tensor:
         if not torch.isfinite(inputs).all():
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
-        read[layer].append(numbered(inputs))
+        read[layer].append(values_of(inputs))
         rows, module = counted(layer, inputs.detach()), layers[layer]
         of_tokens = weights_of_inputs(module, rows)[:, None] if isinstance(module, nn.Linear) else 1.0
         found[layer].add(rows, weights[layer] * of_tokens)

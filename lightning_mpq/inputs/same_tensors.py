@@ -1,11 +1,12 @@
-"""Which tensors are one and the same, while a model runs, so that those who read one share its range."""
+"""Which tensors are one and the same, or hold the same values, while a model runs: their readers share a range."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from ..tools.distributed import gather
@@ -31,11 +32,23 @@ class TensorNumbers:
         return found[1]
 
 
-def sharing(read: Mapping[Reader, list[int]]) -> dict[Reader, list[Reader]]:
-    """Return for each reader those that have read the same tensors in all processes, itself among them.
+def values_of(tensor: Tensor) -> tuple[int, int]:
+    """Return what tensors of the same values have in common, whatever their shape; others have it by chance alone.
+
+    A copy is read for its values: of padding by nothing, of ``clone``, of another layout.
 
     Args:
-        read: Reader to the numbers of the tensors that it has read in this process, in order.
+        tensor: A floating-point tensor of any shape.
+    """
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
+    return tensor.numel(), int(tensor.detach().contiguous().view(bits).sum(dtype=torch.int64))
+
+
+def sharing(read: Mapping[Reader, Sequence[Hashable]]) -> dict[Reader, list[Reader]]:
+    """Return for each reader those that have read the same in all processes, itself among them.
+
+    Args:
+        read: Reader to what it has read in this process, in order; see `values_of`.
 
     Example:
         >>> sharing({"a": [0, 2], "b": [1, 3], "c": [0, 2]})
@@ -43,7 +56,7 @@ def sharing(read: Mapping[Reader, list[int]]) -> dict[Reader, list[Reader]]:
     """
     everywhere = gather(dict(read))
     keys = {reader: tuple(tuple(own.get(reader, ())) for own in everywhere) for reader in read}
-    together: dict[tuple[tuple[int, ...], ...], list[Reader]] = {}
+    together: dict[tuple[tuple[Hashable, ...], ...], list[Reader]] = {}
     for reader, key in keys.items():
         together.setdefault(key, []).append(reader)
     return {reader: together[key] if any(key) else [reader] for reader, key in keys.items()}

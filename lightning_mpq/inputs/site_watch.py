@@ -16,7 +16,7 @@ from ..network.layer_kinds import float_class
 from ..tools.changed_class import ChangedClass
 from .histogram import InputHistogram
 from .operations import MULTIPLY, PRODUCTS, Followed, Site, no_counts
-from .same_tensors import TensorNumbers
+from .same_tensors import TensorNumbers, values_of
 from .sites import SITE_TYPES, input_sites
 
 _PRODUCT = "a product"
@@ -28,7 +28,7 @@ class SiteWatch:
     """Follows outputs of layers through a forward pass, to the sums, averages and products that read them.
 
     Attributes:
-        read: Layer, or operand, to the numbers of the tensors that it has read, in order.
+        read: Layer, or operand, to the values that it has read, in order; see `values_of`.
         histograms: Operand to what its values look like.
     """
 
@@ -36,7 +36,7 @@ class SiteWatch:
         """Prepare to look at a model, and at products or not."""
         self.model, self._products = model, products
         self.names = {module: name for name, module in model.named_modules()}
-        self.read: dict[Any, list[int]] = {name: [] for name in input_sites(model)}
+        self.read: dict[Any, list[tuple[int, int]]] = {name: [] for name in input_sites(model)}
         self.histograms: dict[_Operand, InputHistogram] = {}
         self._number = TensorNumbers()
         self._computed_of: dict[int, frozenset[str]] = {}
@@ -90,7 +90,7 @@ class SiteWatch:
     def _on_layer(self, name: str) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if isinstance(given := first_argument(args, kwargs), Tensor):
-                self.read[name].append(self._number(given))
+                self.read[name].append(values_of(given))
 
         return see
 
@@ -107,7 +107,7 @@ class SiteWatch:
             whole = bool(sources) and sources[0] is not None and function not in MULTIPLY
         if kind is not None and self._calls:
             of_sum = kind in PRODUCTS or self._linear.isdisjoint(frozenset().union(*known))
-            self._on_site(kind, read, numbers, known if whole and of_sum else None)
+            self._on_site(kind, read, known if whole and of_sum else None)
 
         def after(output: Any) -> None:
             for found in output if isinstance(output, (tuple, list)) else (output,):
@@ -116,7 +116,7 @@ class SiteWatch:
 
         return after
 
-    def _on_site(self, kind: str, read: list[Tensor], numbers: list[int], sources: list[frozenset[str]] | None) -> None:
+    def _on_site(self, kind: str, read: list[Tensor], sources: list[frozenset[str]] | None) -> None:
         for _, counts in self._calls:
             counts[kind] += 1
         if kind in PRODUCTS and not self._products:
@@ -131,7 +131,7 @@ class SiteWatch:
         for index in range(site.operands):
             if not torch.isfinite(read[index]).all():
                 raise NonFiniteError(f"What {site.name!r} reads is NaN or infinite in batch {self._batch}.")
-            self.read.setdefault((site, index), []).append(numbers[index])
+            self.read.setdefault((site, index), []).append(values_of(read[index]))
             self.histograms.setdefault((site, index), InputHistogram()).add(read[index].reshape(-1, 1))
 
 

@@ -18,7 +18,7 @@ from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import gather
 from .kept_files import KeptFiles
 
-_MADE = 4
+_MADE = 5
 """Counts changes of how weights are rounded, so that codes of another way are not taken for those of this one."""
 
 
