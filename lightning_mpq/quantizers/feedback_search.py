@@ -21,13 +21,13 @@ from .clip_search import Scales, rank_trials, trial_scales
 from .error_feedback import ErrorFeedback, Feedback
 from .quantized_rows import spread
 
-SIDE_BY_SIDE, LEAST_ROWS = 2**21, 2**12
-"""Weights that are rounded side by side, all schemes and ranges counted (8 MiB of float32), and the fewest such rows:
+SIDE_BY_SIDE, LEAST_ROWS = 2**22, 2**13
+"""Weights that are rounded side by side, all schemes and ranges counted (16 MiB of float32), and the fewest such rows:
 with fewer, columns are so short that calls take longer than what they do."""
 _SOLVED_AGAIN = 768
 """So many columns in all are solved again for each row, and one range at least: the fewer columns a row has, the more
 the errors of two ranges differ by chance, which is a gain like any other, and the less does a solve cost."""
-_ONE_SOLVE = 8
+_ONE_SOLVE = 7
 """Bits from which the range that is ranked first is kept: steps are so fine that ranges differ little."""
 
 
