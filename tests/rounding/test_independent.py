@@ -16,7 +16,7 @@ from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers import InputMoment, quantize_rows, round_rows
-from lightning_mpq.rounding import independent
+from lightning_mpq.rounding import group_rounding, independent
 from lightning_mpq.rounding.independent import round_candidates, round_policy
 from lightning_mpq.rounding.input_moments import input_moments
 from lightning_mpq.schemes import WeightScheme
@@ -121,8 +121,8 @@ def test_layers_whose_moments_do_not_fit_together_take_passes_of_their_own(monke
     whole = round_candidates(model, data, groups, offered)
     passes = []
     monkeypatch.setattr(independent, "moment_room", lambda layers: 0)
-    measured = independent.input_moments
-    monkeypatch.setattr(independent, "input_moments", lambda *args: passes.append(list(args[1])) or measured(*args))
+    measured = group_rounding.input_moments
+    monkeypatch.setattr(group_rounding, "input_moments", lambda *args: passes.append(list(args[1])) or measured(*args))
     parts = round_candidates(model, data, groups, offered)
     assert parts.candidates == whole.candidates
     assert parts.fingerprint == whole.fingerprint

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from google.protobuf.message import EncodeError
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from onnxscript import optimizer
 from torch import nn
 
@@ -172,6 +172,7 @@ def put_codes_in(
             put_weight_in(graph, place, held, to_own, layer_groups(layer))
         except ValueError as error:
             raise ValueError(f"Layer {layer_name!r} ({layer.scheme}) cannot be written as ONNX: {error}.") from error
+    RemoveUnusedNodesPass()(exported)  # BatchNorms that are part of scales now, and what they read
     if opset >= TWO_BITS_OPSET:
         exported.ir_version = max(exported.ir_version, TWO_BITS_IR_VERSION)
     by_key = {shared_key(standing[name][1]): held_in[first] for name, first in kept.items()}

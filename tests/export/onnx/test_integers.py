@@ -80,6 +80,9 @@ def test_no_float_convolution_is_left_in_a_resnet(tmp_path):
     assert export.integers == len(names)
     operations = optimized(export.path, tmp_path)
     assert not {"Conv", "FusedConv", "BatchNormalization", "ConvInteger", "Relu"} & set(operations)
+    graph = onnx.load(export.path).graph
+    read = {name for node in graph.node for name in node.input}
+    assert {stored.name for stored in graph.initializer} <= read  # nothing of BatchNorm is left in the file
     assert operations.count("QLinearConv") == len(names) - 1
     assert operations.count("QLinearAdd") == 3
     assert operations.count("QuantizeLinear") <= 2  # the image, and what the Linear layer reads
@@ -144,6 +147,9 @@ def test_what_lies_between_convolutions_is_fused(inputs, tmp_path):
     operations = optimized(export.path, tmp_path)
     assert operations.count("QLinearConv") == 3
     assert not {"Conv", "FusedConv", "BatchNormalization", "ConvInteger", "Relu"} & set(operations)
+    graph = onnx.load(export.path).graph
+    read = {name for node in graph.node for name in node.input}
+    assert {stored.name for stored in graph.initializer} <= read  # nothing of BatchNorm is left in the file
     session = onnxruntime.InferenceSession(export.path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: data[1].numpy()})
     expected = model(data[1]).detach()
