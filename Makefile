@@ -4,7 +4,7 @@
 # make docs         install into .venv, then build the documentation in build/docs, offline, warnings being errors
 # make benchmarks   install into .venv, then run every benchmark in a short form, on made-up data
 # make soak         install into .venv, then kill, interrupt and mutate; SOAK=--quick for a minute's worth
-# make peers        make an environment in .peers for each quantizer that benchmarks/runs/peers compares with
+# make peers        make an environment in .peers for each quantizer that benchmarks/runs/peers compares with, and for vLLM
 # make constraints  write the versions that .venv holds to constraints.txt
 #
 # Another Python: make demo PYTHON=python3.12

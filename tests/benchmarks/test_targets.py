@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import lightning_mpq as mpq
+from benchmarks.problems.llama import random_llama
 from benchmarks.recorded_instances.wrapped_networks import LanguageModel
-from benchmarks.runs.targets import gguf_model
+from benchmarks.runs.targets import gguf_model, vllm_model
 from benchmarks.runs.targets.gguf_figures import quality
 from benchmarks.runs.targets.targets import targets
 
@@ -62,3 +63,14 @@ def test_perplexity_and_divergence_of_two_classes():
     figures = quality(tokens, wanted, found)
     assert figures["perplexity"] == pytest.approx(math.exp(-(math.log(0.5) + math.log(0.8)) / 2))
     assert figures["divergence"] == pytest.approx(0.5 * (math.log(0.5 / 0.2) + math.log(0.5 / 0.8)) / 2)
+
+
+def test_vllm_reads_what_was_written_for_it():
+    if not vllm_model.PYTHON.exists():
+        pytest.skip("needs vLLM in an environment of its own: make .peers/vllm/installed")
+    pytest.importorskip("transformers", reason="needs transformers")
+    tokens = torch.randint(0, 8192, (2, 24), generator=torch.Generator().manual_seed(0))
+    for row in vllm_model.rows("small", random_llama("10M", blocks=2), tokens):
+        assert row["layers"] == 6
+        assert row["tokens"] == 46
+        assert row["largest_difference"] < 1e-5

@@ -2,9 +2,9 @@
 
 MiniLM in onnxruntime, against ``MatMulNBitsQuantizer`` and ``quantize_dynamic``, and in OpenVINO, against NNCF. Layers
 of MiniLM in ggml's types, against ggml's own rounding by an importance matrix. SmolLM2 in llama.cpp, against its own
-mixes of types with one. EfficientNet-Lite0 in both other runtimes, against their quantizers of 8 by 8 bits. Errors are
-those on text and pictures that nothing was rounded by; times are processor time, the least of several runs in turns,
-one thread.
+mixes of types with one, and in vLLM, against the packed model. EfficientNet-Lite0 in both other runtimes, against their
+quantizers of 8 by 8 bits. Errors are those on text and pictures that nothing was rounded by; times are processor time,
+the least of several runs in turns, one thread.
 
     python -m benchmarks.runs.targets --texts DIR
 """
@@ -25,7 +25,7 @@ from ...tools.environment import PACKAGES
 from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of
-from . import classifier, ggml_layers, gguf_model, onnx_encoder, openvino_encoder
+from . import classifier, ggml_layers, gguf_model, onnx_encoder, openvino_encoder, vllm_model
 from .small_networks import SmallEncoder, small_classifier
 from .targets import targets
 
@@ -56,16 +56,21 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     layers: list[Row] = []
     language: list[Row] = []
+    loaded: list[Row] = []
     classes: list[Row] = []
     if not arguments.quick:
         measured = (arguments.texts, arguments.samples, arguments.held_out)
         layers = parts.rows(f"ggml-{counts}", partial(ggml_layers.measure, *measured))
         of_tokens = f"smollm2-llama_cpp-{arguments.tokens}-{arguments.held_out}-{repeats}"
         language = parts.rows(of_tokens, partial(of_language, arguments))
+        if vllm_model.PYTHON.exists() or arguments.known:
+            loaded = parts.rows("smollm2-vllm", partial(vllm_model.measure, arguments.texts, 4))
+        else:
+            parts.left_out.append("smollm2-vllm: not installed; make .peers/vllm/installed")
     for runtime in classifier.FILES if not arguments.quick else ("onnxruntime",):
         name = f"efficientnet_lite0-{runtime}-{counts}-{repeats}"
         classes += parts.rows(name, partial(of_classifier, arguments, runtime))
-    reached = targets(encoder, layers, language, classes)
+    reached = targets(encoder, layers, language, classes, loaded)
     print_targets(reached, arguments.quick)
     path = write_results(
         "targets",
@@ -81,6 +86,7 @@ def main(words: Sequence[str] | None = None) -> None:
         layers=layers,
         language=language,
         classes=classes,
+        loaded=loaded,
     )  # fmt: skip
     print(f"written to {path}")
 

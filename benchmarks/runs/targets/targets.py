@@ -12,7 +12,11 @@ from . import classifier, gguf_model, onnx_encoder
 
 
 def targets(
-    encoder: Sequence[Row], layers: Sequence[Row], language: Sequence[Row], classes: Sequence[Row]
+    encoder: Sequence[Row],
+    layers: Sequence[Row],
+    language: Sequence[Row],
+    classes: Sequence[Row],
+    loaded: Sequence[Row] = (),
 ) -> list[Target]:
     """Return what was demanded, and what was measured.
 
@@ -21,8 +25,13 @@ def targets(
         layers: Of its layers in ggml's types.
         language: Of SmolLM2.
         classes: Of EfficientNet-Lite0.
+        loaded: Of SmolLM2 in vLLM.
     """
-    return [*_of_encoder(encoder), *_of_layers(layers), *_of_language(language), *_of_classes(classes)]
+    found = [*_of_encoder(encoder), *_of_layers(layers), *_of_language(language), *_of_classes(classes)]
+    if loaded:
+        most = max(row["largest_difference"] for row in loaded)
+        found.append(at_most("smollm2 in vLLM: largest difference of a token's log probability", most, 1e-3))
+    return found
 
 
 def _of_encoder(rows: Sequence[Row]) -> list[Target]:
