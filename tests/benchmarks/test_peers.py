@@ -10,8 +10,8 @@ import torch
 from benchmarks.pages.blocks.peers import block, in_short
 from benchmarks.runs.peers.adapters import nearest, networks
 from benchmarks.runs.peers.adapting import per_row, run, widest_uniform
-from benchmarks.runs.peers.asking import Peer, answered, run_process
-from benchmarks.runs.peers.checking import RefusedError, checked
+from benchmarks.runs.peers.asking import Peer, answered
+from benchmarks.runs.peers.checking import checked
 from benchmarks.runs.peers.exchange import read_answer, read_task, write_answer, write_cannot, write_task
 from benchmarks.runs.peers.grid import Layer, QuantizedLayer, fault, stored_bytes
 from benchmarks.runs.peers.measuring import row_of
@@ -19,6 +19,7 @@ from benchmarks.runs.peers.peers import PEERS
 from benchmarks.runs.peers.problems import NETWORKS, pretrained
 from benchmarks.runs.peers.records import Answer, CannotError, total_bytes
 from benchmarks.runs.peers.targets import targets
+from benchmarks.tools.apart import RefusedError, run_process
 from lightning_mpq import WeightScheme
 
 ADAPTERS = Path(networks.__file__).parent

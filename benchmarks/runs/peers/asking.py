@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +10,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .checking import RefusedError, checked
+from ...tools.apart import RefusedError, python_of, run_process
+from .checking import checked
 from .exchange import ANSWER, TENSORS, read_answer, write_task
 from .records import Answer, CannotError, Task
 
-ROOT = Path(__file__).parents[3]
-ENVIRONMENTS = ROOT / ".peers"
-"""Where ``make peers`` puts an environment for each file in ``requirements``."""
 Start = Callable[[Path], None]
 """Leaves an answer in the folder that holds the task, or raises `RefusedError`."""
 
@@ -46,9 +42,7 @@ class Peer:
     @property
     def python(self) -> Path:
         """The interpreter that the adapter runs in."""
-        if self.environment is None:
-            return Path(sys.executable)
-        return ENVIRONMENTS / self.environment / "bin" / "python"
+        return Path(sys.executable) if self.environment is None else python_of(self.environment)
 
     def start(self, seconds: float) -> Start:
         """Return what runs the adapter's process on a folder.
@@ -58,24 +52,6 @@ class Peer:
         """
         words = [str(self.python), "-m", f"benchmarks.runs.peers.adapters.{self.adapter}"]
         return lambda folder: run_process([*words, str(folder)], seconds)
-
-
-def run_process(words: list[str], seconds: float) -> None:
-    """Run a command in the repository's root, as many threads as this process is told to use.
-
-    Raises:
-        RefusedError: If it ends with an error or not in time.
-    """
-    own = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-    try:
-        done = subprocess.run(
-            words, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        raise RefusedError(f"No answer within {seconds:,.0f} seconds.") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "without a word").splitlines()[-1]
-        raise RefusedError(f"It ended with status {done.returncode}: {last}")
 
 
 def answered(start: Start, task: Task, folder: Path) -> Answer:

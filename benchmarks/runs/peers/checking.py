@@ -6,12 +6,9 @@ from math import isfinite
 
 import torch
 
+from ...tools.apart import RefusedError
 from .grid import fault
 from .records import Answer, Task, total_bytes
-
-
-class RefusedError(ValueError):
-    """A peer's answer that is not what it says, or none at all."""
 
 
 def checked(task: Task, answer: Answer) -> Answer:

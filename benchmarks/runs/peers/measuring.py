@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ...tools.apart import RefusedError
 from ...tools.quality import BETTER_ABOVE, BETTER_BELOW
 from ...tools.results import Row
 from .asking import Peer, answered
-from .checking import RefusedError
 from .grid import FLOATS
 from .problems import Problem
 from .records import Answer, CannotError, Task

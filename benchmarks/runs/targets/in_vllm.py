@@ -34,7 +34,7 @@ def main(folder: str, tokens: str, answer: str) -> None:
     for name in ("torchaudio", "torchcodec"):  # PyPI's are built for CUDA, and cannot be loaded beside this torch
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__spec__ = ModuleSpec(name, None)
-    from ..peers.adapters import without_torchvision_ops  # noqa: F401, isort: skip
+    from ...tools import without_torchvision_ops  # noqa: F401, isort: skip
     import vllm
     from vllm import _custom_ops
 

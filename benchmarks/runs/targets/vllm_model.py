@@ -16,10 +16,10 @@ from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.targets import export_for
 
 from ...recorded_instances.pretrained import smollm2
+from ...tools.apart import python_of, run_process
 from ...tools.results import Row
-from ..peers.asking import ENVIRONMENTS, run_process
 
-PYTHON = ENVIRONMENTS / "vllm" / "bin" / "python"
+PYTHON = python_of("vllm")
 """Of the environment that ``make .peers/vllm/installed`` makes."""
 GRANULARITIES: tuple[Literal["channel"] | int, ...] = ("channel", 32, 64)
 MINUTES = 20

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # isort: off
-from . import without_torchvision_ops  # noqa: F401  # before what imports torchvision
+from ....tools import without_torchvision_ops  # noqa: F401  # before what imports torchvision
 import model_compression_toolkit as mct
 # isort: on
 
