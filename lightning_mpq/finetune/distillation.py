@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.hooks import hooked
-from ..network.likelihood import Categorical, Likelihood, guess_likelihood, targets_of
+from ..network.likelihood import Likelihood, guess_likelihood
 from ..tools.checks import shown
 from .teacher import Teacher
 
@@ -19,8 +19,8 @@ class DistillationLoss:
     """Weight times the mean divergence KL(p_float || p_quantized) of a module's outputs.
 
     With a temperature T logits are divided by T and the divergence is multiplied by T^2, which keeps the size of its
-    gradient (Hinton et al. 2015, arXiv:1503.02531, section 2). The mean is over everything that is predicted:
-    positions of a categorical distribution that count, elements of the outputs for others.
+    gradient (Hinton et al. 2015, arXiv:1503.02531, section 2). The mean is over everything that is predicted
+    (`Likelihood.counted`): positions of a categorical distribution that count, elements of the outputs for others.
 
     Example::
 
@@ -103,7 +103,7 @@ class DistillationLoss:
             self.likelihood = guess_likelihood(teacher, batch)
         heat = self.temperature
         each = self.likelihood.divergence(teacher / heat, student / heat, batch)
-        return heat**2 * each.sum() / _count(self.likelihood, student, batch)
+        return heat**2 * each.sum() / self.likelihood.counted(student.detach(), batch).clamp(min=1)
 
 
 def predictions_of(outputs: Any) -> Tensor:
@@ -125,17 +125,6 @@ def predictions_of(outputs: Any) -> Tensor:
             "Say with select=lambda outputs: ... where they are."
         )
     return found
-
-
-def _count(likelihood: Likelihood, outputs: Tensor, batch: Any) -> float | Tensor:
-    """Return how many variables are predicted: positions that count, or elements."""
-    if not isinstance(likelihood, Categorical):
-        return outputs.numel()
-    positions = outputs.select(likelihood.class_dim, 0)
-    targets = targets_of(batch)
-    if targets is None or targets.shape != positions.shape:
-        return positions.numel()
-    return (targets != likelihood.ignore_index).sum().clamp(min=1)
 
 
 def with_extra_loss(result: Any, extra: Tensor) -> Any:

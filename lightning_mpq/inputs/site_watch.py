@@ -13,6 +13,7 @@ from ..errors import NonFiniteError
 from ..network.calibration import Calibration
 from ..network.hooks import first_argument, hooked
 from ..network.layer_kinds import float_class
+from ..network.tokens import real_operand, token_mask
 from ..tools.changed_class import ChangedClass
 from .histogram import InputHistogram
 from .operations import MULTIPLY, PRODUCTS, Followed, Site, no_counts
@@ -45,7 +46,7 @@ class SiteWatch:
         self._order: dict[str, int] = {}
         self._linear: set[str] = {_PRODUCT}
         self._sources: dict[Site, frozenset[str] | None] = {}
-        self._batch = 0
+        self._batch, self._mask = 0, token_mask(None)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -60,7 +61,7 @@ class SiteWatch:
 
     def pass_of(self, calibration: Calibration, batch: Any, number: int) -> None:
         """Let a batch pass through the model."""
-        self._batch = number
+        self._batch, self._mask = number, token_mask(batch)
         self._calls.clear()
         self._computed_of.clear()
         with Followed(self._on_call):
@@ -132,7 +133,8 @@ class SiteWatch:
             if not torch.isfinite(read[index]).all():
                 raise NonFiniteError(f"What {site.name!r} reads is NaN or infinite in batch {self._batch}.")
             self.read.setdefault((site, index), []).append(values_of(read[index]))
-            self.histograms.setdefault((site, index), InputHistogram()).add(read[index].reshape(-1, 1))
+            counted = real_operand(read[index], self._mask) if kind in PRODUCTS else read[index]
+            self.histograms.setdefault((site, index), InputHistogram()).add(counted.reshape(-1, 1))
 
 
 def _can_change(module: nn.Module) -> bool:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inputs.operations import PRODUCTS, Site
 from ..inputs.quantizer import InputRange, quantize_inputs
 from ..inputs.sites import inputs_changed
 from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
 from ..network.isolation import isolated
+from ..network.tokens import real_operand, real_tokens, token_mask
 from ..schemes import InputScheme
 from ..tools.distributed import sum_over_ranks
 from .inspection import packed_layers
@@ -25,7 +27,8 @@ def clipped_inputs(
 ) -> dict[str, float]:
     """Return which part of its input values each layer of a packed model clips, and each sum or average, on any data.
 
-    Ranges are found on calibration data; on data that reaches further, values are cut to the range. Where
+    Ranges are found on calibration data; on data that reaches further, values are cut to the range. Tokens that a
+    batch's ``attention_mask`` hides count as little as there: not at all. Where
     torch.distributed is in use, every process calls this with its own batches, and all get the parts over all.
 
     Args:
@@ -38,26 +41,41 @@ def clipped_inputs(
         average reads is there under its name and a number, as in ``"layer1.0.add0:1"``.
 
     Raises:
-        ValueError: If no layer stores a range, or there is no batch.
+        ValueError: If nothing stores a range, or there is no batch.
     """
     layers = {name: layer for name, layer in packed_layers(model).items() if layer.input_scale is not None}
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no packed layer that stores a range of its inputs.")
     ranges = {name: _range(layer) for name, layer in layers.items()} | operand_ranges(model)
+    if not ranges:
+        raise ValueError(
+            f"{type(model).__name__} has no packed layer that stores a range of its inputs, and no sum or product that "
+            "reads quantized tensors."
+        )
     counts = {name: torch.zeros(2, dtype=torch.float64) for name in ranges}
+    products = {name for name in ranges.keys() - layers.keys() if Site.named(name.rpartition(":")[0]).kind in PRODUCTS}
+    calibration = Calibration.of(model, batches, forward_fn=forward_fn)
+    mask: Tensor | None = None
 
-    def count(name: str, inputs: Tensor) -> Tensor:
+    def count(name: str, counted: Tensor) -> None:
         low, high = _ends(*ranges[name])
-        outside = ((inputs < low) | (inputs > high)).sum()
-        counts[name] += torch.tensor([float(outside), float(inputs.numel())], dtype=torch.float64)
+        outside = ((counted < low) | (counted > high)).sum()
+        counts[name] += torch.tensor([float(outside), float(counted.numel())], dtype=torch.float64)
+
+    def count_inputs(name: str, inputs: Tensor) -> Tensor:
+        count(name, real_tokens(inputs, mask) if isinstance(layers[name], nn.Linear) else inputs)
         return inputs
 
     def count_operand(name: str, operand: Tensor) -> Tensor:
+        count(name, real_operand(operand, mask) if name in products else operand)
         scheme, found = ranges[name]
-        return quantize_inputs(count(name, operand), scheme, *found.tensors(operand.device))
+        return quantize_inputs(operand, scheme, *found.tensors(operand.device))
 
-    with inputs_changed(layers, count), operands_replaced(count_operand), isolated(model), torch.no_grad():
-        Calibration.of(model, batches, forward_fn=forward_fn).run("counting clipped inputs")
+    def forward(number: int, batch: Any) -> None:
+        nonlocal mask
+        mask = token_mask(batch)
+        calibration.forward(batch, number)
+
+    with inputs_changed(layers, count_inputs), operands_replaced(count_operand), isolated(model), torch.no_grad():
+        calibration.each(forward, "counting clipped inputs")
     total = sum_over_ranks(torch.stack(list(counts.values())))
     return {name: float(outside / max(values, 1.0)) for name, (outside, values) in zip(ranges, total, strict=True)}
 

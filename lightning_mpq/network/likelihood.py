@@ -68,6 +68,10 @@ class Likelihood(ABC):
     def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
         """Return KL(p(outputs) || p(others)) of each sample in nats, summed over its positions, [N]."""
 
+    def counted(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return how many variables the divergence is summed over in a batch, a scalar; here all elements."""
+        return torch.ones_like(outputs).sum()
+
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
@@ -112,6 +116,11 @@ class Categorical(Likelihood):
         terms = log_p.exp() * (log_p - log_q) * self._mask(outputs, batch)
         return terms.flatten(1).sum(1)
 
+    def counted(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the number of positions that count."""
+        positions = torch.ones_like(outputs.narrow(self.class_dim, 0, 1))
+        return (positions * self._mask(outputs, batch)).sum()
+
     def _mask(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return 1 where a position counts and 0 where its target is ``ignore_index`` or its token does not count."""
         targets, tokens = targets_of(batch), token_mask(batch)
@@ -152,6 +161,10 @@ class Gaussian(Likelihood):
         """Return the squared change of each sample's outputs / (2 variance)."""
         return ((outputs - others).square() * counting(outputs, batch)).flatten(1).sum(1) / (2 * self.variance)
 
+    def counted(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the number of elements at tokens that count."""
+        return (torch.ones_like(outputs) * counting(outputs, batch)).sum()
+
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
@@ -169,6 +182,10 @@ class Bernoulli(Likelihood):
         """Return ``sum p log(p / q) + (1 - p) log((1 - p) / (1 - q))`` in a form that cannot overflow."""
         terms = outputs.sigmoid() * (outputs - others) + softplus(others) - softplus(outputs)
         return (terms * counting(outputs, batch)).flatten(1).sum(1)
+
+    def counted(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the number of elements at tokens that count."""
+        return (torch.ones_like(outputs) * counting(outputs, batch)).sum()
 
 
 def targets_of(batch: Any) -> Tensor | None:

@@ -39,6 +39,24 @@ def real_tokens(inputs: Tensor, mask: Tensor | None, *, lookup: bool = False) ->
     return inputs
 
 
+def real_operand(operand: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what a product of attention reads without the tokens that do not count, [tokens, ...]; else as it is.
+
+    Args:
+        operand: Queries, keys or values, [N, heads, T, columns] in any order of what follows the samples, or
+            [N * heads, T, columns]. As it is where no dimension, or more than one, is as long as the sequences:
+            probabilities, above all.
+        mask: As `token_mask` returns it.
+    """
+    if mask is None or bool(mask.all()) or operand.dim() < 3 or len(operand) % len(mask):
+        return operand
+    of_tokens = [dim for dim in range(1, operand.dim()) if operand.shape[dim] == mask.shape[1]]
+    if len(of_tokens) != 1:
+        return operand
+    heads = len(operand) // len(mask)
+    return operand.movedim(of_tokens[0], 1)[mask.to(operand.device).repeat_interleave(heads, 0)]
+
+
 def weights_of_tokens(outputs: Tensor, *, most: float) -> Tensor:
     """Return what each token of a linear layer counts by the size of its outputs, [tokens]: at most 1.
 

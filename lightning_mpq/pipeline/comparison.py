@@ -110,7 +110,7 @@ class Comparison:
         with quantizer.packed(policy, keep=keep):
             quantizer.repair.apply()
             stored, metrics = stored_bytes(quantizer.model), MetricValues(self.metrics())
-            ranges = any(scheme.needs_range for scheme in policy.inputs().values())
+            ranges = any(scheme.needs_range for scheme in policy.inputs().values()) or bool(policy.operands)
             held_out = None if quantizer.judge is None else quantizer.judge.calibration
             clipped = clipped_inputs(quantizer.model, held_out) if ranges and held_out is not None else {}
         return ModelRow(

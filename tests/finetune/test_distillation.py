@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from helpers.named_weights import first, make
+from helpers.padded_tokens import one_by_one, padded, tagger
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
 from lightning_mpq.finetune import DistillationLoss, Teacher, fake_quantize, with_extra_loss
 from lightning_mpq.finetune.distillation import predictions_of
-from lightning_mpq.network.likelihood import Categorical, Gaussian
+from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 
@@ -76,6 +77,24 @@ def test_ignored_positions_do_not_count():
         log_softmax(student[kept], 1), log_softmax(plain(inputs)[kept], 1), log_target=True, reduction="batchmean"
     )
     torch.testing.assert_close(distillation.loss((inputs, labels)), expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("likelihood", [Categorical(class_dim=-1), Gaussian(), Bernoulli()])
+def test_the_mean_is_over_tokens_that_are_not_hidden(side, likelihood):
+    model = tagger()
+    distillation = DistillationLoss(model, Teacher(model), likelihood=likelihood)
+    fake_quantize(model, BitPolicy({name: WeightScheme(2) for name in ("inner", "flat", "head")}))
+
+    def loss(batch):
+        with distillation.capture():
+            model(batch["input_ids"], batch["attention_mask"])
+        return distillation.loss(batch).detach()
+
+    sequences = one_by_one()
+    tokens = torch.tensor([float(batch["attention_mask"].sum()) for batch in sequences]).double()
+    expected = tokens @ torch.stack([loss(batch) for batch in sequences]) / tokens.sum()
+    torch.testing.assert_close(loss(padded(side)), expected)
 
 
 def test_the_teacher_leaves_no_trace_and_is_left_alone():

@@ -9,7 +9,7 @@ from lightning_mpq.groups.candidates import offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
-from lightning_mpq.network.tokens import real_tokens, token_mask
+from lightning_mpq.network.tokens import real_operand, real_tokens, token_mask
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.input_moments import input_moments
 from lightning_mpq.rounding.sequential import round_sequentially
@@ -65,3 +65,14 @@ def test_only_what_has_a_row_for_each_token_is_cut():
         assert real_tokens(torch.zeros(shape), mask).shape == kept
     assert token_mask({"attention_mask": torch.ones(2, 1, 3, 3)}) is None
     assert token_mask(torch.ones(2, 3)) is None
+
+
+def test_what_products_read_is_cut_along_the_tokens():
+    mask = token_mask(padded("left"))
+    assert mask is not None
+    heads = torch.arange(3.0 * 2 * 5 * 4).reshape(3, 2, 5, 4)
+    kept = torch.cat([sample[:, own] for sample, own in zip(heads, mask, strict=True)], 1).transpose(0, 1)
+    for operand in (heads, heads.transpose(2, 3), heads.transpose(1, 2), heads.flatten(0, 1)):
+        assert sorted(real_operand(operand, mask).flatten().tolist()) == sorted(kept.flatten().tolist())
+    for shape in ((3, 2, 5, 5), (4, 2, 5, 4), (3, 2, 4, 4), (3, 5)):
+        assert real_operand(torch.zeros(shape), mask).shape == shape
