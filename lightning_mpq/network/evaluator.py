@@ -87,6 +87,7 @@ class Evaluator:
 
         Raises:
             TypeError: If the outputs are not one floating-point tensor with a sample in each row.
+            ValueError: If they have a row for each position of each sample.
             NonFiniteError: If they are not finite; names the first module whose output is not.
         """
         outputs, name = self._calibration.named_outputs(batch, self.batch_number)
@@ -103,6 +104,13 @@ class Evaluator:
                 "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
                 f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
                 "model(batch)['scores']; 'logits' and 'last_hidden_state' are found by themselves."
+            )
+        if (flattened := _flattened(outputs, batch)) is not None:
+            raise ValueError(
+                f"The outputs {list(outputs.shape)} have a row for each of the {flattened.numel()} positions of "
+                f"{len(flattened)} samples; those of one sample belong together, and may act on each other. Return "
+                f"the outputs from forward_fn as {[*flattened.shape, *outputs.shape[1:]]}, and for logits pass "
+                "likelihood=Categorical(class_dim=-1)."
             )
         if not torch.isfinite(outputs).all():
             raise self._non_finite("outputs of the model are", batch, partial(self._calibration.forward, batch))
@@ -141,6 +149,12 @@ class Evaluator:
         where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
         cause = " The batch itself holds NaN or infinite values." if bad_input else ""
         return NonFiniteError(f"The {what} NaN or infinite in batch {self.batch_number}, {where}.{cause}")
+
+
+def _flattened(outputs: Tensor, batch: Any) -> Tensor | None:
+    """Return the tokens, mask or labels [N, positions, ...] of a batch of whose positions each has a row of outputs."""
+    found = (t for t in tensors_of(batch) if t.dim() > 1 and not t.is_floating_point())
+    return next((t for t in found if len(outputs) == t.numel() > len(t)), None)
 
 
 def check_finite_parameters(model: nn.Module) -> None:

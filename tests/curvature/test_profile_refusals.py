@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.padded_tokens import padded, tagger
 from helpers.profile_cases import QUICK, Module, batches, small
 from helpers.profiles import plain_profile
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Categorical
 
 
 class TakesTwo(nn.Module):
@@ -98,3 +100,17 @@ def test_training_steps_of_other_forms():
     assert torch.equal(plain_profile(other, batches(), estimator="hessian", bits=[2]).gradient, expected.gradient)
     with pytest.raises(TypeError, match="NoLoss.training_step returned None, which skips the batch.*loss_fn"):
         plain_profile(NoLoss(), batches(), estimator="hessian", bits=[2])
+
+
+def flattened_logits(model, batch):
+    return model(batch["input_ids"], batch["attention_mask"])["logits"].flatten(0, 1)
+
+
+@pytest.mark.parametrize("estimator", ["fisher", "gauss_newton", "secant"])
+def test_rows_for_positions_are_not_taken_for_samples(estimator):
+    """Of which each is scored as if no other depended on what it is computed of; hidden tokens would count too."""
+    given = {"forward_fn": flattened_logits, "likelihood": Categorical(class_dim=-1), "estimator": estimator}
+    with pytest.raises(
+        ValueError, match=r"\[15, 3\] have a row for each of the 15 positions of 3 samples.*\[3, 5, 3\]"
+    ):
+        plain_profile(tagger(), [padded("right")], bits=[2, 4], **given)
