@@ -73,9 +73,9 @@ def allocate(
         (['0', '2'], True)
     """
     check_settings(objective, solver, time_limit, gap)
+    prepared = Preparation.make(taylor, budget, rules)
     if objective == "additive" and budget.minimises_bytes:
         raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")
-    prepared = Preparation.make(taylor, budget, rules)
     if budget.minimises_bytes:
         return fewest_bytes(
             prepared, time_limit=time_limit, gap=gap, reference=prepared.reference, solver=solver, seed=seed

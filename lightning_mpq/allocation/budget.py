@@ -10,7 +10,7 @@ from typing import Any
 
 from ..groups.groups import LayerGroup
 from ..schemes import LayerScheme
-from ..tools.checks import check_positive, shown
+from ..tools.checks import check_list, check_mapping, check_positive, is_number, shown
 from .latency_table import LatencyTable
 from .workload import Workload
 
@@ -116,9 +116,18 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Refuse budgets that mean nothing."""
+        check_list("custom", self.custom, "[CustomCost(name, function, limit)]")
         object.__setattr__(self, "custom", tuple(self.custom))
+        if other := [cost for cost in self.custom if not isinstance(cost, CustomCost)]:
+            raise ValueError(
+                f"custom must be a list of CustomCost(name, function, limit), got {shown(other[0])} in it."
+            )
         if isinstance(self.latency_table, (str, Path)):
             object.__setattr__(self, "latency_table", LatencyTable.read(self.latency_table))
+        elif not isinstance(self.latency_table, LatencyTable | None):
+            raise ValueError(f"latency_table must be a LatencyTable or its file, got {shown(self.latency_table)}.")
+        if self.macs is not None:
+            check_mapping("macs", self.macs, {"head": 10_000})
         if not any(getattr(self, name) is not None for name in _LIMITS) and not any(
             cost.limit is not None for cost in self.custom
         ):
@@ -126,7 +135,9 @@ class Budget:
                 f"A budget needs at least one bound: give one of {', '.join(_LIMITS)}, or a custom cost with a limit."
             )
         for name in _LIMITS[:-1]:
-            check_positive(name, getattr(self, name))
+            check_positive(name, bound := getattr(self, name))
+            if bound is not None and not isinstance(bound, int):
+                object.__setattr__(self, name, float(bound))
         for name in ("context", "batch", "activation_bits"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -134,12 +145,15 @@ class Budget:
         if self.device_bytes is None and not self.context is self.batch is None:
             raise ValueError("context and batch say what device_bytes is counted for; give device_bytes, or drop them.")
         for cost in self.custom:
-            if cost.limit is not None and not isfinite(cost.limit):
+            if cost.limit is not None and not (is_number(cost.limit) and isfinite(cost.limit)):
                 raise ValueError(
                     f"The limit of the cost {cost.name!r} must be a finite number, got {shown(cost.limit)}."
                 )
         if self.within_uniform is not None:
-            bits, factor = self.within_uniform
+            given = self.within_uniform
+            if not isinstance(given, Sequence) or len(given) != 2:
+                raise ValueError(f"within_uniform must be a width and a factor such as (4, 1.5), got {shown(given)}.")
+            bits, factor = given
             check_positive("the bits of within_uniform", bits)
             check_positive("the factor of within_uniform", factor)
         if self.max_loss is not None and self.within_uniform is not None:

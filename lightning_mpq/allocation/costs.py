@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, nan
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
             rows.append(CostRow("latency", milliseconds, unit="ms"))
         for custom in budget.custom:
             by_name = {group.name: group for group in choices.groups}
-            values = np.array([float(custom.function(by_name[c.group], c.scheme)) for c in choices.candidates])
+            values = np.array([_number(custom.function(by_name[c.group], c.scheme)) for c in choices.candidates])
             if not np.isfinite(values).all():
                 worst = choices.describe(int(np.flatnonzero(~np.isfinite(values))[0]))
                 raise ValueError(
@@ -107,6 +107,14 @@ def cost_rows(choices: Choices, budget: Budget | None = None) -> list[CostRow]:
     if len({row.name for row in rows}) != len(rows):
         raise ValueError(f"Two costs share a name: {', '.join(row.name for row in rows)}. Rename the custom one.")
     return rows
+
+
+def _number(value: object) -> float:
+    """Return what a user's function has returned as a number; NaN if it is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return nan
 
 
 def _device_row(choices: Choices, stored: Array, workload: Workload) -> CostRow:

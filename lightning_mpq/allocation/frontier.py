@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
+from ..tools.checks import check_list, check_positive
 from ..tools.files import write_text_atomically
 from ..tools.progress import Progress
 from .allocation import Allocation
@@ -184,6 +185,10 @@ def frontier(
     cost = "bytes" if average_bits is None else "average_bits"
     values = bytes if average_bits is None else average_bits
     assert values is not None
+    check_list(cost, values, [3.0, 4.0])
+    values = tuple(values)
+    for value in values:
+        check_positive(cost, value)
     swept = sorted({float(value) for value in values}, reverse=True)
     if not swept:
         raise ValueError(f"The list of budgets in {cost} is empty; give at least one.")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from pathlib import Path
 
 from ..groups.candidates import Candidate
-from ..tools.checks import shown
+from ..tools.checks import is_number, shown
 from ..tools.reading import parse_json, read_text
 
 _COLUMNS = ("group", "scheme", "milliseconds")
@@ -34,11 +34,17 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         """Refuse times that are no times."""
+        if not isinstance(self.entries, Mapping) or any(not _is_place(key) for key in self.entries):
+            raise ValueError(
+                "A latency table is a mapping such as {('head', '3'): 0.25}, from (group, scheme) to milliseconds, "
+                f"got {shown(self.entries)}."
+            )
         for (group, scheme), value in self.entries.items():
-            if not isfinite(value) or value < 0:
+            if not is_number(value) or not 0 <= value < inf:
                 raise ValueError(
                     f"The latency of {group} @ {scheme} must be at least 0 milliseconds, got {shown(value)}."
                 )
+        object.__setattr__(self, "entries", {(group, str(s)): value for (group, s), value in self.entries.items()})
 
     @classmethod
     def read(cls, path: str | Path) -> LatencyTable:
@@ -97,3 +103,10 @@ class LatencyTable:
             f"The latency table has no entry for {candidate.group} @ {candidate.scheme}. Add one for it, or one for "
             f"{names[1]} that counts for every scheme of that width."
         )
+
+
+def _is_place(key: object) -> bool:
+    """Tell whether a key of a table is a group and a scheme, or a width."""
+    if not isinstance(key, tuple) or len(key) != 2:
+        return False
+    return isinstance(key[0], str) and (isinstance(key[1], str) or is_number(key[1], whole=True))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..groups.choices import Choices
 from ..schemes import LayerScheme, WeightScheme
-from ..tools.checks import check_list, check_mapping, shown
+from ..tools.checks import check_list, check_mapping, is_number, shown
 from ..tools.patterns import matching
 from .solver.problem import Mask
 
@@ -54,6 +54,11 @@ class Rules:
                 raise ValueError(f"{name} must be a positive integer, got {shown(value)}.")
         for name in ("min_bits", "max_bits", "min_input_bits", "max_input_bits", "fixed"):
             check_mapping(name, getattr(self, name), {"*.head": 8})
+            schemes = (WeightScheme, LayerScheme) if name == "fixed" else ()
+            for pattern, value in getattr(self, name).items():
+                if not is_number(value, whole=True) and not isinstance(value, schemes):
+                    also = " or a scheme" if schemes else ""
+                    raise ValueError(f"{name}[{pattern!r}] must be a whole number of bits{also}, got {shown(value)}.")
         check_list("equal", self.equal, [["*.q", "*.k"]])
         if any(isinstance(patterns, str) for patterns in self.equal):
             raise ValueError(
@@ -94,11 +99,10 @@ def allowed_candidates(choices: Choices, rules: Rules) -> Mask:
 
 def _keeps(rule: str, value: int | WeightScheme | LayerScheme, scheme: LayerScheme) -> bool:
     """Return whether a rule allows a scheme."""
-    if rule == "fixed":
-        if isinstance(value, int):
-            return scheme.bits == value
+    if isinstance(value, (WeightScheme, LayerScheme)):
         return value in (scheme, scheme.weight)
-    assert isinstance(value, int)
+    if rule == "fixed":
+        return scheme.bits == value
     bits = _input_bits(scheme) if "input" in rule else scheme.bits
     return bits >= value if rule.startswith("min") else bits <= value
 

@@ -121,7 +121,7 @@ def _without(rules: Rules, names: list[str], floats: set[str]) -> Rules:
 
     kept: dict[str, Any] = {
         where: {pattern: value for pattern, value in getattr(rules, where).items() if counts(pattern, where)}
-        for where in ("fixed", "min_bits", "max_bits")
+        for where in ("fixed", "min_bits", "max_bits", "min_input_bits", "max_input_bits")
     }
     equal = [[pattern for pattern in patterns if counts(pattern, "equal")] for patterns in rules.equal]
     return replace(rules, **kept, equal=[patterns for patterns in equal if patterns])

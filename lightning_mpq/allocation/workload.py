@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf
 
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
-from ..tools.checks import shown
+from ..tools.checks import is_number, shown
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Workload:
         """Refuse what cannot have been counted."""
         own = {"activation_bytes": self.activation_bytes, "cache_bytes": self.cache_bytes}
         for name, value in {**own, **self.macs, **{" @ ".join(k): v for k, v in self.kernel_bytes.items()}}.items():
-            if not isfinite(value) or value < 0:
+            if not is_number(value) or not 0 <= value < inf:
                 raise ValueError(f"The workload of {name} must be a number of at least 0, got {shown(value)}.")
 
     def kept_by_kernels(self, candidate: Candidate) -> float:
@@ -49,9 +49,9 @@ class Workload:
             ValueError: If nobody counted them.
         """
         count = self.macs.get(group.name)
-        if count is None or not isfinite(count) or count < 0:
+        if count is None or not is_number(count) or not 0 <= count < inf:
             raise ValueError(
                 f"macs must give group {group.name!r} a count of at least 0, got {shown(count)}. Calls of its layers "
                 "could not be seen in a forward pass; give Budget(macs={group: count}) for all groups."
             )
-        return count
+        return float(count)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.taylor_models import check_best, every_plan, make_taylor, stored_bits
@@ -174,7 +175,14 @@ def test_a_loss_that_cannot_be_reached_is_refused(taylor):
         ({"latency": 10}, "latency_table"),
         ({"max_loss": 1.0, "within_uniform": (4, 1.0)}, "one of them"),
         ({"within_uniform": (4, 0)}, "factor of within_uniform"),
+        ({"within_uniform": 4}, "a width and a factor such as"),
+        ({"within_uniform": (4, 1.0, 2)}, "a width and a factor such as"),
         ({"custom": (CustomCost("c", lambda g, s: 1.0, float("inf")),)}, "finite number"),
+        ({"custom": (CustomCost("c", lambda g, s: 1.0, "3"),)}, "finite number"),
+        ({"custom": CustomCost("c", lambda g, s: 1.0, 3)}, "custom must be a list such as"),
+        ({"custom": [("c", len, 3)]}, "a list of CustomCost"),
+        ({"latency": 1, "latency_table": {("a", "3"): 1.0}}, "a LatencyTable or its file"),
+        ({"bit_operations": 1, "macs": [3]}, "macs must be a mapping"),
     ],
 )
 def test_budgets_are_checked(fields, message):
@@ -191,6 +199,11 @@ def test_what_no_policy_changes_is_named(taylor):
 def test_costs_are_checked(taylor):
     with pytest.raises(ValueError, match="not finite at"):
         allocate(taylor, Budget(custom=(CustomCost("c", lambda g, s: float("nan"), 1.0),)))
+    for given in (None, "much"):
+        with pytest.raises(ValueError, match="'c' is not finite at .*must return a number"):
+            allocate(taylor, Budget(custom=(CustomCost("c", lambda g, s, given=given: given, 1.0),)))
+    with pytest.raises(ValueError, match="must be a number of at least 0, got 'x'"):
+        allocate(taylor, Budget(bit_operations=10, macs=dict.fromkeys(macs_of(taylor), "x")))
     with pytest.raises(ValueError, match="share a name"):
         allocate(taylor, Budget(custom=(CustomCost("bytes", lambda g, s: 1.0, 9.0),)))
     with pytest.raises(ValueError, match="or give macs="):
@@ -206,3 +219,38 @@ def test_budgets_that_contradict_each_other_are_all_named(taylor):
     least = min(stored_bits(taylor, p) for p in every_plan(taylor)) / weights
     with pytest.raises(InfeasibleBudgetError, match="all at once.*average_bits.*narrowness"):
         allocate(taylor, Budget(average_bits=least + 0.01, custom=(wide,)))
+
+
+@pytest.mark.parametrize("entries", [[("a", "3", 1.0)], {"a": 1.0}, {("a", 2.5): 1.0}, {("a", "3", "x"): 1.0}])
+def test_a_latency_table_is_a_mapping_of_pairs(entries):
+    with pytest.raises(ValueError, match=r"A latency table is a mapping such as"):
+        LatencyTable(entries)
+
+
+@pytest.mark.parametrize("time", ["fast", None, -1.0, float("nan"), float("inf")])
+def test_a_time_is_a_number(time):
+    with pytest.raises(ValueError, match="a @ 3 must be at least 0 milliseconds"):
+        LatencyTable({("a", "3"): time})
+
+
+def test_widths_in_a_latency_table_may_be_numbers(taylor):
+    entries = {(group.name, bits): 1.0 for group in taylor.groups for bits in range(2, 6)}
+    assert allocate(taylor, Budget(latency=4.0, latency_table=LatencyTable(entries))).costs["latency"] == 4.0
+
+
+def test_bounds_may_come_from_numpy(taylor):
+    allocation = allocate(taylor, Budget(average_bits=np.float32(4.5)))
+    assert json.loads(json.dumps(allocation.to_dict()))["limits"] == {"average_bits": 4.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"taylor": None}, "taylor must be of type TaylorModel, what profile returned"),
+        ({"budget": 4.5}, r"budget must be of type Budget, such as Budget\(average_bits=3\); got 4.5"),
+        ({"rules": {"min_bits": {"*": 3}}}, "rules must be of type Rules"),
+    ],
+)
+def test_what_is_no_model_budget_or_rule_is_refused(taylor, given, words):
+    with pytest.raises(TypeError, match=words):
+        allocate(**{"taylor": taylor, "budget": Budget(average_bits=4.5), **given})

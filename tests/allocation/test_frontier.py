@@ -141,3 +141,9 @@ def test_prices_foretell_what_a_little_more_budget_saves():
 def test_tied_groups_are_explained_together(taylor):
     plan = allocate(taylor, Budget(average_bits=5), rules=Rules(block_depth=1))
     assert [len(reason.groups) for reason in explain(plan).groups] == [2, 2]
+
+
+@pytest.mark.parametrize("budgets", [4.0, "4", ["a"], [-1.0], [float("nan"), 5.0]])
+def test_budgets_that_are_no_list_of_bounds_are_refused(budgets):
+    with pytest.raises(ValueError, match="average_bits must be a (list|positive number)"):
+        frontier(make_taylor(), average_bits=budgets)

@@ -1,5 +1,6 @@
 """Rules on plans against all plans tried one by one, and rules that leave nothing."""
 
+import numpy as np
 import pytest
 from helpers.taylor_models import best_plan, check_best, make_taylor, stored_bits
 
@@ -89,6 +90,18 @@ def test_contradicting_rules_are_named(taylor, rules, message):
 def test_rule_counts_are_checked(value):
     with pytest.raises(ValueError, match="positive integer"):
         Rules(max_distinct_bits=value)
+
+
+@pytest.mark.parametrize("rule", ["min_bits", "max_bits", "min_input_bits", "max_input_bits", "fixed"])
+@pytest.mark.parametrize("value", ["4", None, 2.5, True, WeightScheme])
+def test_a_width_that_is_none_is_refused(rule, value):
+    with pytest.raises(ValueError, match=rf"{rule}\['\*'\] must be a whole number of bits"):
+        Rules(**{rule: {"*": value}})
+
+
+def test_widths_may_come_from_numpy(taylor):
+    plan = allocate(taylor, Budget(average_bits=8), rules=Rules(fixed={"*": np.int64(3)}, max_bits={"*": np.int64(4)}))
+    assert set(plan.policy.bits().values()) == {3}
 
 
 def test_a_lone_pattern_in_equal_is_refused():

@@ -57,6 +57,15 @@ def test_a_fixed_width_is_a_rule_and_rules_of_groups_in_float_go():
     assert "block0.layer0" not in what_if(allocation, keep_float=["block0.layer0"]).policy.bits()
 
 
+@pytest.mark.parametrize("rule", ["fixed", "min_bits", "max_bits", "min_input_bits", "max_input_bits"])
+def test_every_rule_of_a_group_in_float_goes(rule):
+    taylor = make_taylor()
+    first, *others = (group.name for group in taylor.groups)
+    bound = 32 if "input" in rule else 4
+    allocation = allocate(taylor, Budget(average_bits=5.5), rules=Rules(**{rule: {first: bound}}))
+    assert set(what_if(allocation, keep_float=[first]).policy) == set(others)
+
+
 def test_it_works_for_the_fewest_bytes_and_the_additive_objective():
     taylor = make_taylor()
     fewest = allocate(taylor, Budget(within_uniform=(4, 1.0)))
