@@ -8,7 +8,7 @@ from typing import Any
 
 from ..curvature.shrinkage import pairs_in_errors
 from ..curvature.taylor_model import TaylorModel
-from ..tools.checks import check_one_of, is_number, shown
+from ..tools.checks import check_integer, check_one_of, is_number, shown
 from ..tools.progress import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
@@ -73,6 +73,7 @@ def allocate(
         (['0', '2'], True)
     """
     check_settings(objective, solver, time_limit, gap)
+    check_integer("seed", seed)
     prepared = Preparation.make(taylor, budget, rules)
     if objective == "additive" and budget.minimises_bytes:
         raise ValueError("A bound on the loss is kept by the quadratic prediction; drop objective='additive'.")

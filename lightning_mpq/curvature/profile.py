@@ -19,6 +19,7 @@ from ..network.likelihood import Likelihood
 from ..network.placement import refuse_different_layers
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
+from ..tools.checks import check_integer
 from ..tools.progress import Progress
 from ..tools.renamed import renamed
 from .estimators.base import Estimator, Loss
@@ -132,6 +133,7 @@ def profile(
         TaylorModel(divergence by fisher, 2 groups, 4 candidates, 64 samples)
     """
     check_settings(estimator, loss, statistics, draws, chunk_size, tolerance, cluster)
+    check_integer("seed", seed)
     refuse_different_layers(model)
     known = None if likelihood == "auto" else likelihood
     calibration = Calibration.of(model, batches, forward_fn=forward_fn, loss_fn=loss_fn, likelihood=known)

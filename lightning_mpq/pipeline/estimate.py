@@ -18,6 +18,7 @@ from ..curvature.profile import DRAWS_A_CHUNK
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
+from ..network.evaluator import check_finite_parameters
 from ..network.forward import ForwardFn, LossFn, device_of
 from ..network.named_weights import named_layers
 from ..options import CandidateOptions, CurvatureOptions, RepairOptions, SelectionOptions
@@ -121,7 +122,8 @@ def estimate(
         Bytes and minutes of every stage.
 
     Raises:
-        ValueError: If there is no batch, or nothing can be quantized.
+        ValueError: If there is no batch, nothing can be quantized, or weights have no values or lie on several devices.
+        NonFiniteError: If a weight is NaN or infinite.
 
     Example:
         >>> net, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 8)
@@ -151,6 +153,7 @@ def estimate(
 def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
     """Say what a job would take; see `estimate`."""
     model = calibration.model
+    check_finite_parameters(model)
     with quiet():
         groups, candidates = offer(settings.target, model, settings.candidates)
     batches = list(calibration.filled())

@@ -5,9 +5,11 @@ import torch
 from helpers.padded_tokens import padded, tagger
 from helpers.profile_cases import QUICK, Module, batches, small
 from helpers.profiles import plain_profile
+from helpers.taylor_models import make_taylor
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lightning_mpq.allocation import Budget, allocate
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.likelihood import Categorical
@@ -114,3 +116,11 @@ def test_rows_for_positions_are_not_taken_for_samples(estimator):
         ValueError, match=r"\[15, 3\] have a row for each of the 15 positions of 3 samples.*\[3, 5, 3\]"
     ):
         plain_profile(tagger(), [padded("right")], bits=[2, 4], **given)
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5, None, True])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(ValueError, match="seed must be an integer, got"):
+        plain_profile(small(), [torch.zeros(2, 4)], bits=[2], seed=seed)
+    with pytest.raises(ValueError, match="seed must be an integer, got"):
+        allocate(make_taylor(), Budget(average_bits=4.0), seed=seed)

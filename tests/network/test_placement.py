@@ -5,7 +5,7 @@ import torch
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from torch import nn
 
-from lightning_mpq import MixedPrecisionQuantization, profile, round_candidates
+from lightning_mpq import MixedPrecisionQuantization, estimate, profile, round_candidates
 from lightning_mpq.network.placement import refuse_spread
 
 
@@ -14,7 +14,7 @@ def test_a_model_on_one_device_is_taken():
     refuse_spread(nn.ReLU())
 
 
-@pytest.mark.parametrize("verb", [round_candidates, profile, lambda model, batches: refuse_spread(model)])
+@pytest.mark.parametrize("verb", [round_candidates, profile, estimate, lambda model, batches: refuse_spread(model)])
 def test_weights_without_values(verb):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta"))
     with pytest.raises(ValueError, match=r"'1.weight' of Sequential is on the meta device.*without device_map"):
