@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
+from tempfile import mkdtemp
 from typing import Any
 
 import hydra
@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..export.safetensors import save
-from ..tools.checks import check_integer, check_one_of
 from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
 from .exporting import export, requested
 from .other_libraries import less_said
-from .own_model import built, data_of, drop_what_is_ours
+from .own_model import built, data_of, drop_what_is_ours, made
+from .preconditions import require_kinds, require_values, require_writable
 from .training_cache import KeepTrained, TrainedWeights, training_key
 
 log = logging.getLogger(__name__)
@@ -75,15 +75,18 @@ def run(config: DictConfig) -> float | None:
         The validation metric of the packed model that ``config.metric`` names; None if there is no comparison.
 
     Raises:
-        ValueError: If the callbacks do not hold exactly one MixedPrecisionQuantization, or there is no such metric.
+        ValueError: If a value is of another kind than it must be, the callbacks do not hold exactly one
+            MixedPrecisionQuantization, or there is no such metric.
+        TypeError: If model, data, trainer or a callback make something else.
     """
-    _require_values(config)
+    require_values(config)
     config = config.copy()
     if config.cache_dir is not None:
-        config.cache_dir = to_absolute_path(config.cache_dir)
-    config.output_dir = to_absolute_path(config.output_dir)
+        config.cache_dir = to_absolute_path(str(config.cache_dir))  # a folder may be called 3
+    config.output_dir = to_absolute_path(str(config.output_dir))
+    require_kinds(config.trainer)
     output_dir = Path(config.output_dir)
-    _require_writable(output_dir / "model")
+    require_writable(output_dir / "model")
     L.seed_everything(config.seed, workers=True)
     datamodule = data_of(config)
     module = built(config)
@@ -96,7 +99,7 @@ def run(config: DictConfig) -> float | None:
     finetunes = mixed.finetuning.wanted
     if finetunes:
         callbacks.remove(mixed)  # a fit of its own follows, so that it begins alike where weights are found
-    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
+    trainer = made("trainer", instantiate(config.trainer, callbacks=callbacks), L.Trainer)
 
     state = kept.entry.load() if kept.entry is not None else None
     if kept.entry is not None and state is not None:
@@ -142,41 +145,17 @@ def _finetune(
     config = config.copy()
     if OmegaConf.select(config, "trainer.logger.name") is not None:
         config.trainer.logger.name = "finetuning"
-    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks)
+    trainer = made("trainer", instantiate(config.trainer, callbacks=callbacks), L.Trainer)
     trainer.fit(module, datamodule=datamodule)
     return mixed, module
 
 
 def _callbacks(config: DictConfig) -> list[Callback]:
-    return [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
-
-
-def _require_values(config: DictConfig) -> None:
-    """Refuse a key whose value the user must give, or that has another kind of value, before anything is made.
-
-    Raises:
-        ValueError: If there is one; the message names it.
-    """
-    for switch in ("train", "test"):
-        check_one_of(switch, config[switch], (True, False))  # Hydra takes `no` for a text, which counts as true
-    check_integer("seed", config.seed)
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        name = missing[0]
-        raise ValueError(f"{name} has no value; give one on the command line: lightning-mpq ... {name}=VALUE")
-
-
-def _require_writable(folder: Path) -> None:
-    """Refuse a folder that the packed model could not be written to, before anything is trained.
-
-    Raises:
-        OSError: If it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            file.write(b"written")
-    except OSError as error:
-        raise OSError(f"Nothing can be written to {folder} ({error}); give another folder by output_dir=.") from error
+    return [
+        made(f"callbacks.{name}", instantiate(callback), Callback)
+        for name, callback in config.callbacks.items()
+        if callback is not None
+    ]
 
 
 def _saved(module: L.LightningModule, folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -14,6 +14,8 @@ from omegaconf import DictConfig, open_dict
 
 from ..tools.checks import shown
 from ..trainer.checkpoints.checkpoint import policy_in_checkpoint
+
+Made = TypeVar("Made")
 
 
 def drop_what_is_ours(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -50,8 +52,7 @@ def built(config: DictConfig) -> L.LightningModule:
         TypeError: If ``model`` is no LightningModule.
     """
     if config.get("ckpt_path") is None:
-        module = instantiate(config.model)
-        return _lightning(module)
+        return made("model", instantiate(config.model), L.LightningModule)
     path = Path(to_absolute_path(str(config.ckpt_path)))
     if not path.is_file():
         raise ValueError(f"ckpt_path={config.ckpt_path} is no file; give a checkpoint that Lightning wrote.")
@@ -78,7 +79,7 @@ def _with_weights(config: DictConfig, path: Path, checkpoint: dict[str, Any]) ->
     if saved and isinstance(target, type) and issubclass(target, L.LightningModule):
         arguments = instantiate(config.model, _target_="builtins.dict", _recursive_=True)
         return target.load_from_checkpoint(path, map_location="cpu", **arguments)
-    module = _lightning(instantiate(config.model))
+    module = made("model", instantiate(config.model), L.LightningModule)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -89,12 +90,29 @@ def _with_weights(config: DictConfig, path: Path, checkpoint: dict[str, Any]) ->
     return module
 
 
-def _lightning(module: Any) -> L.LightningModule:
-    if not isinstance(module, L.LightningModule):
-        raise TypeError(f"model must make a LightningModule, got {shown(module)}.")
-    return module
+def made(part: str, thing: Any, kind: type[Made]) -> Made:
+    """Return what a part of the configuration makes, if it is of the kind that is needed there.
+
+    Raises:
+        TypeError: If it is not.
+
+    Example:
+        >>> made("data", [1], L.LightningDataModule)
+        Traceback (most recent call last):
+        ...
+        TypeError: data must make a LightningDataModule, got [1].
+    """
+    if not isinstance(thing, kind):
+        raise TypeError(f"{part} must make a {kind.__name__}, got {shown(thing)}.")
+    return thing
 
 
 def data_of(config: DictConfig) -> L.LightningDataModule | None:
-    """Return the datamodule; None with ``~data``, where the module has loaders of its own."""
-    return None if config.get("data") is None else instantiate(config.data)
+    """Return the datamodule; None with ``~data``, where the module has loaders of its own.
+
+    Raises:
+        TypeError: If ``data`` is no LightningDataModule.
+    """
+    if config.get("data") is None:
+        return None
+    return made("data", instantiate(config.data), L.LightningDataModule)

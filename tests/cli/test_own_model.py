@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from helpers.own_configuration import OWN, own
 from helpers.trainer import SmallClassifier, SmallData
 from test_conf import composed
 
@@ -15,15 +16,6 @@ from lightning_mpq import load
 from lightning_mpq.cli.own_model import built, drop_what_is_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-OWN = ["model._target_=helpers.trainer.SmallClassifier", "data._target_=helpers.trainer.SmallData"]
-QUICK = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "callbacks.mpq.calibration_batches=1"]
-QUICK += ["candidates.bits=[2,4,8]", "budget.average_bits=6", "cache_dir=null"]
-
-
-def own(folder: Path, *overrides: str):
-    config = drop_what_is_ours(composed(*OWN, *QUICK, *overrides), [*OWN, *QUICK, *overrides])
-    config.output_dir = str(folder)
-    return config
 
 
 @pytest.fixture(scope="module")
