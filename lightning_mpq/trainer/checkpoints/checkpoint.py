@@ -27,9 +27,15 @@ def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
     Raises:
         CorruptModelError: If it holds packed layers and no policy of ours.
     """
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    if not isinstance(checkpoint, dict):
         return None
-    if not any(key.endswith("packed_codes") for key in checkpoint["state_dict"]):
+    if "state_dict" not in checkpoint and any(map(_holds_packed, (checkpoint, *checkpoint.values()))):
+        raise CorruptModelError(
+            "The file holds the state dict of a packed model alone, without the policy that says how to read it. Use "
+            "lightning_mpq.save(model, folder) instead of torch.save; or quantize a float model by the same policy, "
+            "and give it the state dict by load_state_dict."
+        )
+    if not _holds_packed(checkpoint.get("state_dict")):
         return None
     state = callback_state(checkpoint)
     if POLICY_KEY in checkpoint:
@@ -41,6 +47,10 @@ def policy_in_checkpoint(checkpoint: Any) -> BitPolicy | None:
         "them. Save with the callback in Trainer(callbacks=...) and without save_weights_only, give the module the "
         "mixin lightning_mpq.PackedCheckpoints, or use lightning_mpq.save."
     )
+
+
+def _holds_packed(state: Any) -> bool:
+    return isinstance(state, dict) and any(str(key).endswith("packed_codes") for key in state)
 
 
 def callback_state(checkpoint: Any) -> Mapping[str, Any] | None:
@@ -82,6 +92,29 @@ def make_ready(model: nn.Module, checkpoint: Any) -> None:
         empty_packed_model(model, policy)
 
 
+def read_packed(path: str | Path) -> tuple[dict[str, Any], BitPolicy | None, Mapping[str, Any] | None]:
+    """Return a Trainer checkpoint of a packed model, with its policy, or with what was fine-tuned.
+
+    Raises:
+        CorruptModelError: If the file cannot be opened without running code from it, or holds no packed model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # which one, depends on the byte that is wrong
+        raise CorruptModelError(
+            f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "
+            "after quantization, or a folder written by lightning_mpq.save."
+        ) from error
+    policy, finetuned = _described(checkpoint, str(path))
+    if policy is None and finetuned is None:
+        raise CorruptModelError(
+            f"{path} holds a float model, or none, and lightning_mpq.load gives packed ones. Use load_from_checkpoint "
+            "or load_state_dict for a float model; pass a file that the Trainer saved after quantization, or a folder "
+            "written by lightning_mpq.save, for a packed one."
+        )
+    return checkpoint, policy, finetuned
+
+
 @torch.inference_mode(False)  # what is made here is to be trained, and changed in place
 def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
     """Load a Trainer checkpoint of a quantized model into a float model of the same architecture, in place.
@@ -100,16 +133,7 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
         CorruptModelError: If the file cannot be opened without running code from it, holds no packed model,
             or does not fit the model.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # which one, depends on the byte that is wrong
-        raise CorruptModelError(
-            f"{path} cannot be opened as a checkpoint of plain tensors: {error}. Pass a file that the Trainer saved "
-            "after quantization, or a folder written by lightning_mpq.save."
-        ) from error
-    policy, finetuned = _described(checkpoint, str(path))
-    if policy is None and finetuned is None:
-        raise CorruptModelError(f"{path} holds a float model, or none; load it with load_from_checkpoint.")
+    checkpoint, policy, finetuned = read_packed(path)
     with empty_layers(model, policy), as_it_was_after_errors(model):
         try:
             if any(value.is_meta or value.is_inference() for value in (*model.parameters(), *model.buffers())):

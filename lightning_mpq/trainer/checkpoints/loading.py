@@ -16,7 +16,7 @@ from ...errors import CorruptModelError
 from ...export.safetensors import load_folder
 from ...modules import packed_layers
 from ...tools.files import damage
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, read_packed
 from .mixin import load_from_checkpoint
 
 _ARGUMENTS = re.compile(r"required positional argument|keyword.* argument|positional arguments? but|makes an instance")
@@ -90,4 +90,6 @@ def _instance(module_class: type[nn.Module], path: Path, options: dict[str, Any]
     except Exception as error:  # which one, depends on the byte that is wrong
         if isinstance(error, TypeError) and _ARGUMENTS.search(str(error)):
             raise
+        if isinstance(error, KeyError) and error.args[0] in ("pytorch-lightning_version", "state_dict"):
+            read_packed(path)  # nothing that Lightning wrote: says what it is
         raise CorruptModelError(f"{path} cannot be loaded into {module_class.__name__}: {error}") from error

@@ -65,3 +65,25 @@ def test_wrong_arguments_of_a_class_stay_a_type_error(tmp_path):
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(TypeError, match="width"):
         mpq.load(tmp_path / "x.ckpt", Wanting)
+
+
+class Small(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("wrapped", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+@pytest.mark.parametrize("given", [Small, Small()])
+def test_a_state_dict_alone_is_told_from_a_float_model(tmp_path, wrapped, given):
+    model = mpq.quantize(Small(), mpq.BitPolicy({"layer": mpq.WeightScheme(3)}))
+    torch.save(wrapped(model.state_dict()), tmp_path / "x.pt")
+    with pytest.raises(mpq.CorruptModelError, match=r"state dict of a packed model alone, .*lightning_mpq\.save"):
+        mpq.load(tmp_path / "x.pt", given)
+
+
+@pytest.mark.parametrize("given", [Small, Small()])
+def test_a_float_state_dict_is_named_as_one(tmp_path, given):
+    torch.save(Small().state_dict(), tmp_path / "x.pt")
+    with pytest.raises(mpq.CorruptModelError, match=r"x\.pt holds a float model, or none"):
+        mpq.load(tmp_path / "x.pt", given)
