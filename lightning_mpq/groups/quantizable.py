@@ -6,11 +6,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..network.layer_kinds import kind_of, taken_name
+from ..network.lazy import refuse_uninitialized
 from ..network.named_weights import held_by, held_weights, named_layers
 
 
 def quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return name -> layer for what can be quantized, and name -> reason for what cannot."""
+    """Return name -> layer for what can be quantized, and name -> reason for what cannot.
+
+    Raises:
+        ValueError: If a layer is not initialized yet.
+    """
+    refuse_uninitialized(model)
     layers: dict[str, nn.Module] = {}
     refused: dict[str, str] = {}
     for name, module in named_layers(model).items():
@@ -29,9 +35,7 @@ def quantizable_layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str
                     "forward does no more with their weights than to compute with them"
                 )
         elif "weight" not in module._parameters:
-            refused[name] = (
-                "its weight is not a parameter (weight_norm, pruning that is not made permanent, or a lazy layer?)"
-            )
+            refused[name] = "its weight is not a parameter (weight_norm, or pruning that is not made permanent?)"
         elif not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():
             refused[name] = "its weight is not a floating-point tensor"
         elif module.weight.numel() == 0:

@@ -13,6 +13,7 @@ from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
 from ..tools.progress import Progress
 from .batches import batch_weight, to_device
 from .forward import ForwardFn, LossFn, device_of, forward_batch
+from .lazy import refuse_uninitialized
 from .likelihood import Likelihood, check_likelihood
 from .outputs import NamedOutputs
 
@@ -48,8 +49,9 @@ class Calibration:
     likelihood: Likelihood | None = None
 
     def __post_init__(self) -> None:
-        """Refuse weights that can neither be differentiated nor changed in place, and what is no likelihood."""
+        """Refuse weights that are not there yet, or cannot be differentiated or changed, and what is no likelihood."""
         check_likelihood(self.likelihood)
+        refuse_uninitialized(self.model)
         made = [*self.model.named_parameters(), *self.model.named_buffers()]
         if name := next((name for name, tensor in made if tensor.is_inference()), None):
             raise ValueError(

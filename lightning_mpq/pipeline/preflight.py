@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from ..allocation.feasibility import check_budget
 from ..curvature.estimators.registry import estimator_named, modelled_loss
@@ -22,6 +21,7 @@ from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
 from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
+from ..network.lazy import uninitialized_layer
 from ..network.likelihood import guess_likelihood
 from ..network.placement import refuse_spread
 from ..policy import BitPolicy
@@ -56,7 +56,7 @@ def check_policy(
     """
     refuse_packed(model)
     refuse_spread(model)
-    if not all(_is_ready(layer) for layer in model.modules()):
+    if uninitialized_layer(model) is not None or not all(map(_is_ready, model.modules())):
         return None
     with quiet():  # what is worth a warning is said when the policy is made
         if policy is not None:
@@ -155,7 +155,5 @@ def check_call(calibration: Calibration, settings: JobSettings, policy: BitPolic
 
 
 def _is_ready(layer: nn.Module) -> bool:
-    """Tell whether a layer's weights are those that will be quantized."""
-    if any(parameter is not None and is_lazy(parameter) for parameter in layer._parameters.values()):
-        return False
+    """Tell whether a layer's weight is the one that will be quantized, and not computed from others."""
     return kind_of(layer) is None or "weight" in layer._parameters

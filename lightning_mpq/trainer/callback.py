@@ -17,6 +17,7 @@ from ..allocation import Allocation, Budget
 from ..curvature import TaylorModel
 from ..finetune.resume import pack_finetuned
 from ..network.forward import ForwardFn, LossFn
+from ..network.lazy import uninitialized_layer
 from ..options import (
     CandidateOptions,
     CurvatureOptions,
@@ -244,8 +245,11 @@ class MixedPrecisionQuantization(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the learning rates of fine-tuning; try on the first batch what will be done on others."""
-        if not self._call_is_known:
+        """Set the learning rates of fine-tuning; try on the first batch what will be done on others.
+
+        Lazy layers wait for the first training step, and are tried on the second batch.
+        """
+        if not self._call_is_known and uninitialized_layer(pl_module) is None:
             self._call_is_known = True
             if self.finetuning.phase == "float":
                 self.job.check_batch(trainer, pl_module, batch)

@@ -133,10 +133,29 @@ def test_calibration_data_of_its_own_may_look_different(tmp_path):
     assert kind_of(module) == "packed"
 
 
-def test_weights_that_are_not_there_yet_put_it_off(tmp_path):
-    lazy, pruned = Lazy(), SmallClassifier()
-    make_trainer(tmp_path, MixedPrecisionQuantization(4.5, compare=False), max_epochs=1).fit(lazy, SmallData())
+@pytest.mark.parametrize("sanity_steps", [0, 1])
+def test_lazy_layers_put_it_off(tmp_path, sanity_steps):
+    lazy, callback = Lazy(), MixedPrecisionQuantization(4.5, compare=False)
+    make_trainer(tmp_path, callback, max_epochs=1, num_sanity_val_steps=sanity_steps).fit(lazy, SmallData())
     assert kind_of(lazy) == "packed"
+
+
+def test_lazy_layers_are_tried_on_the_second_batch(tmp_path):
+    class OfSteps(Lazy):
+        steps = 0
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            return super().training_step(batch, batch_idx)
+
+    lazy, callback = OfSteps(), MixedPrecisionQuantization(0.5)
+    with pytest.raises(ValueError, match=r"average_bits=0\.5 is below the least possible"):
+        make_trainer(tmp_path, callback, max_epochs=2, num_sanity_val_steps=0).fit(lazy, SmallData())
+    assert lazy.steps == 1
+
+
+def test_pruned_weights_put_it_off(tmp_path):
+    pruned = SmallClassifier()
     callbacks = [ModelPruning("l1_unstructured", amount=0.3), MixedPrecisionQuantization(4.5, compare=False)]
     make_trainer(tmp_path, *callbacks, max_epochs=1).fit(pruned, SmallData())
     assert kind_of(pruned) == "packed"
