@@ -44,6 +44,8 @@ BLOCKS: dict[str, tuple[str, Write]] = {
     "scale": ("scale", scale.block),
     "targets_onnx": ("targets", targets.onnx),
     "targets_openvino": ("targets", targets.openvino),
+    "targets_classes": ("targets", targets.classes),
+    "targets_vllm": ("targets", targets.loaded),
     "targets_ggml": ("targets", targets.ggml),
     "targets_language": ("targets", targets.language),
     "soak": ("soak", soak.block),

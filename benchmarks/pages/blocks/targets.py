@@ -29,6 +29,28 @@ def _encoder(content: Content, runtime: str) -> str:
     return "\n".join(table(head, cells))
 
 
+def classes(content: Content, results: str) -> str:
+    """Return bytes, speed, agreement and divergence of each way to run the network of classes in both runtimes."""
+    cells = []
+    for (runtime, way), rows in grouped(content["classes"], "runtime", "way").items():
+        one, many = (having(rows, batch=size)[0] for size in (1, 32))
+        times = [f"{row['milliseconds']:,.0f} ms, {row['over_float32']:.2f}" for row in (one, many)]
+        quality = [f"{one['agreement']:.3f}", f"{one['divergence']:.4f}"]
+        cells.append([f"{runtime}: {way}", f"{one['file_bytes']:,}", *times, *quality])
+    head = ["", "bytes of the file", "batch 1, times as fast", "batch 32", "same first class", "divergence, unseen"]
+    return "\n".join(table(head, cells))
+
+
+def loaded(content: Content, results: str) -> str:
+    """Return how far vLLM is from the packed model, by granularity."""
+    cells = [
+        [row["granularity"], str(row["layers"]), f"{row['largest_difference']:.1e}", f"{row['perplexity']:.2f}"]
+        for row in content["loaded"]
+    ]
+    head = ["4 bits, a scale for each", "packed layers", "largest difference of a log probability", "perplexity"]
+    return "\n".join(table(head, cells))
+
+
 def ggml(content: Content, results: str) -> str:
     """Return the errors of layers in each of ggml's types, and how they compare."""
     cells = []
