@@ -53,7 +53,7 @@ def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputSc
 
     Raises:
         ValueError: If inputs cannot be quantized so, there is no batch, or a layer is never called on it.
-        NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
+        NonFiniteError: If an input is NaN, infinite or beyond float32; names the layer.
     """
     schemes = {layer: list(dict.fromkeys(each)) for layer, each in wanted.items()}
     layers, sites = named_layers(calibration.model, remove_duplicate=False), input_sites(calibration.model)
@@ -67,9 +67,15 @@ def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputSc
     histograms = input_histograms(calibration, {layer: layers[layer] for layer in searched})
     if unseen := [layer for layer, histogram in histograms.items() if not histogram.seen]:
         raise ValueError(
-            f"The inputs of {', '.join(unseen)} were not seen on the calibration batches, or only as integers, so that "
-            "their range is not known. Calibrate on batches of floating-point numbers that reach these layers, or keep "
-            "their inputs in float."
+            f"The inputs of {', '.join(unseen)} were not seen on the calibration batches, or only as integers or at "
+            "tokens that attention_mask hides, so that their range is not known. Calibrate on batches of "
+            "floating-point numbers that reach these layers, or keep their inputs in float."
+        )
+    largest = {layer: max(-histogram.low, histogram.high) for layer, histogram in histograms.items()}
+    if beyond := [layer for layer, value in largest.items() if value > torch.finfo(torch.float32).max]:
+        raise NonFiniteError(
+            f"The inputs of the layer {beyond[0]!r} reach {largest[beyond[0]]:.3g}, and steps of quantized inputs are "
+            "stored in float32. Scale them down in front of the layer, or keep its inputs in float."
         )
     if zeros := [layer for layer, histogram in histograms.items() if not histogram.reach]:
         warnings.warn(

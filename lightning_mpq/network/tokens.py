@@ -12,13 +12,20 @@ from torch import Tensor, nn
 def token_mask(batch: Any) -> Tensor | None:
     """Return which tokens of a batch count, bool [N, T]; None if it has no ``attention_mask`` of that shape.
 
+    Tokens are hidden by 0 (false), or by large negative numbers where a floating-point mask is added to attention's
+    scores: such a one holds nothing but zeros and negative numbers.
+
     Example:
         >>> token_mask({"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[0, 1, 1]])})
         tensor([[False,  True,  True]])
     """
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    if mask.is_floating_point() and not bool((mask > 0).any()):
+        return mask == 0
+    return mask != 0
 
 
 def real_tokens(inputs: Tensor, mask: Tensor | None, *, lookup: bool = False) -> Tensor:

@@ -15,7 +15,10 @@ from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
 from ..network.named_weights import held_by
 
-EMPTY = "These layers were called without a single row (experts that no sample was sent to?)"
+EMPTY = (
+    "These layers were called without a single row that counts (experts that no sample was sent to, or tokens that "
+    "attention_mask hides?)"
+)
 INSIDE = "The inputs of these weights stay within their modules, where nothing can look at them"
 ELSEWHERE = "These weights are read without calling their layers (by torch.nn.functional?), so that no input is seen"
 NEVER = "The calibration batches never use these weights"

@@ -141,6 +141,12 @@ def test_what_was_never_seen_and_what_is_not_finite_are_refused():
         input_ranges(Calibration(mlp(6, 2), []), {"0": [FULL]})
 
 
+def test_inputs_beyond_float32_are_refused():
+    """In which a step is stored: a step of 1 in its place would clip everything."""
+    with pytest.raises(NonFiniteError, match=r"inputs of the layer '0' reach 1e\+60, and steps .* float32"):
+        input_ranges(Calibration(mlp(3, 2).double(), [torch.full((2, 3), 1e60, dtype=torch.float64)]), {"0": [FULL]})
+
+
 def test_a_policy_takes_known_ranges_and_finds_the_others():
     model = mlp(6, 8, 3)
     tokens = LayerScheme(WeightScheme(4), InputScheme(8, "token"))

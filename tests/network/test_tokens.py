@@ -76,3 +76,13 @@ def test_what_products_read_is_cut_along_the_tokens():
         assert sorted(real_operand(operand, mask).flatten().tolist()) == sorted(kept.flatten().tolist())
     for shape in ((3, 2, 5, 5), (4, 2, 5, 4), (3, 2, 4, 4), (3, 5)):
         assert real_operand(torch.zeros(shape), mask).shape == shape
+
+
+@pytest.mark.parametrize("hidden", [-1e9, float("-inf"), torch.finfo(torch.float16).min])
+def test_masks_that_are_added_to_scores_hide_by_negative_numbers(hidden):
+    wanted = padded("left")["attention_mask"].bool()
+    added = torch.zeros(wanted.shape).masked_fill(~wanted, hidden)
+    assert torch.equal(token_mask({"attention_mask": added}), wanted)
+    assert token_mask({"attention_mask": torch.zeros(2, 3)}).all()
+    assert torch.equal(token_mask({"attention_mask": wanted.half()}), wanted)
+    assert not token_mask({"attention_mask": torch.zeros(2, 3).long()}).any()
