@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import NonFiniteError
 from ..network.calibration import Calibration
 from ..network.experts import expert_weights
-from ..network.hooks import first_argument, hooked
 from ..network.isolation import isolated
 from ..network.layer_calls import LayerCall, watched
 from ..network.layer_kinds import kind_of
@@ -25,6 +21,7 @@ from ..quantizers import InputMoment
 from ..tools.distributed import rank
 from ..tools.progress import Progress
 from .few_rows import say_few_rows, say_few_tokens
+from .recurrence import RECURRENT, recurrence_watched
 from .unseen import causes_of
 
 
@@ -51,7 +48,7 @@ def input_moments(
         ValueError: If there is no batch.
         NonFiniteError: If an input is NaN or infinite; names the layer and the batch.
     """
-    recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], _RECURRENT)}
+    recurrent = {name: layer for name, layer in layers.items() if isinstance(held_by(layer)[0], RECURRENT)}
     known = {name: layer for name, layer in layers.items() if _operation(layer) not in ("any", "nonlinear")}
     found = {name: InputMoment.of_layer(layer) for name, layer in {**known, **recurrent}.items()}
     number, mask, first = 0, None, rank() == 0  # one batch is halved, in case that there are no others
@@ -76,7 +73,7 @@ def input_moments(
 
     with (
         watched(calibration.model, known, add),
-        _recurrence_watched(recurrent, add),
+        recurrence_watched(recurrent, add, lambda: mask),
         isolated(calibration.model),
         torch.no_grad(),
     ):
@@ -122,9 +119,6 @@ class _LatestInputs:
         return self._known[2]
 
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-
-
 def _that_count(call: LayerCall, mask: Tensor | None, operation: str) -> Tensor:
     """Return the inputs of a call without tokens that do not count."""
     if mask is None or operation not in ("linear", "lookup"):
@@ -139,55 +133,3 @@ def _that_count(call: LayerCall, mask: Tensor | None, operation: str) -> Tensor:
 def _operation(layer: nn.Module) -> str:
     kind = kind_of(layer)
     return "nonlinear" if kind is None else kind.operation
-
-
-def _recurrence_watched(
-    layers: Mapping[str, nn.Module], on_call: Callable[[LayerCall, Tensor], Tensor]
-) -> AbstractContextManager[None]:
-    """Report what recurrent layers multiply with their weights, as far as their inputs and outputs show it."""
-
-    def report(
-        name: str, attribute: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        state = args[1] if len(args) > 1 else kwargs.get("hx")
-        of_cell = isinstance(module, nn.RNNCellBase)
-        vectors = (_cell_inputs if of_cell else _layer_inputs)(
-            module, attribute, first_argument(args, kwargs), state, output
-        )
-        for part in vectors:
-            on_call(LayerCall(name, part), part)
-
-    owners = {name: held_by(layer) for name, layer in layers.items()}
-    hooks = [(owner, partial(report, name, attribute)) for name, (owner, attribute) in owners.items()]
-    return hooked(after=hooks, with_kwargs=True)
-
-
-def _cell_inputs(cell: nn.Module, attribute: str, inputs: Tensor, state: Any, output: Any) -> list[Tensor]:
-    """Return what a weight of a recurrent cell is multiplied with."""
-    if attribute == "weight_ih":
-        return [inputs]
-    if state is None:
-        return []  # zeros
-    return [state[0] if isinstance(state, tuple) else state]
-
-
-def _layer_inputs(module: nn.Module, attribute: str, inputs: Any, state: Any, output: Any) -> list[Tensor]:
-    """Return what a weight of LSTM, GRU or RNN is multiplied with; nothing where that stays inside.
-
-    The hidden states before each step are the outputs of the last layer, moved by a step, and the first state.
-    """
-    assert isinstance(module, nn.RNNBase)
-    reverse = attribute.endswith("_reverse")
-    if attribute.removesuffix("_reverse") == "weight_ih_l0":
-        return [inputs.data if isinstance(inputs, PackedSequence) else inputs]
-    last = attribute.removesuffix("_reverse") == f"weight_hh_l{module.num_layers - 1}"
-    if not last or isinstance(inputs, PackedSequence):
-        return []
-    directions = 2 if module.bidirectional else 1
-    steps = output[0].movedim(1, 0) if module.batch_first and inputs.dim() == 3 else output[0]
-    steps = steps.unflatten(-1, (directions, -1))[..., int(reverse), :]
-    before = [steps[1:] if reverse else steps[:-1]]
-    if state is not None:
-        first = state[0] if isinstance(state, tuple) else state
-        before.append(first[directions * (module.num_layers - 1) + int(reverse)])
-    return before

@@ -4,11 +4,13 @@ import pytest
 import torch
 from helpers.padded_tokens import one_by_one, padded, tagger
 from helpers.profiles import plain_profile
+from torch import nn
 
 from lightning_mpq.groups.candidates import offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.likelihood import Bernoulli, Categorical, Gaussian
+from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.network.tokens import real_operand, real_tokens, token_mask
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.input_moments import input_moments
@@ -86,3 +88,33 @@ def test_masks_that_are_added_to_scores_hide_by_negative_numbers(hidden):
     assert token_mask({"attention_mask": torch.zeros(2, 3)}).all()
     assert torch.equal(token_mask({"attention_mask": wanted.half()}), wanted)
     assert not token_mask({"attention_mask": torch.zeros(2, 3).long()}).any()
+
+
+class Recurrent(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(8, 4)
+        self.lstm = nn.LSTM(4, 4, batch_first=batch_first, bidirectional=True)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.embed(input_ids)
+        if self.lstm.batch_first:
+            return self.lstm(x)[0]
+        return self.lstm(x.transpose(0, 1), torch.ones(2, 2, len(x), 4, dtype=x.dtype).unbind())[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize(("side", "read_before"), [("left", "_reverse"), ("right", "")])
+def test_moments_of_recurrent_layers_are_those_of_the_sequences_one_by_one(batch_first, side, read_before):
+    """Also those of hidden states, in the direction in which the padding is read last."""
+    model = Recurrent(batch_first).double().eval()
+    names = ["lstm.weight_ih_l0", "lstm.weight_ih_l0_reverse", f"lstm.weight_hh_l0{read_before}"]
+    layers = {name: layer for name, layer in named_layers(model).items() if name in names}
+    found = input_moments(Calibration(model, [padded(side)]), layers)
+    expected = input_moments(Calibration(model, one_by_one()), layers)
+    assert len(layers) == 3
+    for layer in layers.values():
+        own, other = found[id(layer.weight)], expected[id(layer.weight)]
+        assert own.count == other.count
+        torch.testing.assert_close(own.matrix(), other.matrix())
