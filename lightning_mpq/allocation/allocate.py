@@ -9,6 +9,7 @@ from typing import Any
 from ..curvature.shrinkage import pairs_in_errors
 from ..curvature.taylor_model import TaylorModel
 from ..tools.checks import check_integer, check_one_of, is_number, shown
+from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress
 from .allocation import OBJECTIVES, Allocation, Objective
 from .budget import Budget
@@ -27,6 +28,7 @@ _NOTHING = 0.02
 what was measured, and what shrinkage left of it moves a policy's loss by less than the default gap."""
 
 
+@checked_kinds
 def allocate(
     taylor: TaylorModel,
     budget: Budget,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tools.kinds import checked_kinds
 from ..tools.patterns import matching
 from .allocation import Allocation
 from .preparation import Preparation
@@ -125,6 +126,7 @@ def _sentence(reason: GroupReason, unit: str = "") -> str:
     return "; ".join(parts) + "."
 
 
+@checked_kinds
 def explain(allocation: Allocation, pairs: int = 10) -> Explanation:
     """Say why each group has its bits, and which pairs of groups interact most.
 

@@ -15,6 +15,7 @@ from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
 from ..tools.checks import check_list, check_positive
 from ..tools.files import write_text_atomically
+from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress
 from .allocation import Allocation
 from .budget import Budget
@@ -132,6 +133,7 @@ class Frontier:
         return fig, ax
 
 
+@checked_kinds
 def frontier(
     taylor: TaylorModel,
     *,

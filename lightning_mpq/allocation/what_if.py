@@ -11,6 +11,7 @@ import torch
 from ..curvature.taylor_model import TaylorModel
 from ..policy import BitPolicy
 from ..schemes import LayerScheme, WeightScheme
+from ..tools.kinds import checked_kinds
 from ..tools.patterns import matching
 from .allocation import Allocation
 from .fewest_bytes import fewest_bytes
@@ -22,6 +23,7 @@ _FLOAT_BYTES = 4
 """Of a weight that stays in float, where nobody says otherwise."""
 
 
+@checked_kinds
 def what_if(
     allocation: Allocation,
     *,
@@ -73,6 +75,7 @@ def what_if(
     return again.allocation(solution, None, "quadratic")
 
 
+@checked_kinds
 def changes(before: BitPolicy, after: BitPolicy) -> dict[str, tuple[int | None, int | None]]:
     """Return the groups whose width differs, with both widths; None where a group is in float.
 

@@ -20,6 +20,7 @@ from ..network.placement import refuse_different_layers
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.checks import check_integer
+from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress
 from ..tools.renamed import renamed
 from .estimators.base import Estimator, Loss
@@ -36,6 +37,7 @@ DRAWS_A_CHUNK = 4
 
 
 @renamed(curvature="estimator")
+@checked_kinds
 @torch.inference_mode(False)  # its caller may evaluate
 def profile(
     model: nn.Module,

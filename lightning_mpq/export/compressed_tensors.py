@@ -20,6 +20,7 @@ from ..modules.inspection import shape_of
 from ..network.layer_kinds import float_class
 from ..schemes import WeightScheme
 from ..tools.changed_class import original_class
+from ..tools.kinds import checked_kinds
 from ..tools.temporaries import temporary_folder
 from .extras import require
 from .float_twins import float_twins, weight_names
@@ -29,6 +30,7 @@ PACKED, INT8, SEVERAL = "pack-quantized", "int-quantized", "mixed-precision"
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
 
+@checked_kinds
 def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write a packed model in the formats of compressed-tensors; decompressed, weights are the same.
 

@@ -26,6 +26,7 @@ from ..modules.twins import build_layers, empty_layer
 from ..network.named_weights import named_layers
 from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically
+from ..tools.kinds import checked_kinds
 from ..tools.locks import locked
 from .manifest import (
     MANIFEST_NAME,
@@ -47,6 +48,7 @@ Model = TypeVar("Model", bound=nn.Module)
 LOCK_NAME = ".lightning_mpq.lock"
 
 
+@checked_kinds
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write a packed model to a folder: every parameter and persistent buffer, packed or not, and the policy.
 

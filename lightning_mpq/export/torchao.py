@@ -11,12 +11,14 @@ from ..grids.base import IntegerForm
 from ..grids.registry import grid_named
 from ..policy import BitPolicy
 from ..schemes import WeightScheme
+from ..tools.kinds import checked_kinds
 from .extras import require
 from .quantized_inputs import refuse_quantized_inputs
 
 PURPOSE = "Writing a torchao configuration"
 
 
+@checked_kinds
 def torchao_config(policy: BitPolicy) -> Any:
     """Return a policy as torchao's ``FqnToConfig``, for ``torchao.quantize_(float_model, config, filter_fn=None)``.
 

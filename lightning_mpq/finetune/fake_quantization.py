@@ -16,6 +16,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..tools.checks import shown
 from ..tools.clean_up import after_errors, afterwards
+from ..tools.kinds import checked_kinds
 from .handle import FakeQuantization
 from .inputs import input_quantizers
 from .layer import fake_quantized_layers, start_fake_quantization, stop_all
@@ -25,6 +26,7 @@ INSET = 0.05
 """How far from the ends of its cell a weight starts, in steps."""
 
 
+@checked_kinds
 def fake_quantize(
     model: nn.Module,
     policy: BitPolicy,

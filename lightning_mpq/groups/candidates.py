@@ -10,6 +10,7 @@ from ..grids.base import ALL_BITS
 from ..grids.registry import DEFAULT_GRIDS, grid_named
 from ..schemes import FLOAT, InputScheme, LayerScheme, Rounding, WeightScheme
 from ..tools.checks import check_list, shown
+from ..tools.kinds import checked_kinds
 from .groups import LayerGroup, LayerGroups
 
 OfferedInput = int | InputScheme | Literal["float"]
@@ -69,6 +70,7 @@ def offered_schemes(
     )
 
 
+@checked_kinds
 def make_candidates(
     groups: LayerGroups | Sequence[LayerGroup],
     bits: Iterable[int] = ALL_BITS,

@@ -13,6 +13,7 @@ from ..network.calibration import Calibration
 from ..network.named_weights import named_layers
 from ..network.used_weights import unused_weights
 from ..tools.checks import check_list, check_mapping
+from ..tools.kinds import checked_kinds
 from ..tools.patterns import matching
 from .coverage import coverage_of
 from .fused import Fuse, check_fuse, fused
@@ -22,6 +23,7 @@ from .partition import partition
 from .quantizable import quantizable_layers
 
 
+@checked_kinds
 def find_groups(
     model: nn.Module,
     groups: Mapping[str, str | Sequence[str]] | None = None,

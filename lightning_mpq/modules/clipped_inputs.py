@@ -17,11 +17,13 @@ from ..network.isolation import isolated
 from ..network.tokens import real_operand, real_tokens, token_mask
 from ..schemes import InputScheme
 from ..tools.distributed import sum_over_ranks
+from ..tools.kinds import checked_kinds
 from .inspection import packed_layers
 from .packed import PackedLayer
 from .quantized_operands import operand_ranges, operands_replaced
 
 
+@checked_kinds
 def clipped_inputs(
     model: nn.Module, batches: Iterable[Any] | Calibration, *, forward_fn: ForwardFn | None = None
 ) -> dict[str, float]:

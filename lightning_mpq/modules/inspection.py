@@ -8,6 +8,7 @@ from torch import nn
 
 from ..network.layer_kinds import rows_and_columns
 from ..policy import BitPolicy
+from ..tools.kinds import checked_kinds
 from .linear import PackedLinear
 from .packed import Memory, PackedLayer
 from .quantized_operands import operand_schemes
@@ -73,6 +74,7 @@ def stored_bytes(model: nn.Module) -> StoredBytes:
     return StoredBytes(counts[0], counts[1], counts[2] + sum(by_kernels.values()))
 
 
+@checked_kinds
 def set_memory(model: nn.Module, memory: Memory) -> int:
     """Choose for all packed layers whether dequantized weights are kept, and return the bytes of the cache.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..tools.kinds import checked_kinds
 from .inspection import packed_layers
 from .kernels import (
     AUTO,
@@ -66,6 +67,7 @@ class KernelChoices:
         return "\n".join([*map(str, self.choices), f"in all {self.bytes:,} bytes beside the stored weights"])
 
 
+@checked_kinds
 def use_kernels(model: nn.Module, kernel: str = AUTO) -> KernelChoices:
     """Choose what multiplies by the weights of packed Linear layers, in place, and prepare it.
 

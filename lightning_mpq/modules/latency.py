@@ -20,11 +20,13 @@ from ..network.layer_kinds import ParameterView, kind_of, weight_rows
 from ..network.named_weights import named_layers
 from ..quantizers import quantize_rows
 from ..schemes import WeightScheme
+from ..tools.kinds import checked_kinds
 from . import pack_layer
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@checked_kinds
 def measure_latency(
     model: nn.Module,
     schemes: Iterable[WeightScheme],

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..tools.checks import shown
 from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
 from ..tools.progress import Progress
 from .batches import batch_weight, to_device
@@ -52,6 +53,8 @@ class Calibration:
         """Refuse weights that are not there yet, or cannot be differentiated or changed, and what is no likelihood."""
         check_likelihood(self.likelihood)
         refuse_uninitialized(self.model)
+        if not isinstance(self.batches, Iterable) and not hasattr(self.batches, "__getitem__"):
+            raise TypeError(f"batches must be a list or a loader of batches, got {shown(self.batches)}.")
         made = [*self.model.named_parameters(), *self.model.named_buffers()]
         if name := next((name for name, tensor in made if tensor.is_inference()), None):
             raise ValueError(

@@ -26,6 +26,7 @@ from ..repair.repair import reestimates
 from ..rounding.independent import moment_room
 from ..rounding.weight_rounding import SAMPLED_WEIGHTS, grids_apart
 from ..targets import Target, offer, target_named
+from ..tools.kinds import checked_kinds
 from ..tools.process_wide import quiet
 from ..tools.room import gigabytes
 from .disk_bytes import disk_bytes
@@ -88,6 +89,7 @@ class Estimate:
         )
 
 
+@checked_kinds
 def estimate(
     model: nn.Module,
     batches: Iterable[Any] | Calibration,

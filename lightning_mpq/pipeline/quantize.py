@@ -27,12 +27,14 @@ from ..repair.batchnorm import restore_statistics, save_statistics
 from ..repair.repair import Repair, final_codes, reestimates, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.clean_up import after_errors, afterwards
+from ..tools.kinds import checked_kinds
 from .kept_sequence import KeptSequence
 
 RoundingOrder = Literal["independent", "sequential"]
 """Whether each layer is rounded by the float model's inputs, as candidates are, or after the layers before it."""
 
 
+@checked_kinds
 @torch.inference_mode(False)  # its caller may evaluate
 def quantize(
     model: nn.Module,

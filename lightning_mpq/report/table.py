@@ -6,12 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..allocation.stability import Stability
+from ..tools.kinds import checked_kinds
 from .records import Report
 from .rows import PairsRow
 
 _LOG_WIDTH = 160
 
 
+@checked_kinds
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the comparison, the groups of the policy, and what the proof and the stages cost.
 

@@ -23,6 +23,7 @@ from ..policy import BitPolicy
 from ..quantizers import InputMoment, QuantizedRows
 from ..schemes import InputScheme
 from ..tools.distributed import on_rank_zero
+from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress, silent
 from .group_rounding import GroupRounding
 from .input_moments import input_moments
@@ -36,6 +37,7 @@ _LEAST_BYTES = 2**26
 a pass for each part then takes time that grows with the model and not with its square."""
 
 
+@checked_kinds
 @torch.inference_mode(False)  # its caller may evaluate
 def round_candidates(
     model: nn.Module,

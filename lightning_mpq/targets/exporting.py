@@ -15,6 +15,7 @@ from ..export.float_twins import shared_key
 from ..export.outputs import outputs_of
 from ..modules import PackedLayer, packed_layers, policy_of, stored_bytes
 from ..tools.checks import check_positive
+from ..tools.kinds import checked_kinds
 from ..tools.temporaries import temporary_folder
 from .base import StoredLayer, Target
 from .menu import refuse_policy
@@ -24,6 +25,7 @@ from .verification import Verification
 from .verification import verify as verify_file
 
 
+@checked_kinds
 def export_for(
     target: str | Target,
     model: nn.Module,

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs, Examples
 from ..export.outputs import outputs_of
+from ..tools.kinds import checked_kinds
 from .base import Target
 from .record import Record, files_at
 from .registry import TARGETS, target_named
@@ -60,6 +61,7 @@ class Verification:
         return f"{loaded}; {outputs}; {sizes}, {self.promised_bytes / divisor:,.{digits}f} promised"
 
 
+@checked_kinds
 def verify(
     path: str | os.PathLike[str],
     *,

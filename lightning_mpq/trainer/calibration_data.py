@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -95,9 +96,16 @@ def calibration_loader(
     """
     if (own := own_calibration_loader(datamodule, module)) is not None:
         return own()
-    in_fit = trainer.training and trainer.train_dataloader is not None
     source = datamodule if datamodule is not None else module
-    loader = apart(trainer.train_dataloader) if in_fit else source.train_dataloader()
+    if trainer.training and trainer.train_dataloader is not None:
+        loader = apart(trainer.train_dataloader)
+    elif is_overridden("train_dataloader", source):
+        loader = source.train_dataloader()
+    else:  # to call it raises an error of Lightning's, which names no way out
+        raise ValueError(
+            f"Calibration needs training batches, and {type(source).__name__} has no train_dataloader. Define it, or "
+            "calibration_dataloader(), on the datamodule or the module."
+        )
     if loader is None or isinstance(loader, (dict, list, tuple)):
         raise ValueError(
             "Calibration needs one loader of training batches, and train_dataloader gives "

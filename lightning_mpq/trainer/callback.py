@@ -11,6 +11,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.compile import _maybe_unwrap_optimized
+from torch._dynamo import OptimizedModule
 from typing_extensions import override
 
 from ..allocation import Allocation, Budget
@@ -32,6 +34,7 @@ from ..policy import BitPolicy
 from ..report.records import Report
 from ..targets import Target, target_named
 from ..tools.checks import check_one_of, shown
+from ..tools.kinds import checked_kinds
 from ..tools.renamed import renamed
 from .checkpoints.checkpoint import callback_state, finetuned_state, made_ready
 from .checkpoints.instantiator import let_lightning_load
@@ -107,6 +110,7 @@ class MixedPrecisionQuantization(Callback):
     """
 
     @renamed(verdict="compare", loop="selection")
+    @checked_kinds
     def __init__(
         self,
         budget: Budget | float,
@@ -159,8 +163,12 @@ class MixedPrecisionQuantization(Callback):
         self._call_is_known = False
         self._came_to_its_end = False
 
+    @checked_kinds
     def quantize_trained(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule | OptimizedModule,
+        datamodule: L.LightningDataModule | None = None,
     ) -> Outcome | None:
         """Do at once, on a model that is trained already, what the callback does at the end of fit.
 
@@ -168,13 +176,14 @@ class MixedPrecisionQuantization(Callback):
 
         Args:
             trainer: Gives device, progress bar, loggers and validation; need not have this callback.
-            pl_module: The trained float module; quantized in place.
+            pl_module: The trained float module, compiled or not; quantized in place.
             datamodule: The data; by default the module's own loaders.
 
         Returns:
             What was found, or None where the policy was given; the attributes of the callback are set as well.
         """
-        return self._keep(self.job.run_on_trained(trainer, pl_module, datamodule))
+        module = _maybe_unwrap_optimized(pl_module)
+        return self._keep(self.job.run_on_trained(trainer, module, datamodule))
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

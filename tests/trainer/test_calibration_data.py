@@ -171,3 +171,23 @@ def test_fine_tuning_at_once_has_all_its_batches(tmp_path):
     callback = make_callback(compare=False, quantize_at=0)
     make_trainer(tmp_path, callback, steps, max_epochs=1).fit(SmallClassifier(), data)
     assert steps.count == 3
+
+
+class OnlyToPredict(L.LightningDataModule):
+    def predict_dataloader(self):
+        return SmallData().val_dataloader()
+
+
+@pytest.mark.parametrize(("data", "name"), [(OnlyToPredict(), "OnlyToPredict"), (None, "SmallClassifier")])
+def test_data_without_training_batches_are_told_what_to_define(tmp_path, data, name):
+    message = rf"Calibration needs training batches, and {name} has no train_dataloader\. .*calibration_dataloader\(\)"
+    with pytest.raises(ValueError, match=message):
+        make_callback().quantize_trained(make_trainer(tmp_path), SmallClassifier(), data)
+
+
+def test_a_compiled_module_is_quantized_as_itself(tmp_path):
+    module = SmallClassifier()
+    make_callback(compare=False).quantize_trained(
+        make_trainer(tmp_path), torch.compile(module, backend="eager"), SmallData()
+    )
+    assert packed_layers(module)

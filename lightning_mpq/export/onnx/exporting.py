@@ -19,6 +19,7 @@ from ...network.caching import caching
 from ...network.modes import evaluating
 from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
+from ...tools.kinds import checked_kinds
 from ..example_inputs import ExampleInputs, Examples
 from ..extras import require
 from ..float_twins import float_twins, shared_key, weight_names
@@ -60,6 +61,7 @@ class OnnxExport:
     batch_sizes: tuple[int, ...]
 
 
+@checked_kinds
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],

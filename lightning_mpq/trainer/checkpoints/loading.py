@@ -16,6 +16,7 @@ from ...errors import CorruptModelError
 from ...export.safetensors import load_folder
 from ...modules import packed_layers
 from ...tools.files import damage
+from ...tools.kinds import checked_kinds
 from .checkpoint import load_checkpoint, read_packed
 from .mixin import load_from_checkpoint
 
@@ -23,6 +24,7 @@ _ARGUMENTS = re.compile(r"required positional argument|keyword.* argument|positi
 """What a TypeError says where a class was called with the wrong arguments."""
 
 
+@checked_kinds
 def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **options: Any) -> Any:
     """Load a packed model into a float model of the same architecture, in place and without rounding anything.
 
