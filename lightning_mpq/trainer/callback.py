@@ -18,6 +18,7 @@ from typing_extensions import override
 from ..allocation import Allocation, Budget
 from ..curvature import TaylorModel
 from ..finetune.resume import pack_finetuned
+from ..modules import packed_layers
 from ..network.forward import ForwardFn, LossFn
 from ..network.lazy import uninitialized_layer
 from ..options import (
@@ -294,13 +295,16 @@ class MixedPrecisionQuantization(Callback):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say so if Lightning has skipped the training, and with it the quantization."""
-        if not self._came_to_its_end:
-            rank_zero_warn(
-                "Nothing was quantized, since the fit had no training batches (limit_train_batches=0, or a loader "
-                "without batches). mixed.quantize_trained(trainer, model, data) quantizes a trained model without a "
-                "fit.",
-                category=UserWarning,
-            )
+        if self._came_to_its_end or packed_layers(pl_module):
+            return
+        reason = "had no training batches (limit_train_batches=0, or a loader without batches)"
+        if epochs := trainer.fit_loop.epoch_progress.current.completed:
+            reason = f"had nothing left to do: this Trainer's epochs and steps were over before ({epochs} epochs)"
+        rank_zero_warn(
+            f"Nothing was quantized, since the fit {reason}. mixed.quantize_trained(trainer, model, data) quantizes a "
+            "trained model without a fit.",
+            category=UserWarning,
+        )
 
     @override
     def state_dict(self) -> dict[str, Any]:

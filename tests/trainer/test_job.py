@@ -85,9 +85,24 @@ def test_no_epochs_quantize_what_is_there(tmp_path, epochs):
 
 
 def test_a_fit_without_batches_says_that_nothing_was_quantized(tmp_path):
-    with pytest.warns(UserWarning, match="Nothing was quantized.*quantize_trained"):
+    with pytest.warns(UserWarning, match="Nothing was quantized.*no training batches.*quantize_trained"):
         _, module = trained(tmp_path, make_callback(), limit_train_batches=0)
     assert not packed_layers(module)
+
+
+def test_a_trainer_whose_epochs_are_over_says_why_nothing_was_quantized(tmp_path):
+    trainer, module = trained(tmp_path, max_epochs=2)
+    trainer.callbacks.append(make_callback())
+    with pytest.warns(UserWarning, match=r"Nothing was quantized.*were over before \(2 epochs\).*quantize_trained"):
+        trainer.fit(module, SmallData())
+    assert not packed_layers(module)
+
+
+def test_nothing_is_said_where_the_model_is_packed_already(tmp_path, recwarn):
+    trainer, module = trained(tmp_path, make_callback(compare=False), max_epochs=1)
+    trainer.fit(module, SmallData())
+    assert packed_layers(module)
+    assert not [each for each in recwarn if "Nothing was quantized" in str(each.message)]
 
 
 def test_a_stream_is_calibrated_on_its_first_batches(tmp_path):
