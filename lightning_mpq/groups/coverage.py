@@ -13,10 +13,23 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
+
+from ..network.layer_kinds import kind_of
 
 ENOUGH = 0.9
 """Part of the parameters below which a warning is due."""
 _SHOWN = 4
+_COMPUTED = " whose weight is computed"
+"""After the type of a layer whose weight is made from other parameters."""
+_REGISTER = (
+    "register_layer(TYPE, like=nn.Linear) makes a type known that computes as a layer does, "
+    "register_layer(TYPE, ['NAME', ...]) any other"
+)
+_MAKE_PLAIN = (
+    "a computed weight becomes a plain one by torch.nn.utils.parametrize.remove_parametrizations, "
+    "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove, whichever made it"
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +80,12 @@ class Coverage:
             return None
         shown = "; ".join(_described(kind, *found) for kind, found in list(self.rest.items())[:_SHOWN])
         more = len(self.rest) - _SHOWN
+        computed = [kind.endswith(_COMPUTED) for kind in self.rest]
+        ways = [_REGISTER] * (not all(computed)) + [_MAKE_PLAIN] * any(computed)
         return (
             f"Only {self} can be quantized; averages of bits are over these alone. Left in float: {shown}"
-            f"{f'; and {more} more types' if more > 0 else ''}. register_layer(TYPE, like=nn.Linear) makes a type "
-            "known that computes as a layer does, register_layer(TYPE, ['NAME', ...]) any other; keep_float=[...] says "
-            "that it is meant so."
+            f"{f'; and {more} more types' if more > 0 else ''}. {'; '.join(ways)}; keep_float=[...] says that it is "
+            "meant so."
         )
 
     def warn(self) -> None:
@@ -97,18 +111,28 @@ def coverage_of(
     seen: set[int] = set()
     counts = [0, 0]
     for name, module in model.named_modules():
+        kind, layer_name = _kind_of_rest(model, name, module)
         for parameter in module._parameters.values():
             if parameter is None or id(parameter) in seen or is_lazy(parameter):
                 continue
             seen.add(id(parameter))
             counts[id(parameter) in quantized] += parameter.numel()
             if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in meant:
-                kind = type(module).__name__
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
-                names.setdefault(kind, []).append(name)
+                names.setdefault(kind, []).append(layer_name)
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
     rest = {kind: (tuple(dict.fromkeys(names[kind])), sizes[kind]) for kind in largest}
     return Coverage(counts[1], sum(counts), rest)
+
+
+def _kind_of_rest(model: nn.Module, name: str, module: nn.Module) -> tuple[str, str]:
+    """Return how a module's kind is called that stays in float, and the layer that its parameters belong to."""
+    if isinstance(module, ParametrizationList):
+        name = name.rpartition(".parametrizations.")[0]
+        layer = model.get_submodule(name)
+        return type_before_parametrizations(layer).__name__ + _COMPUTED, name
+    computed = kind_of(module) is not None and "weight" not in module._parameters
+    return type(module).__name__ + _COMPUTED * computed, name
 
 
 def _described(kind: str, names: tuple[str, ...], count: int) -> str:

@@ -35,6 +35,32 @@ def test_too_little_is_one_warning_that_names_the_rest_and_the_way_in():
     assert groups.coverage.rest == {"Mixer": (("1",), 256)}
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_of_a_computed_weight_is_said_how_it_becomes_a_plain_one(computed):
+    model = nn.Sequential(nn.Sequential(computed(nn.Linear(8, 16))), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.warns(UserWarning, match="can be quantized") as found:
+        groups = find_groups(model)
+    (text,) = [str(warning.message) for warning in found if "can be quantized" in str(warning.message)]
+    assert "1 x Linear whose weight is computed ('0.0'), 128" in text
+    assert "remove_parametrizations" in text
+    assert "register_layer" not in text
+    assert groups.coverage.rest == {"Linear whose weight is computed": (("0.0",), 128)}
+
+
+def test_both_ways_are_said_where_there_are_both():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 16)), Mixer(16), nn.Linear(16, 3))
+    with pytest.warns(UserWarning, match=r"register_layer\(TYPE, like=nn.Linear\).*remove_parametrizations"):
+        find_groups(model)
+
+
 def test_nothing_is_said_of_enough_of_biases_or_of_what_is_meant_to_stay():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
