@@ -82,8 +82,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, type) and issubclass(value, get_args(kind))
     if origin is Callable:
         return callable(value)
-    if origin in (Sequence, Mapping):
-        return isinstance(value, origin) and not isinstance(value, str) and all(map(_of(kind), _items(value)))
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(map(_of(kind), value.values()))
+    if origin is Sequence:
+        return _is_list(value) and all(map(_of(kind), value))
     if origin is Iterable and isinstance(value, (list, tuple)):  # anything else may be gone through only once
         return all(map(_of(kind), value))
     return origin is not None or not _is_class(kind) or isinstance(value, kind)
@@ -100,8 +102,9 @@ def _of(kind: Any) -> Callable[[Any], bool]:
     return lambda item: any(_fits(item, each) for each in kinds)
 
 
-def _items(value: Any) -> Any:
-    return value.values() if isinstance(value, Mapping) else value
+def _is_list(value: Any) -> bool:
+    """Tell whether it can be gone through again and again, as lists, arrays and sets can; a text is one value."""
+    return hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, (str, Mapping))
 
 
 def _is_path(kind: Any) -> bool:

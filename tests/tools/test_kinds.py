@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +51,8 @@ def verb(
         {},
         {"settings": Settings(), "path": "a", "function": len, "layers": [NET], "ranges": {"a": Settings()}},
         {"path": Path("a"), "layers": (), "ranges": {}, "kind": nn.Linear, "width": "left to the function"},
+        {"layers": np.array([NET, None], dtype=object)[:1]},
+        {"layers": {"a": NET}.values()},
     ],
 )
 def test_what_fits_is_passed_on(options):
