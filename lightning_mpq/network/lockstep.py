@@ -23,6 +23,7 @@ from ..tools.give_back import give_back
 from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
+from .kept_attributes import KeptAttributes
 from .layerwise import Stop, When, call_input
 from .random_states import RandomStates
 from .route import Route
@@ -34,8 +35,8 @@ class LockstepForward:
 
     It holds what each pass needs to go on: about the largest activations of the model for all batches at once.
     Nothing carries gradients. Modes of the model are as the caller set them. A pass draws the random numbers that the
-    same batch draws in any other such pass. `LayerwiseForward` does the same with one pass for each layer, and holds
-    nothing.
+    same batch draws in any other such pass, and no other one sees what it keeps on modules. `LayerwiseForward` does
+    the same with one pass for each layer, and holds nothing.
 
     Attributes:
         repeated: Layers that some pass called again when their turn was over.
@@ -155,6 +156,7 @@ class _Pass:
         self.route_so_far = b""
         self._route = Route()
         self._model, self._random = model, RandomStates.seeded(model, number)
+        self._kept = KeptAttributes(model)
         self._ended = False
         self._run = run
         self._device = device_of(model)
@@ -174,7 +176,7 @@ class _Pass:
         def leave() -> None:
             self._random = RandomStates.now(self._model)
 
-        with afterwards(outside.set), afterwards(leave):
+        with afterwards(outside.set), afterwards(leave), self._kept.in_place(stays=lambda: self._ended):
             self._random.set()
             if self._thread.ident is None:
                 self._thread.start()

@@ -18,7 +18,7 @@ from ..schemes import WeightScheme
 from ..tools.distributed import gather
 from .kept_files import KeptFiles
 
-_MADE = 3
+_MADE = 4
 """Counts changes of how layers are rounded in sequence, as the number in `kept_rounding` does for candidates."""
 
 
