@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from ...problems.subjects import UNSEEN, Subject, subject
 from ...tools.results import Row
+from ...tools.selecting import having
 from ...tools.targets import Target, at_most
 from ..arguments import parsed, parser_of, parts_of, settings_of
 from ..ending import conclude
@@ -79,13 +81,16 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def targets(policies: Sequence[Row], files: Sequence[Row]) -> list[Target]:
-    """Return what was demanded of the rows that were measured."""
+    """Return what was demanded of the rows that were measured; files are compared that are no larger by a twentieth."""
     found = []
     for name in dict.fromkeys(row["network"] for row in files):
-        by_file = {row["file"]: row["unseen_loss"] for row in files if row["network"] == name}
-        ours = [row["unseen_loss"] for row in policies if row["network"] == name and row["model"] == "W8A8"]
-        own = [loss for file, loss in by_file.items() if file.startswith("onnxruntime")]
-        for what, measured in (("in PyTorch", ours), ("in onnxruntime", [by_file[f] for f in by_file if f == "W8A8"])):
+        by_file = {row["file"]: row for row in having(files, network=name)}
+        ours = [row["unseen_loss"] for row in having(policies, network=name, model="W8A8")]
+        deployed = [by_file["W8A8"]["unseen_loss"]] if "W8A8" in by_file else []
+        most = 1.05 * by_file["W8A8"]["bytes"] if deployed else inf
+        theirs = [row for file, row in by_file.items() if file.startswith("onnxruntime")]
+        own = [row["unseen_loss"] for row in theirs if row["bytes"] <= most]
+        for what, measured in (("in PyTorch", ours), ("in onnxruntime", deployed)):
             if measured and own:
                 title = f"loss of W8A8 {what}, onnxruntime's own best = limit, {name}"
                 found.append(at_most(title, measured[0], min(own)))
