@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ..network.batches import map_tensors
 from ..network.forward import device_of
 from ..tools.checks import check_one_of
+from ..tools.copying import copied
 
 TeacherDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -73,14 +73,13 @@ class Teacher:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Copy a module with everything in it; tensors with a graph that it holds on to are copied without."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in part.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    """Copy a module with everything in it.
+
+    Raises:
+        ValueError: If it cannot be copied.
+    """
     try:
-        return copy.deepcopy(module, memo)
+        return copied(module)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"The float model must be copied to teach, and {type(module).__name__} cannot be: {error}. Distil from an "

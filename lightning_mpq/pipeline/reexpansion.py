@@ -9,7 +9,6 @@ the steps ``D_i = Q_i(w_float) - w_q`` to all candidates, those of the present p
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -32,6 +31,7 @@ from ..network.named_weights import named_layers
 from ..quantizers import QuantizedRows
 from ..repair.repair import Repair
 from ..rounding.rounded_weights import RoundedWeights
+from ..tools.copying import copied
 from ..tools.process_wide import ProcessWide, quiet
 
 
@@ -59,7 +59,7 @@ def expand_at(
         settings: Others of `profile`: estimator, draws, chunk_size, shrink, seed, progress.
     """
     model = calibration.model
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     with torch.no_grad():
         layers = named_layers(twin, remove_duplicate=False)
         for layer, quantized in codes.items():

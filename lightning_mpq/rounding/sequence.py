@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,6 +20,7 @@ from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
 from ..quantizers import QuantizedRows, round_rows
 from ..schemes import InputScheme, WeightScheme
+from ..tools.copying import copied
 from ..tools.distributed import errors_shared, gather, on_rank_zero
 from ..tools.progress import Progress
 from .held_out import FIXED, Fit, choose_fit, target
@@ -48,7 +48,7 @@ class LayerSequence:
     ) -> None:
         self._calibration, self._schemes, self._damping, self._kept = calibration, schemes, damping, kept
         self._places = parts_of_batches(list(calibration.filled()))
-        self._twin = copy.deepcopy(calibration.model)
+        self._twin = copied(calibration.model)
         self._copies = named_layers(self._twin, remove_duplicate=False)
         self._inputs: Callable[[], AbstractContextManager[None]] = nullcontext
         self.found = dict(known)

@@ -1,8 +1,9 @@
-"""Rounding in sequence in models that keep something on themselves during a pass."""
+"""Rounding in sequence in models that keep something on themselves during a pass, or compute by functions that do."""
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 
 import lightning_mpq as mpq
@@ -28,6 +29,16 @@ class OnItself(Skips):
         return self.third(self.second(self.kept.relu()).relu() + self.kept)
 
 
+class ByHook(Skips):
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+        self.first.register_forward_hook(lambda layer, given, outputs: setattr(self, "kept", outputs))
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu()).relu() + self.kept)
+
+
 class InList(Skips):
     def __init__(self):
         super().__init__()
@@ -37,6 +48,20 @@ class InList(Skips):
         self.kept.append(self.first(x))
         hidden = self.second(self.kept[-1].relu()).relu()
         return self.third(hidden + self.kept.pop())
+
+
+class InDictOfHook(Skips):
+    def __init__(self):
+        super().__init__()
+        kept = self.kept = {}
+
+        def keep(layer, given, outputs):
+            kept["first"] = outputs
+
+        self.first.register_forward_hook(keep)
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu()).relu() + self.kept["first"])
 
 
 class InBuffer(Skips):
@@ -49,6 +74,10 @@ class InBuffer(Skips):
         return self.third(self.second(self.kept.relu()).relu() + self.kept)
 
 
+def compiled():
+    return from_compiled(torch.compile(Skips(), backend="eager"))
+
+
 POLICY = mpq.BitPolicy(dict.fromkeys(("first", "second", "third"), mpq.WeightScheme(3, rounding="second_order")))
 
 
@@ -59,7 +88,7 @@ def rounded(model, **options):
 
 
 @pytest.mark.parametrize("lockstep", [True, False])
-@pytest.mark.parametrize("make", [OnItself, InList, InBuffer])
+@pytest.mark.parametrize("make", [OnItself, ByHook, InList, InDictOfHook, InBuffer, compiled])
 def test_layers_are_rounded_as_in_a_model_that_keeps_nothing(make, lockstep):
     expected, found = rounded(Skips(), lockstep=lockstep), rounded(make(), lockstep=lockstep)
     for layer in expected:
