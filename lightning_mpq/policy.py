@@ -12,6 +12,7 @@ from typing import Any
 from .schemes import InputScheme, LayerScheme, WeightScheme
 from .tools.checks import shown
 from .tools.files import write_text_atomically
+from .tools.kinds import checked_kinds
 from .tools.reading import parse_json, read_text
 
 POLICY_FORMAT = "lightning_mpq.policy"
@@ -40,6 +41,7 @@ class BitPolicy(Mapping[str, LayerScheme]):
     layers: Mapping[str, tuple[str, ...]]
     operands: Mapping[str, InputScheme] | None
 
+    @checked_kinds
     def __init__(
         self,
         schemes: Mapping[str, LayerScheme | WeightScheme],
@@ -47,6 +49,9 @@ class BitPolicy(Mapping[str, LayerScheme]):
         operands: Mapping[str, InputScheme] | None = None,
     ) -> None:
         """A group without listed layers is the layer of that name; no layer may be decided twice."""
+        for group, names in (layers or {}).items():
+            if isinstance(names, str):
+                raise ValueError(f"The layers of {group!r} must be a tuple of names, got {names!r}: give ({names!r},).")
         members = {name: tuple((layers or {}).get(name, (name,))) for name in schemes}
         owner: dict[str, str] = {}
         for group, names in members.items():

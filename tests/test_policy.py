@@ -165,3 +165,25 @@ def test_odd_values_are_refused_in_one_way_and_shortly():
 def test_what_is_no_ordinary_file_is_refused(tmp_path, kind):
     with pytest.raises((OSError, ValueError), match="policy"):
         BitPolicy.load(make(kind, tmp_path / "policy.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([3],), r"BitPolicy: schemes must be a mapping from names to LayerScheme or WeightScheme, got \[3\]\."),
+        (
+            ({"a": 3},),
+            r"BitPolicy: schemes must be a mapping from names to LayerScheme or WeightScheme, got \{'a': 3\}\.",
+        ),
+        ((None,), "BitPolicy: schemes must be a mapping .* got None"),
+        (({"a": WeightScheme(3)}, ["b"]), "BitPolicy: layers must be a mapping .* got"),
+    ],
+)
+def test_what_is_no_policy_is_said(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        BitPolicy(*arguments)
+
+
+def test_the_name_of_one_layer_is_no_list_of_names():
+    with pytest.raises(ValueError, match=r"layers of 'block' must be a tuple of names, got 'conv1': give \('conv1',\)"):
+        BitPolicy({"block": WeightScheme(3)}, {"block": "conv1"})
