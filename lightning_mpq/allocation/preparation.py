@@ -11,7 +11,6 @@ import numpy as np
 from ..curvature.taylor_model import TaylorModel
 from ..errors import InfeasibleBudgetError
 from ..policy import BitPolicy
-from ..tools.checks import check_kind
 from ..tools.progress import Progress
 from .allocation import Allocation, Objective
 from .budget import Budget
@@ -56,10 +55,7 @@ class Preparation:
             InfeasibleBudgetError: If a bound lies below the least possible cost.
             ValueError: If rules contradict each other.
         """
-        check_kind("taylor", taylor, TaylorModel, "what profile returned")
-        check_kind("budget", budget, Budget, "such as Budget(average_bits=3)")
         rules = Rules() if rules is None else rules
-        check_kind("rules", rules, Rules, "such as Rules(min_bits={'*.head': 4})")
         rows = cost_rows(taylor.choices, budget)
         reduction = Reduction.of(taylor.choices, rows, rules)
         refuse_unreachable(rows, reduction)

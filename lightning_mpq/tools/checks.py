@@ -114,25 +114,3 @@ def check_positive(name: str, value: float | None) -> None:
     """
     if value is not None and not (is_number(value) and 0 < value < inf):
         raise ValueError(f"{name} must be a positive number, got {shown(value)}.")
-
-
-def check_kind(name: str, value: object, kind: type, hint: str) -> None:
-    """Refuse what is no object of a class.
-
-    Args:
-        name: Of the argument.
-        value: What was given.
-        kind: The class.
-        hint: Which object of it is expected.
-
-    Raises:
-        TypeError: If it is not.
-
-    Example:
-        >>> check_kind("width", "2", int, "such as 2")
-        Traceback (most recent call last):
-        ...
-        TypeError: width must be of type int, such as 2; got '2'.
-    """
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be of type {kind.__name__}, {hint}; got {shown(value)}.")

@@ -10,6 +10,8 @@ from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from torch import Tensor
+
 from .checks import shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,8 +23,8 @@ _LEFT_TO_THE_FUNCTION = (Any, bool, int, float, str)
 def checked_kinds(function: Function) -> Function:
     """Refuse arguments that are no instances of the classes in their annotations.
 
-    Numbers and choices by name are left to the function, which says what they may be; so are batches, which may be
-    anything that can be iterated.
+    Numbers and choices by name, lists of these and of tensors are left to the function, which says what they may be; so
+    are batches, which may be anything that can be iterated.
 
     Raises:
         TypeError: In a call with such an argument; names it, what it must be, and what came.
@@ -50,7 +52,7 @@ def checked_kinds(function: Function) -> Function:
             given = {}  # the call itself says what is wrong with it
         for name, value in given.items():
             kinds = _kinds(hints().get(name, Any))
-            if not any(_fits(value, kind) for kind in kinds):
+            if not any(_fits(value, kind) or _is_left(kind) for kind in kinds):
                 what = function.__qualname__.removesuffix(".__init__")
                 said = " or ".join(dict.fromkeys(_described(kind) for kind in kinds))
                 got = shown(value) if isinstance(value, _PLAIN) else _article(_name_of(value))
@@ -100,6 +102,13 @@ def _of(kind: Any) -> Callable[[Any], bool]:
     """Return whether items of a list, or values of a mapping, are of the kind that its hint names."""
     kinds = _alternatives(get_args(kind)[-1])
     return lambda item: any(_fits(item, each) for each in kinds)
+
+
+def _is_left(kind: Any) -> bool:
+    """Tell whether it is a list or mapping of what the function itself looks at."""
+    if get_origin(kind) not in (Sequence, Mapping, Iterable):
+        return False
+    return any(each in (*_LEFT_TO_THE_FUNCTION, Tensor) for each in _alternatives(get_args(kind)[-1]))
 
 
 def _is_list(value: Any) -> bool:

@@ -246,9 +246,9 @@ def test_bounds_may_come_from_numpy(taylor):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"taylor": None}, "taylor must be of type TaylorModel, what profile returned"),
-        ({"budget": 4.5}, r"budget must be of type Budget, such as Budget\(average_bits=3\); got 4.5"),
-        ({"rules": {"min_bits": {"*": 3}}}, "rules must be of type Rules"),
+        ({"taylor": None}, "taylor must be a TaylorModel, got None"),
+        ({"budget": 4.5}, r"budget must be a Budget, got 4.5. Budget\(average_bits=...\) makes one"),
+        ({"rules": {"min_bits": {"*": 3}}}, "rules must be a Rules or None"),
     ],
 )
 def test_what_is_no_model_budget_or_rule_is_refused(taylor, given, words):

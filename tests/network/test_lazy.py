@@ -30,7 +30,7 @@ def test_parameters_and_buffers_count() -> None:
         lambda model: mpq.find_groups(model, batches=BATCHES),
         lambda model: mpq.profile(model, BATCHES),
         lambda model: mpq.estimate(model, BATCHES),
-        lambda model: mpq.round_candidates(model, BATCHES, mpq.find_groups(nn.Sequential(nn.Linear(3, 4))), {}),
+        lambda model: mpq.round_candidates(model, BATCHES, mpq.find_groups(nn.Sequential(nn.Linear(3, 4))), []),
         lambda model: mpq.quantize(model, POLICY, BATCHES),
     ],
 )
