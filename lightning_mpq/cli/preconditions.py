@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import lightning as L
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from ..tools.checks import check_integer, check_one_of, is_number, shown
+from ..tools.kinds import alternatives
 
 LARGEST_SEED = 2**32 - 1
 """Of numpy's generators, which Lightning seeds too."""
@@ -67,7 +67,7 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
         ...
         ValueError: trainer.max_epochs must be an integer or null, got 'ten'.
     """
-    kinds = _alternatives(hint)
+    kinds = alternatives(hint)
     plain = [kind for kind in _KINDS if kind in kinds]
     values = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
     number = float in plain and is_number(value)
@@ -76,13 +76,6 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
     choices = [*(_KINDS[kind] for kind in plain), *map(repr, values), *(["null"] if type(None) in kinds else [])]
     said = ", ".join(choices[:-1]) + " or " * (len(choices) > 1) + choices[-1]
     raise ValueError(f"{name} must be {said}, got {shown(value)}.")
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    """Return the types of which a hint takes one."""
-    if get_origin(hint) in (Union, UnionType):
-        return [each for one in get_args(hint) for each in _alternatives(one)]
-    return [hint]
 
 
 def require_writable(folder: Path) -> None:

@@ -62,16 +62,16 @@ def checked_kinds(function: Function) -> Function:
     return cast(Function, call)
 
 
-def _alternatives(hint: Any) -> list[Any]:
+def alternatives(hint: Any) -> list[Any]:
     """Return the kinds of which a hint takes one."""
     if get_origin(hint) in (Union, UnionType):
-        return [each for one in get_args(hint) for each in _alternatives(one)]
+        return [each for one in get_args(hint) for each in alternatives(one)]
     return [hint]
 
 
 def _kinds(hint: Any) -> list[Any]:
     """Return the kinds that an argument may be of; a text is a path where a path is meant."""
-    kinds = _alternatives(hint)
+    kinds = alternatives(hint)
     return [kind for kind in kinds if kind is not str] if any(map(_is_path, kinds)) else kinds
 
 
@@ -100,7 +100,7 @@ def _is_class(kind: Any) -> bool:
 
 def _of(kind: Any) -> Callable[[Any], bool]:
     """Return whether items of a list, or values of a mapping, are of the kind that its hint names."""
-    kinds = _alternatives(get_args(kind)[-1])
+    kinds = alternatives(get_args(kind)[-1])
     return lambda item: any(_fits(item, each) for each in kinds)
 
 
@@ -108,7 +108,7 @@ def _is_left(kind: Any) -> bool:
     """Tell whether it is a list or mapping of what the function itself looks at."""
     if get_origin(kind) not in (Sequence, Mapping, Iterable):
         return False
-    return any(each in (*_LEFT_TO_THE_FUNCTION, Tensor) for each in _alternatives(get_args(kind)[-1]))
+    return any(each in (*_LEFT_TO_THE_FUNCTION, Tensor) for each in alternatives(get_args(kind)[-1]))
 
 
 def _is_list(value: Any) -> bool:
@@ -132,7 +132,7 @@ def _described(kind: Any) -> str:
     if origin is Callable:
         return "a function"
     if origin in (Sequence, Iterable, Mapping):
-        of = " or ".join(getattr(each, "__name__", str(each)) for each in _alternatives(get_args(kind)[-1]))
+        of = " or ".join(getattr(each, "__name__", str(each)) for each in alternatives(get_args(kind)[-1]))
         return f"a mapping from names to {of}" if origin is Mapping else f"a list of {of}"
     return _article(kind.__name__)
 
