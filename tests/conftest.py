@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import logging
 import threading
 
 import pytest
@@ -28,6 +29,20 @@ def pool():
     processes = ProcessPool()
     yield processes
     processes.kill()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def root_logger_as_it_was():
+    """Take out what a library set on the root logger when it was imported, as onnxruntime's quantizers do.
+
+    It writes to the stream of the test that imported it, which is closed in the tests after that.
+    """
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler and each not in before]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ def copied(module: Module) -> Module:
     the original refer to those of the copy.
 
     Example:
-        >>> net = nn.Linear(2, 2)
-        >>> own = net.forward
-        >>> net.forward = lambda x: own(x)
-        >>> twin = copied(net)
+        >>> def wrapped(layer):
+        ...     own = layer.forward
+        ...     layer.forward = lambda x: own(x)
+        ...     return layer
+        >>> twin = copied(wrapped(nn.Linear(2, 2)))
         >>> _ = nn.init.zeros_(twin.weight), nn.init.zeros_(twin.bias)
         >>> import torch
         >>> float(twin(torch.ones(1, 2)).abs().sum())
