@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
 from .grids.registry import DEFAULT_GRIDS
 from .groups.candidates import offered_schemes
+from .tools.warning import warn
 
 _MOVED = {
     "Candidate": "lightning_mpq.groups.candidates.Candidate",
@@ -43,7 +43,7 @@ def moved(name: str) -> Any:
         raise AttributeError(f"module 'lightning_mpq' has no attribute {name!r}")
     module, _, attribute = _MOVED[name].rpartition(".")
     instead = "make_candidates(groups, bits)" if module == __name__ else _MOVED[name]
-    warnings.warn(f"lightning_mpq.{name} is {instead} now.", DeprecationWarning, stacklevel=3)
+    warn(f"lightning_mpq.{name} is {instead} now.", DeprecationWarning)
     return getattr(import_module(module), attribute)
 
 

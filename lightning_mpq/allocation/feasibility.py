@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from ..errors import InfeasibleBudgetError
 from ..groups.choices import Choices
+from ..tools.warning import warn
 from .budget import Budget
 from .costs import CostRow, cost_rows
 from .rules import Rules
@@ -40,11 +40,9 @@ def refuse_unreachable(rows: Sequence[CostRow], reduction: Reduction) -> None:
         row = by_name[name]
         least, most = extremes(row, reduction)
         if row.limit is not None and row.limit > most:
-            warnings.warn(
+            warn(
                 f"The budget {name}={row.limit:.10g} bounds nothing: the most possible value is {most:.10g} "
-                f"{row.unit} (the least is {least:.10g}). Lower it if the model is to become smaller.",
-                UserWarning,
-                stacklevel=4,
+                f"{row.unit} (the least is {least:.10g}). Lower it if the model is to become smaller."
             )
         if reduction.least_sum(values) > limit:
             raise InfeasibleBudgetError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..network.likelihood import guess_likelihood
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import Rounds, errors_shared, gather
 from ..tools.progress import Progress
+from ..tools.warning import warn
 from .accumulation import LEAST_BATCHES, Accumulator
 from .cache.earlier_work import EarlierWork
 from .cache.fingerprint import hash_model, hash_settings
@@ -148,12 +148,10 @@ def measure_batches(
         result = sums.result()
         refuse_silence(silent_groups(result, model, rounded), result, sum(gather(ignored)))
         if tolerance is not None and (reached := sums.relative_error()) > tolerance:
-            warnings.warn(
+            warn(
                 f"The batches ended at a relative error of {reached:.2g} of the predictions ({result.samples} samples "
                 f"in {len(result.batch_hashes)} batches, at least {LEAST_BATCHES} are needed); tolerance={tolerance} "
-                "asks for more of them.",
-                UserWarning,
-                stacklevel=2,
+                "asks for more of them."
             )
         earlier.store(result)
     if loss == "task":

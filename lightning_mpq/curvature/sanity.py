@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
 
+from ..tools.warning import warn
 from .taylor_model import TaylorModel
 
 
@@ -61,12 +61,10 @@ def warn_of_wrong_order(taylor: TaylorModel) -> None:
         worst = max(violations, key=lambda found: found.excess)
         names = sorted({taylor.candidates[found.more].group for found in violations})
         describe = taylor.choices.describe
-        warnings.warn(
+        warn(
             f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
             f"{describe(worst.more)} by {worst.excess:.3g} above {describe(worst.fewer)} (standard error "
-            f"{worst.error:.3g}). Calibrate on more samples if that matters to the policy.",
-            UserWarning,
-            stacklevel=3,
+            f"{worst.error:.3g}). Calibrate on more samples if that matters to the policy."
         )
 
 
@@ -89,12 +87,10 @@ def warn_far_from_minimum(model: TaylorModel) -> None:
     if int(far.sum()) * 2 > len(chosen):
         worst = chosen[int((slope / error.clamp(min=1e-300)).argmax())]
         assert model.gradient_error is not None
-        warnings.warn(
+        warn(
             f"The network is plainly not near a minimum of the task loss: in {int(far.sum())} of {len(chosen)} groups "
             "the gradient term exceeds three standard errors and the second-order term as well (for instance "
             f"{model.choices.describe(worst)}: {float(model.gradient[worst]):.3g} +- "
             f"{float(model.gradient_error[worst]):.2g} against {float(model.curvature[worst, worst]) / 2:.3g}). Train "
-            "longer, check that the batches are training data, or use loss='divergence', which has no gradient.",
-            UserWarning,
-            stacklevel=3,
+            "longer, check that the batches are training data, or use loss='divergence', which has no gradient."
         )

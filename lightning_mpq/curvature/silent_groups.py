@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from ..network.likelihood import Categorical, Likelihood, targets_of
 from ..rounding.rounded_weights import RoundedWeights
+from ..tools.warning import warn
 from .estimators.perturbation import Perturbations
 from .taylor_model import TaylorModel
 
@@ -55,14 +55,12 @@ def refuse_silence(silent: Sequence[str], taylor: TaylorModel, ignored: int) -> 
             + " Calibrate on batches with outputs that count, or say by forward_fn= and likelihood= what they are."
         )
     if ignored:
-        warnings.warn(f"{labels} They say nothing about the loss.", UserWarning, stacklevel=4)
+        warn(f"{labels} They say nothing about the loss.")
     if silent:
-        warnings.warn(
+        warn(
             f"No output reacts to the weights of {', '.join(silent)} on the calibration batches: all their scores are "
             f"zero, and bits would be decided by nothing. keep_float={list(silent)} leaves them in float, as the "
-            "callback does by itself.",
-            UserWarning,
-            stacklevel=4,
+            "callback does by itself."
         )
 
 

@@ -6,7 +6,6 @@ says nothing, so that what it is an average of is said beside it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from ..network.layer_kinds import kind_of
+from ..tools.warning import warn
 
 ENOUGH = 0.9
 """Part of the parameters below which a warning is due."""
@@ -91,7 +91,7 @@ class Coverage:
     def warn(self) -> None:
         """Warn if too little was found and something can be done."""
         if text := self.warning:
-            warnings.warn(text, UserWarning, stacklevel=3)
+            warn(text)
 
 
 def coverage_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..network.used_weights import unused_weights
 from ..tools.checks import check_list, check_mapping
 from ..tools.kinds import checked_kinds
 from ..tools.patterns import matching
+from ..tools.warning import warn
 from .coverage import coverage_of
 from .fused import Fuse, check_fuse, fused
 from .layer_groups import LayerGroup, LayerGroups, weight_bytes
@@ -132,12 +132,10 @@ UNUSED = "no output is computed with it on the calibration batches"
 
 def _say_unused(names: Sequence[str], size: int) -> None:
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    warnings.warn(
+    warn(
         f"No output is computed with the weights of {shown} on the calibration batches: they stay in float, and their "
         f"{size:,} bytes count in no budget. If they matter elsewhere (a decoder, a second head), say by forward_fn= "
-        "what the model computes; if they do not, delete them before the model is saved.",
-        UserWarning,
-        stacklevel=3,
+        "what the model computes; if they do not, delete them before the model is saved."
     )
 
 

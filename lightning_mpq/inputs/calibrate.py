@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..network.tokens import real_tokens, token_mask, weights_of_inputs
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather, on_rank_zero
+from ..tools.warning import warn
 from .histogram import InputHistogram, merged
 from .loss_gradients import LossGradients
 from .quantizer import InputRange
@@ -78,11 +78,9 @@ def input_ranges(calibration: Calibration, wanted: Mapping[str, Iterable[InputSc
             "stored in float32. Scale them down in front of the layer, or keep its inputs in float."
         )
     if zeros := [layer for layer, histogram in histograms.items() if not histogram.reach]:
-        warnings.warn(
+        warn(
             f"The inputs of {', '.join(zeros)} are zero in all calibration batches: any other value will be rounded to "
-            "whole numbers from 0 on. Calibrate on batches that activate these layers.",
-            UserWarning,
-            stacklevel=2,
+            "whole numbers from 0 on. Calibrate on batches that activate these layers."
         )
     return on_rank_zero(
         lambda: {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +11,7 @@ from ..network.isolation import isolated
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather
+from ..tools.warning import warn
 from .calibrate import InputRanges
 from .histogram import merged
 from .operations import PRODUCTS, Site
@@ -113,11 +113,9 @@ class Operands:
                 found[site.operand_name(index)] = next(shared, (scheme, best_range(own, scheme)))[1]
                 zero += [name] if not own.reach else []
         if zero:
-            warnings.warn(
+            warn(
                 f"What {', '.join(dict.fromkeys(zero))} read is zero in all calibration batches: any other value will "
-                "be rounded to whole numbers. Calibrate on batches that activate these branches.",
-                UserWarning,
-                stacklevel=2,
+                "be rounded to whole numbers. Calibrate on batches that activate these branches."
             )
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
+from ..tools.warning import warn
 from .modes import evaluating
 
 
@@ -71,11 +71,9 @@ class _Forward:
         if input.numel() != input.shape[1]:
             found = self._forward(input, *args, **kwargs)
             return found
-        warnings.warn(
+        warn(
             "A batch, or a chunk of one, gives a BatchNorm layer one value for each channel: it is left out of its "
-            "statistics. Calibrate on batches of more samples (drop_last=True).",
-            UserWarning,
-            stacklevel=2,
+            "statistics. Calibrate on batches of more samples (drop_last=True)."
         )
         with shadowed(self._layer, training=False, running_mean=self._mean, running_var=self._variance):
             found = self._forward(input, *args, **kwargs)

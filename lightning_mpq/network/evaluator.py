@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from ..tools.attributes import shadowed
+from ..tools.warning import warn
 from .batches import describe_batch, tensors_of
 from .calibration import Calibration
 from .hooks import hooked
@@ -92,11 +92,9 @@ class Evaluator:
         """
         outputs, name = self._calibration.named_outputs(batch, self.batch_number)
         if name == "last_hidden_state" and self.output_name is None:
-            warnings.warn(
+            warn(
                 f"{type(self.model).__name__} returns no 'logits'; its 'last_hidden_state' is measured. Pass "
-                "forward_fn=lambda model, batch: ... that returns what is used of it, such as a pooled embedding.",
-                UserWarning,
-                stacklevel=2,
+                "forward_fn=lambda model, batch: ... that returns what is used of it, such as a pooled embedding."
             )
         self.output_name = name
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.dim() == 0:

@@ -8,7 +8,6 @@ Perspectives on the Natural Gradient Method, JMLR 2020, section 9).
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import log_softmax, one_hot, softplus
 
 from ..tools.checks import shown
+from ..tools.warning import warn
 from .batches import describe_batch, tensors_of
 from .forward import TARGETS
 from .tokens import counting, token_mask
@@ -239,11 +239,7 @@ def guess_likelihood(outputs: Tensor, batch: Any, name: str | None = None) -> Li
             "The outputs look like probabilities, and likelihood='auto' expects logits. Return them before the "
             "softmax (or its logarithm) from forward_fn; or pass likelihood= if they are logits after all."
         )
-    warnings.warn(
-        f"likelihood='auto' took {guess} for outputs {list(outputs.shape)}; pass likelihood= to decide it.",
-        UserWarning,
-        stacklevel=2,
-    )
+    warn(f"likelihood='auto' took {guess} for outputs {list(outputs.shape)}; pass likelihood= to decide it.")
     return guess
 
 

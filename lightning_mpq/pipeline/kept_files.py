@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.files import write_bytes_atomically
 from ..tools.reading import parse_json, require_ordinary
 from ..tools.room import free_bytes, gigabytes
+from ..tools.warning import warn
 
 _SUFFIX = ".rounded.safetensors"
 
@@ -74,11 +74,9 @@ class KeptFiles:
 
     def _say_full(self, why: str) -> None:
         self._is_full = True
-        warnings.warn(
+        warn(
             f"The cache {self._folder} {why}: this and what comes later stays in memory, and is lost with this "
-            "process. Free some space, or pass another cache_dir.",
-            UserWarning,
-            stacklevel=4,
+            "process. Free some space, or pass another cache_dir."
         )
 
     def _path(self, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from ..report.records import Report
 from ..report.rows import PairsRow
 from ..tools.distributed import active, errors_shared, mean_over_ranks, on_rank_zero, share_buffers
 from ..tools.progress import Progress, StageTimer, silent
+from ..tools.warning import warn
 from .comparison import Comparison
 from .frontier_record import frontier_record
 from .planning import Decision, decide
@@ -129,11 +129,9 @@ class Pipeline:
         except Exception as error:
             if active():
                 raise
-            warnings.warn(
+            warn(
                 f"The comparison failed, so there is no report ({type(error).__name__}: {error}). The chosen policy "
-                "is followed without; compare=False leaves the comparison out.",
-                UserWarning,
-                stacklevel=2,
+                "is followed without; compare=False leaves the comparison out."
             )
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from ..network.calibration import Calibration
 from ..network.loss_change import BEYOND_CHANCE, LossChange, Losses
 from ..policy import BitPolicy
 from ..repair.repair import Step
+from ..tools.warning import warn
 from .quantize import Quantizer, RoundingOrder
 
 Repaired = tuple[Step, ...]
@@ -116,9 +116,7 @@ class PolicyEvaluator:
     def warn_if_independent(self, policy: BitPolicy) -> None:
         """Say so where a policy was to be rounded in sequence, and was measured to be surely better without."""
         if self.quantizer.tried_in_sequence(policy) and self.quantizer.order(policy) == "independent":
-            warnings.warn(
+            warn(
                 "Rounded layer after layer, the model was measured to lose more than with every layer rounded by the "
-                "float model's inputs; it keeps the latter.",
-                UserWarning,
-                stacklevel=3,
+                "float model's inputs; it keeps the latter."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -21,6 +20,7 @@ from ..rounding.kept_layers import KeptLayers
 from ..rounding.rounded_weights import RoundedWeights
 from ..rounding.sequential import round_sequentially
 from ..tools.progress import Progress
+from ..tools.warning import warn
 from .batchnorm import (
     BatchNormStatistics,
     measure_batchnorm,
@@ -129,11 +129,9 @@ class Repair:
         if change > BEYOND_CHANCE * error:  # within chance the report says enough
             self._harmful.add(step)
             done = {"biases": "Correcting biases", "batchnorm": "Measuring BatchNorm statistics again"}[step]
-            warnings.warn(
+            warn(
                 f"{done} raises the loss on held-out calibration data from {loss:.3g} by {change:.2g} +- {error:.2g}, "
-                "and is not done.",
-                UserWarning,
-                stacklevel=4,
+                "and is not done."
             )
 
     def apply(self, twin: nn.Module | None = None) -> tuple[Step, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from math import ceil
+
+from ..tools.warning import warn
 
 ROWS_PER_COLUMN = 4
 """Least squares with n independent rows for C columns do C / (n - C) worse on others than the best: a third here."""
@@ -23,13 +24,11 @@ def say_few_rows(seen: Mapping[str, tuple[int, int]]) -> None:
         return
     name, (rows, columns) = min(few.items(), key=lambda item: item[1][0] / item[1][1])
     factor = ceil(ROWS_PER_COLUMN * columns / rows)
-    warnings.warn(
+    warn(
         f"{len(few)} of {len(seen)} layers were seen with fewer than {ROWS_PER_COLUMN} rows a column, "
         f"{name!r} with {rows:,} rows (samples times positions) for {columns:,} columns: second-order rounding fits "
         "their chance too. "
-        f"{factor} times the calibration samples would do ({ROWS_PER_COLUMN * columns:,} rows).",
-        UserWarning,
-        stacklevel=3,
+        f"{factor} times the calibration samples would do ({ROWS_PER_COLUMN * columns:,} rows)."
     )
 
 
@@ -48,10 +47,8 @@ def say_few_tokens(seen: Mapping[str, tuple[Sequence[int], int]]) -> None:
         return
     shown = [f"{name}: {', '.join(own[:_SHOWN])}{', ...' * (len(own) > _SHOWN)}" for name, own in few.items()]
     more = f"; and {len(shown) - _SHOWN} more weights" if len(shown) > _SHOWN else ""
-    warnings.warn(
+    warn(
         f"Experts saw fewer than {ROWS_PER_COLUMN} tokens a column (tokens in brackets) in {'; '.join(shown[:_SHOWN])}"
         f"{more}. Second-order rounding fits their chance, and rounds those that saw none to nearest: take more, or "
-        "more varied, calibration samples, or keep these layers in float (keep_float).",
-        UserWarning,
-        stacklevel=3,
+        "more varied, calibration samples, or keep these layers in float (keep_float)."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
 from ..tools.distributed import rank
 from ..tools.progress import Progress
+from ..tools.warning import warn
 from .few_rows import say_few_rows, say_few_tokens
 from .recurrence import RECURRENT, recurrence_watched
 from .unseen import causes_of
@@ -85,11 +85,7 @@ def input_moments(
     unseen = [n for n, layer in layers.items() if id(layer.weight) not in shared or not shared[id(layer.weight)].count]
     if unseen:
         for cause, names in causes_of(calibration, {name: layers[name] for name in unseen}).items():
-            warnings.warn(
-                f"{cause}: {', '.join(names)}. Rounding to the levels nearest to the weights is what remains.",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"{cause}: {', '.join(names)}. Rounding to the levels nearest to the weights is what remains.")
     matrices = {name: shared[id(layer.weight)] for name, layer in layers.items() if id(layer.weight) in shared}
     by_expert = {name: m.part_counts for name, m in matrices.items() if expert_weights(held_by(layers[name])[0])}
     columns = {name: m.second.shape[-1] for name, m in matrices.items() if m.second.dim() == 3}

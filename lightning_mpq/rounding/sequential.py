@@ -8,7 +8,6 @@ GPTQ does, aims at W z and so keeps the errors that came in; aiming at W x takes
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -32,6 +31,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..tools.distributed import broadcast, errors_shared, on_rank_zero
 from ..tools.progress import Progress
+from ..tools.warning import warn
 from .independent import round_policy
 from .kept_layers import KeptLayers
 from .room import refuse_without_room
@@ -134,12 +134,10 @@ def _as_it_is(model: nn.Module) -> AbstractContextManager[None]:
 
 def _say_unpaired(layers: Sequence[str]) -> None:
     shown = ", ".join(layers[:8]) + (", ..." if len(layers) > 8 else "")
-    warnings.warn(
+    warn(
         f"Rounding earlier layers changes which rows of {shown} belong to which samples (sorting, selection, routing "
         "or an early exit by activations): they are rounded by their own inputs, and not to make up for earlier "
-        "errors.",
-        UserWarning,
-        stacklevel=3,
+        "errors."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from .reading import open_ordinary
 from .temporaries import put_in_place, temporary_file
+from .warning import warn
 
 _ZIP = b"PK\x03\x04"
 
@@ -50,7 +50,7 @@ def unless_impossible(what: str, path: Path, instead: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warnings.warn(f"{what} {path} cannot be used: {error}. {instead}", UserWarning, stacklevel=3)
+        warn(f"{what} {path} cannot be used: {error}. {instead}")
 
 
 def damage(path: Path) -> str | None:

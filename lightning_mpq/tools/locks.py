@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from .warning import warn
 
 MOST_SECONDS = 600.0
 """After this time whoever holds a lock is taken to hang."""
@@ -52,10 +53,7 @@ def _acquired(path: Path) -> BaseFileLock | None:
     try:
         if _acquire(lock, SILENT_SECONDS):
             return lock
-        warnings.warn(
-            f"Waiting for the lock {path}, which {_holder(path)} holds; in {MOST_SECONDS:.0f} s this gives up.",
-            stacklevel=5,
-        )
+        warn(f"Waiting for the lock {path}, which {_holder(path)} holds; in {MOST_SECONDS:.0f} s this gives up.")
         if _acquire(lock, MOST_SECONDS - SILENT_SECONDS):
             return lock
     except (NotImplementedError, OSError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
+
+from .warning import warn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,7 +30,7 @@ def renamed(**arguments: str) -> Callable[[Function], Function]:
         def call(*args: Any, **options: Any) -> Any:
             for old, new in arguments.items():
                 if old in options and new not in options:
-                    warnings.warn(f"{old}= of {function.__qualname__} is {new}= now.", DeprecationWarning, stacklevel=2)
+                    warn(f"{old}= of {function.__qualname__} is {new}= now.", DeprecationWarning)
                     options[new] = options.pop(old)
             return function(*args, **options)
 

@@ -6,12 +6,12 @@ batches are left out and its sums taken over.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import CorruptModelError
+from ...tools.warning import warn
 from ..taylor_model import TaylorModel
 from .fingerprint import combine
 
@@ -57,7 +57,7 @@ class TaylorCache:
         try:
             model = TaylorModel.load(path)
         except CorruptModelError as error:
-            warnings.warn(f"A cache entry is left aside and measured again: {error}", UserWarning, stacklevel=3)
+            warn(f"A cache entry is left aside and measured again: {error}")
             return None
         except OSError:
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ...groups.groups import LayerGroup
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.files import write_bytes_atomically
 from ...tools.reading import parse_json, require_ordinary
+from ...tools.warning import warn
 from ..estimators.measurement import Measurement
 from .fingerprint import hash_content, hash_tensor
 
@@ -130,11 +130,7 @@ class KeptMeasurements:
         except OSError:
             return
         except Exception as error:  # which one, depends on the byte that is wrong
-            warnings.warn(
-                f"The cache entry {path} is damaged, and what it holds is measured again: {error}.",
-                UserWarning,
-                stacklevel=3,
-            )
+            warn(f"The cache entry {path} is damaged, and what it holds is measured again: {error}.")
 
     def _take(self, text: dict[str, Any], tensors: dict[str, Tensor], columns: tuple[int, ...]) -> None:
         """Take over the measurements of batches of which less is known."""

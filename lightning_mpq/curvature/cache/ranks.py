@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from torch import nn
 from ...groups.candidates import Candidate
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.distributed import active, broadcast, gather
+from ...tools.warning import warn
 from .fingerprint import hash_state
 
 
@@ -51,11 +51,9 @@ def check_parts(parts: Sequence[tuple[str, Sequence[str]]]) -> None:
         )
     repeated = sum(map(len, hashes)) - len(set().union(*hashes))
     if repeated:
-        warnings.warn(
+        warn(
             f"{repeated} calibration batches were measured on more than one process, and count as if they were "
-            "different data. Give every process batches of its own, for instance by a DistributedSampler.",
-            UserWarning,
-            stacklevel=3,
+            "different data. Give every process batches of its own, for instance by a DistributedSampler."
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from ...tools.warning import warn
 
 _WAYS_OUT = "Use estimator='fisher' or 'gauss_newton' (first derivatives), or 'secant' (none)"
 _HIDDEN = (
@@ -152,10 +153,8 @@ def _report(cause: str, zero: Sequence[str], doubtful: Sequence[str]) -> None:
             f"out as zero, though the gradient changes with the weights: {_HIDDEN}"
         )
     if doubtful:
-        warnings.warn(
+        warn(
             f"{cause}, and second derivatives differ from differences of gradients at {', '.join(doubtful)}: either "
             "their backward uses values that autograd does not follow, or the gradient jumps nearby (ReLU, rounding). "
-            f"{_WAYS_OUT} to be sure.",
-            UserWarning,
-            stacklevel=2,
+            f"{_WAYS_OUT} to be sure."
         )

@@ -12,7 +12,6 @@ pass yields the output gradients of all layers at once, whatever their number.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -27,6 +26,7 @@ from ...network.evaluator import Evaluator, not_differentiable
 from ...network.layer_kinds import kind_of
 from ...network.likelihood import Likelihood
 from ...tools.checks import shown
+from ...tools.warning import warn
 from .base import Estimator, Setting
 from .batch_fisher import BatchScores
 from .batched_forward_mode import BatchedForwardMode
@@ -237,12 +237,10 @@ class SampleScores:
         if slow_layers := {*found.values(), *self._inputs_by_forward_mode.values()}:
             names = ", ".join(sorted(slow_layers))
             extra = sum(stop - start for start, stop in (*found, *self._inputs_by_forward_mode))
-            warnings.warn(
+            warn(
                 f"The calls of these layers do not show how each sample uses their weights: {names}. (A weight read "
                 f"outside of its layer, or inputs without one row for each sample?) Forward mode measures them "
-                f"exactly, at {extra} more passes over each batch.",
-                UserWarning,
-                stacklevel=2,
+                f"exactly, at {extra} more passes over each batch."
             )
 
     def _reference(self, batch: Any, gradient: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 
 from ...grids.registry import grid_named
 from ...tools.checks import check_one_of
+from ...tools.warning import warn
 from .auto_round import AutoRoundKernel
 from .base import Kernel, PreparedLinear, UnsuitableWeightError
 from .humming import HummingKernel
@@ -114,9 +114,8 @@ def warn_once(outcome: Outcome) -> None:
         expected = len(outcome.reasons) > 1 and reason.startswith(BY_DESIGN)
         if (name, reason) not in _warned and not expected:
             _warned.add((name, reason))
-            warnings.warn(
-                f"The kernel {name!r} cannot be used: it {reason}. Packed layers are dequantized at each call instead.",
-                stacklevel=3,
+            warn(
+                f"The kernel {name!r} cannot be used: it {reason}. Packed layers are dequantized at each call instead."
             )
 
 
