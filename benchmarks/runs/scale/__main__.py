@@ -1,6 +1,6 @@
 """How memory and time grow with a language model: random Llama shapes, stage by stage.
 
-    python -m benchmarks.runs.scale [--shapes 10M 30M 135M 360M 1B] [--dtypes float32 bfloat16]
+    python -m benchmarks.runs.scale [--shapes 30M 135M 360M 1B] [--dtypes float32 bfloat16]
 
 Each model is measured in a process of its own, on one thread. What is counted is memory of the process's own; rounded
 candidates lie on disk, as under ``cache_dir``.
@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16")
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, print and write."""
     parser = parser_of("scale", __doc__)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["10M", "30M", "135M"])
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["30M", "135M"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--widths", nargs="+", type=int, default=[2, 3, 4, 8], help="bits that are offered")
     parser.add_argument("--batches", type=int, default=2)

@@ -35,7 +35,8 @@ def stages(shape: str, dtype: str, widths: Sequence[int], batches: int, samples:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows: list[Row] = []
-    training_step(random_llama("tiny"), random_tokens("tiny", 1, 1, 8)[0])  # what torch itself takes at first
+    for first in (torch.float32, getattr(torch, dtype)):  # what torch itself takes at first, for kernels of each type
+        training_step(random_llama("tiny", first), random_tokens("tiny", 1, 1, 8)[0])
     with PeakMemory() as empty:
         pass
     model = random_llama(shape, getattr(torch, dtype))
