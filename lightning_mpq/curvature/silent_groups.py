@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..network.likelihood import Categorical, Likelihood, targets_of
+from ..network.likelihood import Categorical, Likelihood, predicted
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.warning import warn
 from .estimators.perturbation import Perturbations
@@ -66,8 +66,9 @@ def refuse_silence(silent: Sequence[str], taylor: TaylorModel, ignored: int) -> 
 
 def all_ignored(likelihood: Likelihood | None, batch: Any) -> bool:
     """Tell whether a batch has labels, and all of them are those that a `Categorical` ignores."""
-    targets = targets_of(batch) if isinstance(likelihood, Categorical) else None
+    if not isinstance(likelihood, Categorical):
+        return False
+    targets = predicted(batch, likelihood.ignore_index)
     if targets is None or not targets.numel():
         return False
-    assert isinstance(likelihood, Categorical)
     return bool((targets == likelihood.ignore_index).all())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import log_softmax, one_hot, softplus
+from torch.nn.functional import log_softmax, one_hot, pad, softplus
 
 from ..tools.checks import shown
 from ..tools.warning import warn
@@ -79,7 +79,7 @@ class Categorical(Likelihood):
 
     Attributes:
         class_dim: Dimension of the outputs that holds the classes: 1 as in ``cross_entropy``, or -1.
-        ignore_index: Positions whose target (see `targets_of`) is this do not count.
+        ignore_index: Positions whose target (see `predicted`) is this do not count.
         sampling: ``"label"``: scores of drawn labels, as the Fisher information is defined.
             ``"sign"``: see `Likelihood.score`; the same expectation with less noise.
     """
@@ -123,7 +123,7 @@ class Categorical(Likelihood):
 
     def _mask(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return 1 where a position counts and 0 where its target is ``ignore_index`` or its token does not count."""
-        targets, tokens = targets_of(batch), token_mask(batch)
+        targets, tokens = predicted(batch, self.ignore_index), token_mask(batch)
         shape = list(outputs.shape)
         del shape[self.class_dim]
         mask = outputs.new_ones(())
@@ -196,6 +196,27 @@ def targets_of(batch: Any) -> Tensor | None:
     elif isinstance(batch, Mapping):
         found = next((batch[key] for key in TARGETS if key in batch), None)
     return found if isinstance(found, Tensor) else None
+
+
+def predicted(batch: Any, ignore_index: int) -> Tensor | None:
+    """Return the target that each position predicts; None if the batch has none.
+
+    Labels that repeat ``input_ids`` wherever they are not ignored are those of a causal language model of transformers,
+    which shifts them itself: position t predicts the label of t + 1, and the last one none.
+
+    Example:
+        >>> predicted({"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[-100, 6, 7]])}, -100)
+        tensor([[   6,    7, -100]])
+    """
+    targets = targets_of(batch)
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    inputs = first.get("input_ids") if isinstance(first, Mapping) else None
+    if targets is None or not isinstance(inputs, Tensor) or inputs.shape != targets.shape or targets.dim() != 2:
+        return targets
+    counts = targets != ignore_index
+    if not bool(counts.any()) or not bool((targets == inputs)[counts].all()):
+        return targets
+    return pad(targets[:, 1:], (0, 1), value=ignore_index)
 
 
 def check_likelihood(likelihood: object) -> None:

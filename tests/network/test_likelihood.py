@@ -66,3 +66,32 @@ def test_auto_refuses_what_it_cannot_tell():
     model = nn.Linear(2, 6)
     with pytest.raises(ValueError, match="cannot tell what outputs"):
         plain_profile(model, [torch.zeros(2, 2)], forward_fn=lambda net, x: net(x).unflatten(1, (2, 3)), bits=[2])
+
+
+@pytest.mark.parametrize("hidden", [[], [0], [0, 1, 2], [0, 3, 5]])
+@pytest.mark.parametrize("as_pair", [False, True])
+def test_positions_of_a_causal_language_model_count_where_its_own_loss_looks(hidden, as_pair):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=9, pad_token_id=0, **sizes))
+    tokens = torch.randint(1, 9, (2, 6))
+    labels = tokens.clone()
+    labels[0, hidden] = -100
+    found = model(input_ids=tokens, labels=labels)
+    found.logits.retain_grad()
+    found.loss.backward()
+    looked_at = found.logits.grad.abs().sum(-1) > 0
+    batch = ({"input_ids": tokens}, labels) if as_pair else {"input_ids": tokens, "labels": labels}
+    logits, likelihood = found.logits.detach(), Categorical(class_dim=-1)
+    score = likelihood.score(logits, batch, torch.Generator().manual_seed(0))
+    assert_close(score.abs().sum(-1) > 0, looked_at)
+    assert likelihood.counted(logits, batch) == looked_at.sum()
+
+
+def test_labels_that_are_no_copy_of_the_inputs_count_where_they_stand():
+    tokens, labels = torch.tensor([[3, 1, 4, 1]]), torch.tensor([[-100, 2, 4, -100]])  # of a masked language model
+    score = Categorical(class_dim=-1).score(
+        torch.randn(1, 4, 9), {"input_ids": tokens, "labels": labels}, torch.Generator().manual_seed(0)
+    )
+    assert (score.abs().sum(-1) > 0).tolist() == [[False, True, True, False]]
