@@ -23,6 +23,7 @@ from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.quantized_operands import operands_in_float, quantize_operands
 from ..modules.replacing import replace_layers
 from ..modules.twins import build_layers, empty_layer
+from ..network.compiled import uncompiled
 from ..network.named_weights import named_layers
 from ..tools.clean_up import afterwards
 from ..tools.files import write_text_atomically
@@ -66,6 +67,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         TimeoutError: If another process holds the folder's lock and does not give it back.
         ValueError: If no layer is packed, or the model holds something that cannot be saved.
     """
+    model = uncompiled(model)  # whose names fit, whether what loads them is compiled or not
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to save; quantize it first.")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..network.compiled import said_of_compiled
 from ..network.layer_kinds import ParameterView, float_class
 from ..network.named_weights import named_layers
 from ..tools.clean_up import after_errors
@@ -48,4 +49,5 @@ def unknown_layer(name: str, model: nn.Module, modules: Mapping[str, nn.Module])
     """Return what is said of a layer that a model does not have."""
     known = [layer for layer, module in modules.items() if float_class(module) is not None]
     shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    return f"The policy names the layer {name!r}, which {type(model).__name__} does not have. Its layers: {shown}."
+    said = f"The policy names the layer {name!r}, which {type(model).__name__} does not have. Its layers: {shown}."
+    return said + said_of_compiled(name, known)

@@ -15,6 +15,7 @@ from torch import nn
 from ...errors import CorruptModelError
 from ...export.safetensors import load_folder
 from ...modules import packed_layers
+from ...network.compiled import uncompiled
 from ...tools.files import damage
 from ...tools.kinds import checked_kinds
 from .checkpoint import load_checkpoint, read_packed
@@ -34,8 +35,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
 
     Args:
         path: A folder that `save` wrote, or a file that the Trainer saved after quantization or during fine-tuning.
-        model: A float model of the architecture that was quantized, in the type that it was saved in; on an error it is
-            left as it was. A LightningModule makes what it makes in ``configure_model`` first. For a
+        model: A float model of the architecture that was quantized, compiled or not, in the type that it was saved in;
+            on an error it is left as it was. A LightningModule makes what it makes in ``configure_model`` first. For a
             file, the class of a LightningModule will do: an instance is made as Lightning's ``load_from_checkpoint``
             makes it, from a checkpoint of a float model too.
         options: For a class: what Lightning's ``load_from_checkpoint`` takes, arguments of the class included.
@@ -71,11 +72,16 @@ def load(path: str | os.PathLike[str], model: nn.Module | type[nn.Module], **opt
         return _instance(model, path, options)
     if options:
         raise TypeError(f"{', '.join(options)} are for making an instance of a class, and a model was given.")
-    if isinstance(model, L.LightningModule) and is_overridden("configure_model", model):
-        model.configure_model()  # as Lightning's load_from_checkpoint does; layers may be made there only
-    if packed := packed_layers(model):
-        raise TypeError(f"{type(model).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
-    return load_folder(path, model) if path.is_dir() else load_checkpoint(path, model)
+    own = uncompiled(model)
+    if isinstance(own, L.LightningModule) and is_overridden("configure_model", own):
+        own.configure_model()  # as Lightning's load_from_checkpoint does; layers may be made there only
+    if packed := packed_layers(own):
+        raise TypeError(f"{type(own).__name__} is packed already (layer {next(iter(packed))!r}); give a float model.")
+    if path.is_dir():
+        load_folder(path, own)
+    else:
+        load_checkpoint(path, own)
+    return model
 
 
 def _instance(module_class: type[nn.Module], path: Path, options: dict[str, Any]) -> Any:
