@@ -6,6 +6,7 @@ from helpers.networks import mlp
 from torch.testing import assert_close
 
 from lightning_mpq import find_groups
+from lightning_mpq.curvature.estimators import input_perturbation
 from lightning_mpq.curvature.estimators.input_perturbation import InputPerturbations
 from lightning_mpq.inputs.quantizer import quantize_inputs, range_between
 from lightning_mpq.schemes import InputScheme
@@ -34,3 +35,15 @@ def test_a_change_is_what_the_packed_layer_makes_of_an_input(dtype):
     vector = found.inner_products("0", x[:, 0, 0], gradient[:, 0, 0])  # one value a row
     assert vector.shape == (5, len(SCHEMES))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_inner_products_are_the_same_a_few_rows_at_a_time(monkeypatch, rows):
+    model = mlp(6, 3)
+    ranges = {("0", each): range_between(-0.9, 1.7, each) for each in SCHEMES if each.needs_range}
+    found = InputPerturbations(model, find_groups(model), [("0", each) for each in SCHEMES], ranges)
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(5, 4, 6, generator=generator) for _ in range(2))
+    whole = found.inner_products("0", x, gradient)
+    monkeypatch.setattr(input_perturbation, "_IN_CACHE", rows * 24)
+    assert_close(found.inner_products("0", x, gradient), whole)
