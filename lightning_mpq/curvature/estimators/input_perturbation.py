@@ -23,7 +23,7 @@ from ...network.named_weights import named_layers
 from ...schemes import InputScheme
 
 _IN_CACHE = 2**16
-"""Elements that are gone through at a time on a CPU, so that an operation finds in its cache what the last one wrote."""
+"""Elements that are gone through at a time on a CPU, so that one operation finds in its cache what another wrote."""
 
 
 class InputPerturbations:
