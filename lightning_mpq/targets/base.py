@@ -103,6 +103,13 @@ class Target:
         """Return `stored_bits` where the inputs count too: a file may hold a weight otherwise if they are quantized."""
         return self.stored_bits(layer, scheme.weight)
 
+    def is_slow(self, layer: nn.Module, scheme: LayerScheme) -> bool:
+        """Tell whether the runtime computes a layer as slowly as in float by this scheme, quantized inputs and all.
+
+        Such a scheme is offered only where none of one bit less is faster and takes no more bytes.
+        """
+        return False
+
     @property
     def has_file(self) -> bool:
         """Whether `write` is defined."""

@@ -31,7 +31,8 @@ def offer(
     """Find the groups of a model, those that a target ties being one, and what it can hold of each, at its price.
 
     A candidate that is held in more bits than it has, as 3 are in 4, is left out where another has more bits in the
-    same blocks and takes no more.
+    same blocks and takes no more. So is one that the target computes slowly, where it computes another of one bit less
+    faster.
 
     Args:
         target: The target.
@@ -72,8 +73,11 @@ def offer(
     for group in groups:
         own = on_menu(group)
         priced = [replace(c, stored_bits=_price(target, group, layers, c.scheme)) for c in own]
-        dearer = [now.stored_bits > before.stored_bits for before, now in zip(own, priced, strict=True)]
-        found += [c for c, dear in zip(priced, dearer, strict=True) if not (dear and _is_matched(c, priced))]
+        dearer = {now for before, now in zip(own, priced, strict=True) if now.stored_bits > before.stored_bits}
+        slow = {c for c in priced if any(target.is_slow(layers[name], c.scheme) for name in group.layers)}
+        quick = [c for c in priced if c not in slow]
+        worth = [c for c in priced if c not in slow or not _is_matched(c, quick, fewer=1)]
+        found += [c for c in worth if c not in dearer or not _is_matched(c, worth)]
     return groups, tuple(found)
 
 
@@ -183,11 +187,11 @@ def _price(target: Target, group: LayerGroup, layers: Mapping[str, nn.Module], s
     return sum(of_weight.values()) + (0 if inputs is None else len(group.layers) * inputs.stored_bits)
 
 
-def _is_matched(candidate: Candidate, others: Iterable[Candidate]) -> bool:
-    """Tell whether another candidate has more bits in the same blocks, and takes no more."""
+def _is_matched(candidate: Candidate, others: Iterable[Candidate], fewer: int = -1) -> bool:
+    """Tell whether another candidate takes no more with the same blocks, and has at most so many fewer bits."""
     own = candidate.scheme.weight
     return any(
-        other.scheme.bits > own.bits
+        other.scheme.bits >= own.bits - fewer
         and other.scheme.input == candidate.scheme.input
         and other.stored_bits <= candidate.stored_bits
         and other.scheme.weight.granularity == own.granularity

@@ -64,6 +64,24 @@ def test_widths_that_onnx_holds_in_wider_ones_are_left_out_unless_they_are_all_t
     assert [c.stored_bits for c in three] == [c.stored_bits for c in four]
 
 
+def widths_and_grids(net, name, **options):
+    _, candidates = offer(OnnxRuntime(), net, CandidateOptions(**options))
+    return {(c.scheme.bits, c.scheme.weight.grid) for c in candidates if c.group == name and c.scheme.quantized_input}
+
+
+def test_onnxruntime_is_offered_seven_bits_in_the_place_of_eight_where_eight_by_eight_is_slow():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 40))
+    for product in ("0", "4"):
+        assert max(widths_and_grids(net, product, inputs=[8])) == (7, "symmetric")
+        assert (8, "symmetric") in widths_and_grids(net, product, inputs=[7])  # 127 * 128 is small enough
+        assert (8, "symmetric") in widths_and_grids(net, product, inputs=[8], bits=[4, 8])  # nothing is near
+    assert (8, "symmetric") in widths_and_grids(net, "2", inputs=[8])  # in float by any width
+    assert (8, "symmetric") in widths_and_grids(net, "4", inputs=[8], granularities=[32])
+    assert (8, "symmetric") in {
+        (c.scheme.bits, c.scheme.weight.grid) for c in offer(OnnxRuntime(), net, CandidateOptions())[1]
+    }
+
+
 def test_rules_against_the_menu_are_refused_with_the_nearest_that_fits():
     options = CandidateOptions(fixed_bits={"3": 3})
     with pytest.raises(

@@ -22,6 +22,8 @@ from ...schemes import SCALE_BITS, WeightScheme
 PRODUCTS = (nn.Linear, ParameterView)
 """Types of layers that multiply by their weight."""
 CONTAINER_BITS = (2, 4, 8, 16)
+UNSATURATED = 2**14 - 1
+"""Products of a signed level and a code up to this are exact on any processor: two of them fit 16 bits."""
 FOUR_BITS_OPSET, TWO_BITS_OPSET = 21, 25
 """The first versions of the standard operations that know INT4 and INT2."""
 
@@ -147,6 +149,19 @@ def held_bits(
     if grid_named(scheme.grid).zero_point_bits:
         tensors.append((scales, chosen.bits))
     return sum(8 * ceil(count * bits / 8) for count, bits in tensors)
+
+
+def may_saturate(scheme: WeightScheme, largest_code: int) -> bool:
+    """Tell whether some weights have products beyond `UNSATURATED`.
+
+    These are exact by unsigned weights only, by which onnxruntime multiplies no faster than by floats.
+
+    Args:
+        scheme: Of the weight.
+        largest_code: Of the inputs.
+    """
+    largest = 2 ** (scheme.bits - 1) if scheme.grid == "symmetric" else 2**scheme.bits - 1
+    return largest * largest_code > UNSATURATED
 
 
 def _container(bits: int, two_bits: bool) -> int:

@@ -13,8 +13,6 @@ from .codes import Codes
 from .containers import HeldWeight
 from .graph import Nodes
 
-UNSATURATED = 2**14 - 1
-"""Products of a signed level and a code up to this are exact on any processor: two of them fit 16 bits."""
 _LARGEST_BIAS = 2**30
 """Beyond it, the sum of products and bias may not fit 32 bits."""
 _NOTHING = 2.0**-12

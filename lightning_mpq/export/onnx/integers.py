@@ -16,9 +16,9 @@ import torch
 from ...inputs.quantizer import InputRange
 from ...modules import PackedLayer
 from .codes import Codes, QuantizedTensors
-from .containers import HeldWeight
+from .containers import UNSATURATED, HeldWeight
 from .graph import Nodes, WeightPlace
-from .integer_products import UNSATURATED, Product
+from .integer_products import Product
 from .layout import ToWeight
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from .containers import UNSATURATED
 from .graph import Nodes
-from .integer_products import UNSATURATED, in_eight_bits
+from .integer_products import in_eight_bits
 from .lookups import DOMAIN
 
 _STEPS, _ZERO, _LEAST = 127, 128, 1e-30

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_mpq.export.onnx.containers import halved, hold
+from lightning_mpq.export.onnx.containers import halved, hold, may_saturate
 from lightning_mpq.export.onnx.layout import steps_to_weight
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
 from lightning_mpq.quantizers import QuantizedRows, quantize_rows
@@ -81,3 +81,16 @@ def test_scales_without_an_exact_half_are_widened():
 def test_a_layout_that_is_no_permutation_is_refused():
     with pytest.raises(ValueError, match="no permutation"):
         steps_to_weight(lambda rows: rows.flatten()[[3, 0, 1, 2]].reshape(2, 2), rows=2, columns=2, groups=1)
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "half", "asymmetric"])
+@pytest.mark.parametrize("bits", [2, 4, 6, 7, 8])
+@pytest.mark.parametrize("code_bits", [4, 7, 8])
+def test_products_of_which_two_fit_16_bits(grid, bits, code_bits):
+    """By brute force over the levels that a weight can have, as `multiply_integers` takes them."""
+    scheme = WeightScheme(bits, grid=grid)
+    codes = torch.arange(2**bits)
+    levels = {"symmetric": codes - 2 ** (bits - 1), "half": 2 * codes - 2**bits + 1}.get(grid, codes)
+    zeros = codes if grid == "asymmetric" else torch.zeros(1, dtype=torch.int64)
+    largest = int((levels[:, None] - zeros).abs().max())
+    assert may_saturate(scheme, 2**code_bits - 1) == (2 * largest * (2**code_bits - 1) > 2**15 - 1)
