@@ -10,11 +10,16 @@ from torch import nn
 
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs, Examples
-from ..export.outputs import outputs_of
+from ..export.outputs import outputs_of, relative_error
+from ..network.forward import device_of
 from ..tools.kinds import checked_kinds
 from .base import Target
 from .record import Record, files_at
 from .registry import TARGETS, target_named
+
+_SAME_MODEL = 0.05
+"""What part of the largest output PyTorch may differ from itself: on another machine or device, in half precision, or
+where inputs are quantized and the last bit of a sum decides which code comes next."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def verify(
             else in the file has changed; or if the runtime cannot load it, or computes something else.
         ImportError: If the runtime is not installed; the extra is named.
         TypeError: If the model does not take the inputs.
-        ValueError: If inputs are given without a model, or the target is not the one that the file was written for.
+        ValueError: If inputs are given without a model, the model is another than was exported, or the target is not
+            the one that the file was written for.
     """
     path = Path(path)
     record = Record.read(path)
@@ -101,6 +107,7 @@ def verify(
     if example_inputs is not None:
         if model is None:
             raise ValueError("To compare on other inputs, pass the packed model too: verify(path, model=..., ...).")
+        _refuse_other(model, record, path)
         batches = [ExampleInputs.of(example_inputs)]
         expected = [outputs_of(model, batch) for batch in batches]
     error, why = None, ""
@@ -122,6 +129,29 @@ def verify(
         record.promised_bytes,
         why,
     )
+
+
+def _refuse_other(model: nn.Module, record: Record, path: Path) -> None:
+    """Refuse a model that computes something else on the inputs of the export than the one that was exported.
+
+    Where a runtime rounds inputs itself, its outputs may be further from the model's than those of similar models.
+    """
+    own = [batch.map(lambda value: value.to(device_of(model))) for batch in record.batches]
+    try:
+        errors = [
+            relative_error(outputs_of(model, batch), outputs, type(model).__name__)
+            for batch, outputs in zip(own, record.outputs, strict=True)
+        ]
+    except (TypeError, ValueError) as error:  # other arguments, or outputs of other shapes
+        raise ValueError(f"{_OTHER.format(path=path)}: {error}") from error
+    if not (worst := max(errors, default=0.0)) <= _SAME_MODEL:
+        raise ValueError(
+            f"{_OTHER.format(path=path)}: on the inputs of the export its outputs differ by {100 * worst:.2g} %. Pass "
+            "the packed model that was exported, or export this one."
+        )
+
+
+_OTHER = "The model is not the one that was exported to {path}"
 
 
 def _target_of(record: Record, path: Path, target: str | Target | None) -> Target:

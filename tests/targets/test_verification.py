@@ -6,6 +6,8 @@ from torch import nn
 
 import lightning_mpq as mpq
 from lightning_mpq.cli.verify import main
+from lightning_mpq.export.example_inputs import ExampleInputs
+from lightning_mpq.export.outputs import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -56,3 +58,58 @@ def test_what_is_no_number_of_bytes_is_refused(most, tmp_path):
     with pytest.raises(ValueError, match="most_bytes must be a positive number"):
         mpq.export_for("torch", net, tmp_path / "net", torch.randn(2, 8), most_bytes=most)
     assert not list(tmp_path.iterdir())
+
+
+class Narrow(nn.Module):
+    """Positive outputs near each other, so that those of two such networks differ by less than half of the largest."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        super().__init__()
+        self.hidden, self.out = nn.Linear(24, 16), nn.Linear(16, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.hidden(tokens))).sigmoid()
+
+
+def narrow(seed: int, bits: int = 8) -> nn.Module:
+    return mpq.quantize(Narrow(seed), mpq.BitPolicy(dict.fromkeys(("hidden", "out"), mpq.WeightScheme(bits))))
+
+
+@pytest.fixture(scope="module")
+def of_integers(tmp_path_factory):
+    for package in Own.packages:
+        pytest.importorskip(package, reason="needs the extra 'onnx'")
+    path = tmp_path_factory.mktemp("integers") / "net.onnx"
+    torch.manual_seed(0)
+    mpq.export_for("onnxruntime", narrow(0), path, torch.randn(4, 7, 24))
+    return path
+
+
+def test_where_products_are_integers_the_limit_is_that_of_their_rounding(of_integers):
+    for seed in range(8):  # other inputs, of other sizes
+        torch.manual_seed(seed)
+        found = mpq.verify(of_integers, model=narrow(0), example_inputs=torch.randn(2 + seed, 7, 24) * (1 + seed))
+        assert found.error < 0.05
+    inputs = ExampleInputs.of(torch.randn(4, 7, 24))
+    outputs = [[model(inputs.args[0]).detach()] for model in (narrow(0), narrow(1))]
+    difference = relative_error(*outputs)
+    assert 0.1 < difference < 0.5
+    target = mpq.targets.OnnxRuntime()
+    assert target.error(of_integers, [inputs], outputs[:1], None) < 0.05
+    with pytest.raises(ValueError, match="onnxruntime .* and PyTorch differ by"):
+        target.error(of_integers, [inputs], outputs[1:], None)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "torch"])
+def test_another_model_is_refused_whatever_the_runtime_rounds(tmp_path, target, of_integers):
+    inputs = torch.randn(4, 7, 24)
+    path = of_integers if target == "onnxruntime" else tmp_path / "net"
+    if target == "torch":
+        mpq.export_for(target, narrow(0), path, inputs)
+    with pytest.raises(ValueError, match=r"is not the one that was exported to .*: on the inputs .* differ by \d+ %"):
+        mpq.verify(path, model=narrow(1), example_inputs=inputs)
+    with pytest.raises(ValueError, match=r"is not the one that was exported .*does not take"):
+        mpq.verify(path, model=nn.Linear(3, 3), example_inputs=torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"is not the one that was exported .*shapes"):
+        mpq.verify(path, model=nn.Linear(24, 3), example_inputs=inputs)
