@@ -20,6 +20,7 @@ from ..network.placement import refuse_different_layers
 from ..rounding.independent import round_candidates
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.checks import check_integer
+from ..tools.distributed import errors_shared
 from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress
 from ..tools.renamed import renamed
@@ -123,7 +124,8 @@ def profile(
         The Taylor model with standard errors (None if a single batch of the hessian leaves them unknown).
 
     Raises:
-        ValueError: If there is no batch, arguments contradict each other, or all scores are zero.
+        ValueError: If there is no batch, arguments contradict each other, weights are not those that were rounded, or
+            all scores are zero.
         TypeError: If the default forward or loss does not fit the model and batches.
         NonFiniteError: If a weight, an output or a loss is NaN or infinite.
 
@@ -149,6 +151,9 @@ def profile(
         offered = make_candidates(found, bits) if candidates is None else candidates
         rounded = round_candidates(model, calibration, found, offered, best_grid=by_inputs)
         candidates = rounded.candidates
+    if rounded is not None:
+        with errors_shared():
+            rounded.refuse_changed(model, [layer for group in found for layer in group.layers])
     reestimated = statistics != "frozen" and bool(batchnorm_layers(model))
     kind = estimator_named(estimator)
     offered = candidates if candidates is not None else rounded.candidates if rounded is not None else ()

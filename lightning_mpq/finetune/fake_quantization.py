@@ -14,6 +14,7 @@ from ..network.layer_kinds import weight_rows
 from ..network.named_weights import named_layers
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
+from ..rounding.rounded_weights import RoundedLayers
 from ..tools.checks import shown
 from ..tools.clean_up import after_errors, afterwards
 from ..tools.kinds import checked_kinds
@@ -61,7 +62,8 @@ def fake_quantize(
 
     Raises:
         TypeError: If a layer cannot be quantized.
-        ValueError: If policy or ``rounded`` does not fit the model, or an argument is out of range.
+        ValueError: If policy or ``rounded`` does not fit the model, its weights are not those that were rounded, or an
+            argument is out of range.
         NonFiniteError: If a weight is NaN or infinite.
 
     Example:
@@ -82,6 +84,8 @@ def fake_quantize(
         raise ValueError(
             f"Layer {next(iter(already))!r} is fake-quantized already; call restore() on its handle first."
         )
+    if isinstance(rounded, RoundedLayers):
+        rounded.refuse_changed(model)
     now = named_layers(model, remove_duplicate=False)
     floats = {name: now[name] for name in policy.by_layer() if name in now}
     with afterwards(lambda: restore_layers(model, floats)):

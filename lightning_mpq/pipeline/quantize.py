@@ -63,7 +63,8 @@ def quantize(
         The same model.
 
     Raises:
-        ValueError: If batches are needed and there are none, or the policy does not fit the model.
+        ValueError: If batches are needed and there are none, the policy does not fit the model, or its weights are not
+            those that were rounded.
 
     Example:
         >>> from lightning_mpq import WeightScheme
@@ -82,6 +83,8 @@ def quantize(
             "Rounding layer by layer needs calibration batches. Pass batches=, or "
             "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
         )
+    if rounded is not None:
+        rounded.refuse_changed(model, policy.by_layer())
     given = Calibration.of(model, () if batches is None else batches, forward_fn=forward_fn)
     Quantizer(given.first(None), list(policy.by_layer()), options, rounded, cache_dir=cache_dir).pack(policy)
     return model
@@ -154,7 +157,7 @@ class Quantizer:
         """Return codes by layer, by default those to pack; none where a weight is rounded by itself."""
         order = order or self.order(policy)
         if order == "independent" and self.rounded is not None:  # unpacked as they are read, and not kept
-            return self.rounded.unpacking(policy)
+            return self.rounded.of_policy(policy)
         if (policy, order) not in self._codes:
             options = RepairOptions(sequential=order == "sequential", batchnorm=self.options.batchnorm)
             ranges = self.ranges(policy)

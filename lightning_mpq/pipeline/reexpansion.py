@@ -79,7 +79,7 @@ def expand_at(
             calibration,
             groups=groups,
             candidates=rounded.candidates,
-            rounded=rounded,
+            rounded=replace(rounded, samples={}),  # at other weights than were rounded, and meant so
             loss="task",
             statistics="reestimated" if reestimated else "frozen",
             **settings,

@@ -179,7 +179,7 @@ def final_codes(
     Raises:
         ValueError: If a scheme is rounded by its inputs and there is no batch.
     """
-    known = None if rounded is None else rounded.unpacking(policy)
+    known = None if rounded is None else rounded.of_policy(policy)
     if rounds_in_sequence(policy, options):
         return round_sequentially(
             calibration.model,

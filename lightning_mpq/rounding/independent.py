@@ -31,6 +31,7 @@ from .kept_groups import KeptGroups
 from .room import refuse_without_room
 from .rounded_weights import RoundedWeights
 from .weight_rounding import WeightRounding
+from .weight_samples import weight_samples
 
 _LEAST_BYTES = 2**26
 """What the moments of layers that are rounded by one pass may take together, or half of the weights if these are more:
@@ -123,7 +124,8 @@ def round_candidates(
     for number, part in enumerate(parts):
         begin, end = (number / len(parts), (number + 1) / len(parts))
         found |= work.round(calibration, part, lambda f, m, b=begin, e=end: report(b + f * (e - b), m))  # type: ignore[misc]
-    return _with_operands(calibration, _together([found[group.name] for group in groups], ranges))
+    rounded = replace(_together([found[group.name] for group in groups], ranges), samples=weight_samples(layers))
+    return _with_operands(calibration, rounded)
 
 
 def _with_operands(calibration: Calibration, rounded: RoundedWeights) -> RoundedWeights:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from torch import Tensor, nn
 
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
@@ -19,6 +20,7 @@ from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
 from ..schemes import WeightScheme
 from .packed_rows import PackedRows
+from .weight_samples import refuse_changed
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class RoundedWeights:
         operands: Residual sum or average to the layer with whose inputs it is quantized.
         unseen: Layer to the error of its output on unseen samples over that on calibration data, for schemes with
             second-order rounding; 1 where it is missing.
+        samples: Layer to some values of the weight that was rounded, see `weight_samples`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -45,6 +48,7 @@ class RoundedWeights:
     inputs: InputRanges = field(default_factory=dict)
     unseen: Mapping[str, float] = field(default_factory=dict)
     operands: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
         """Return one rounded weight.
@@ -60,17 +64,23 @@ class RoundedWeights:
             )
         return self.rows[layer, scheme].unpacked()
 
-    def of_policy(self, policy: BitPolicy) -> dict[str, QuantizedRows]:
+    def of_policy(self, policy: BitPolicy) -> RoundedLayers:
         """Return layer name to rounded weight, for all layers of a policy.
+
+        Each layer's codes are unpacked when they are asked for, and not kept.
 
         Raises:
             ValueError: If a layer was not rounded to the scheme that the policy gives it.
         """
-        return {layer: self.of_layer(layer, scheme) for layer, scheme in policy.weights().items()}
+        return RoundedLayers(self, policy.weights())
 
-    def unpacking(self, policy: BitPolicy) -> Mapping[str, QuantizedRows]:
-        """Return the same as `of_policy`; each layer's codes are unpacked when they are asked for, and not kept."""
-        return _Unpacking(self, policy.weights())
+    def refuse_changed(self, model: nn.Module, layers: Iterable[str]) -> None:
+        """Refuse a model whose layers have other weights than those that were rounded.
+
+        Raises:
+            ValueError: If a weight has changed.
+        """
+        refuse_changed(model, self.samples, layers)
 
     def operands_of(self, groups: Iterable[LayerGroup]) -> dict[str, list[str]]:
         """Return group name to the sums and averages that are quantized with its inputs, where there are any."""
@@ -102,7 +112,7 @@ class RoundedWeights:
         return digest.hexdigest()
 
 
-class _Unpacking(Mapping[str, QuantizedRows]):
+class RoundedLayers(Mapping[str, QuantizedRows]):
     """Layer name to rounded weight."""
 
     def __init__(self, rounded: RoundedWeights, schemes: Mapping[str, WeightScheme]) -> None:
@@ -113,6 +123,10 @@ class _Unpacking(Mapping[str, QuantizedRows]):
 
     def __getitem__(self, layer: str) -> QuantizedRows:
         return self._rounded.of_layer(layer, self._schemes[layer])
+
+    def refuse_changed(self, model: nn.Module) -> None:
+        """See `RoundedWeights.refuse_changed`."""
+        self._rounded.refuse_changed(model, self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._schemes)
