@@ -63,12 +63,14 @@ class LayerKind:
             ``"transposed"`` convolution; ``"lookup"`` of rows; ``"any"`` other way that is linear in the weight;
             ``"nonlinear"``: measured by differentiating the network along each candidate.
         parts: Equal blocks of rows that may be multiplied with different inputs (for convolutions: in each group).
+        fused: Whether exported graphs have one operation for all that the module does, and no product by the weight.
     """
 
     to_rows: Callable[[Tensor, int], Tensor] = _same_rows
     from_rows: Callable[[Tensor, torch.Size, int], Tensor] = _same_weight
     operation: Operation = "linear"
     parts: int = 1
+    fused: bool = False
 
     @classmethod
     def along(cls, output_dim: int, operation: Operation) -> LayerKind:

@@ -21,6 +21,7 @@ from .own_operation import DECLARED, OPERATIONS
 _ATTENTION = {"in_proj_weight": LayerKind(parts=3)}  # rows for queries, keys and values
 _ATTENTION |= dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight"), LayerKind())
 _NONLINEAR = LayerKind(operation="nonlinear")
+_GATED = LayerKind(operation="nonlinear", fused=True)
 
 
 def _attention_weights(module: nn.Module) -> dict[str, LayerKind]:
@@ -29,7 +30,8 @@ def _attention_weights(module: nn.Module) -> dict[str, LayerKind]:
 
 def _recurrent_weights(module: nn.Module) -> dict[str, LayerKind]:
     assert isinstance(module, nn.RNNBase)
-    return {name: _NONLINEAR for name in module._flat_weights_names if name.startswith("weight")}
+    kind = _NONLINEAR if isinstance(module, nn.RNN) else _GATED
+    return {name: kind for name in module._flat_weights_names if name.startswith("weight")}
 
 
 def _cell_weights(module: nn.Module) -> dict[str, LayerKind]:

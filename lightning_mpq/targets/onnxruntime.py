@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
-from ..export.onnx.containers import PRODUCTS, held_bits, may_saturate
+from ..export.onnx.containers import held_bits, may_saturate, multiplies
 from ..export.onnx.exporting import POLICY_KEY, export_onnx, refusal
-from ..modules.inspection import shape_of
-from ..network.layer_kinds import float_class, kind_of
+from ..network.layer_kinds import kind_of
 from ..policy import BitPolicy
 from ..schemes import InputScheme, LayerScheme, WeightScheme
 from ..tools.checks import check_one_of
@@ -66,21 +65,21 @@ class OnnxRuntime(Target):
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""
-        multiplied = float_class(layer) in PRODUCTS
-        return held_bits(*shape_of(layer), scheme, multiplied=multiplied)
+        return held_bits(layer, scheme)
 
     def stored_bits_with_inputs(self, layer: nn.Module, scheme: LayerScheme) -> int:
         """See `Target.stored_bits_with_inputs`."""
         if scheme.quantized_input is None:
             return self.stored_bits(layer, scheme.weight)
-        multiplied = float_class(layer) in PRODUCTS
-        return held_bits(*shape_of(layer), scheme.weight, multiplied=multiplied, by_integers=True)
+        return held_bits(layer, scheme.weight, by_integers=True)
 
     def is_slow(self, layer: nn.Module, scheme: LayerScheme) -> bool:
         """See `Target.is_slow`: integers by integers are fast where signed weights are exact on any processor."""
         inputs, kind = scheme.quantized_input, kind_of(layer)
+        if inputs is None and not (self.integer_products and multiplies(layer)):
+            return False
         in_float = (kind is not None and kind.operation == "transposed") or isinstance(scheme.weight.granularity, int)
-        return inputs is not None and (in_float or may_saturate(scheme.weight, 2**inputs.bits - 1))
+        return in_float or may_saturate(scheme.weight, 2 ** (8 if inputs is None else inputs.bits) - 1)
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """See `Target.write`; what onnxruntime computes differently is refused, and nothing written."""

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs
 from ..export.extras import require
-from ..export.onnx.containers import FOUR_BITS_OPSET, PRODUCTS, held_bits
+from ..export.onnx.containers import FOUR_BITS_OPSET, held_bits
 from ..export.onnx.exporting import export_onnx
-from ..modules.inspection import shape_of
-from ..network.layer_kinds import float_class
 from ..schemes import InputScheme, WeightScheme
 from .base import StoredLayer, Target
 from .onnxruntime import OnnxRuntime
@@ -52,8 +50,7 @@ class OpenVino(OnnxRuntime):
 
     def stored_bits(self, layer: nn.Module, scheme: WeightScheme) -> int:
         """See `Target.stored_bits`."""
-        multiplied = float_class(layer) in PRODUCTS
-        return held_bits(*shape_of(layer), scheme, multiplied=multiplied, two_bits=False)
+        return held_bits(layer, scheme, two_bits=False)
 
     def write(self, model: nn.Module, path: Path, inputs: ExampleInputs) -> None:
         """See `Target.write`; the ONNX file that it is made of is checked in onnxruntime first."""

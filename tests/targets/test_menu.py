@@ -57,29 +57,30 @@ def test_widths_that_onnx_holds_in_wider_ones_are_left_out_unless_they_are_all_t
     net = mlp(6, 8, 3)
     _, candidates = offer(OnnxRuntime(), net, CandidateOptions())
     of_first = {(c.scheme.bits, c.scheme.weight.grid) for c in candidates if c.group == "0"}
-    assert of_first == {(b, grid) for b in (2, 4, 8) for grid in ("symmetric", "asymmetric")} | {(8, "half")}
-    assert {c.scheme.bits for c in candidates if c.group == "2"} == {4, 8}  # 3 rows: INT2 is computed wrongly
+    assert of_first == {(b, grid) for b in (2, 4) for grid in ("symmetric", "asymmetric")} | {(7, "symmetric")}
+    assert {c.scheme.bits for c in candidates if c.group == "2"} == {4, 7}  # 3 rows: INT2 is computed wrongly
     _, three = offer(OnnxRuntime(), net, CandidateOptions(bits=[3], grids=["symmetric"]))
     _, four = offer(OnnxRuntime(), net, CandidateOptions(bits=[4], grids=["symmetric"]))
     assert [c.stored_bits for c in three] == [c.stored_bits for c in four]
 
 
-def widths_and_grids(net, name, **options):
-    _, candidates = offer(OnnxRuntime(), net, CandidateOptions(**options))
-    return {(c.scheme.bits, c.scheme.weight.grid) for c in candidates if c.group == name and c.scheme.quantized_input}
+def symmetric_widths(net, name, target=None, **options):
+    _, candidates = offer(target or OnnxRuntime(), net, CandidateOptions(**options))
+    own = [c.scheme for c in candidates if c.group == name and ("inputs" not in options or c.scheme.quantized_input)]
+    return {scheme.bits for scheme in own if scheme.weight.grid == "symmetric"}
 
 
 def test_onnxruntime_is_offered_seven_bits_in_the_place_of_eight_where_eight_by_eight_is_slow():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 40))
     for product in ("0", "4"):
-        assert max(widths_and_grids(net, product, inputs=[8])) == (7, "symmetric")
-        assert (8, "symmetric") in widths_and_grids(net, product, inputs=[7])  # 127 * 128 is small enough
-        assert (8, "symmetric") in widths_and_grids(net, product, inputs=[8], bits=[4, 8])  # nothing is near
-    assert (8, "symmetric") in widths_and_grids(net, "2", inputs=[8])  # in float by any width
-    assert (8, "symmetric") in widths_and_grids(net, "4", inputs=[8], granularities=[32])
-    assert (8, "symmetric") in {
-        (c.scheme.bits, c.scheme.weight.grid) for c in offer(OnnxRuntime(), net, CandidateOptions())[1]
-    }
+        assert max(symmetric_widths(net, product, inputs=[8])) == 7
+        assert max(symmetric_widths(net, product, inputs=[7])) == 8  # 127 * 128 is small enough
+        assert symmetric_widths(net, product, inputs=[8], bits=[4, 8]) == {4, 8}  # none of one bit less
+    assert max(symmetric_widths(net, "2", inputs=[8])) == 8  # in float by any width
+    assert max(symmetric_widths(net, "4", inputs=[8], granularities=[32])) == 8
+    assert max(symmetric_widths(net, "0")) == 8  # inputs in float
+    assert max(symmetric_widths(net, "4", granularities=["channel"])) == 7  # tokens are rounded to 8 bits
+    assert max(symmetric_widths(net, "4", OnnxRuntime(integer_products=False), granularities=["channel"])) == 8
 
 
 def test_rules_against_the_menu_are_refused_with_the_nearest_that_fits():

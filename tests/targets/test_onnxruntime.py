@@ -29,3 +29,32 @@ def test_bytes_that_are_counted_for_layers_with_quantized_inputs_are_those_in_th
     mpq.export_for(target, packed, tmp_path / "net.onnx", batches[0], verify=False)
     found = sum(layer.bytes for layer in target.read(tmp_path / "net.onnx").values())
     assert counted == found + len(schemes) * mpq.InputScheme(8).stored_bits // 8
+
+
+class Recurrent(nn.Module):
+    """Layers upon layers, so that each scheme has weights of its own, and a cell."""
+
+    def __init__(self, kind, cell):
+        super().__init__()
+        self.layers, self.cell = kind(8, 8, num_layers=len(KINDS) // 2, batch_first=True), cell(8, 8)
+
+    def forward(self, x):
+        found = self.cell(self.layers(x)[0][:, -1])
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell"), [(nn.GRU, nn.GRUCell), (nn.LSTM, nn.LSTMCell), (nn.RNN, nn.RNNCell)], ids=["gru", "lstm", "rnn"]
+)
+def test_bytes_that_are_counted_for_recurrent_layers_are_those_in_the_file(tmp_path, kind, cell):
+    """LSTM and GRU read weights in operations of their own; RNN and cells become products."""
+    for package in mpq.targets.OnnxRuntime.packages:
+        pytest.importorskip(package, reason="needs the extra 'onnx'")
+    torch.manual_seed(0)
+    model, target, inputs = Recurrent(kind, cell).eval(), mpq.targets.OnnxRuntime(), torch.randn(3, 2, 8)
+    groups, _ = offer(target, model, mpq.CandidateOptions())
+    schemes = [mpq.WeightScheme(bits, grid=grid) for grid, bits in [KINDS[-1], *KINDS]]
+    policy = mpq.BitPolicy({group.name: scheme for group, scheme in zip(groups, schemes, strict=True)})
+    counted = stored_bytes_in(target, model, groups, policy)
+    mpq.export_for(target, mpq.quantize(model, policy), tmp_path / "net.onnx", inputs, verify=False)
+    assert counted == sum(layer.bytes for layer in target.read(tmp_path / "net.onnx").values())

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...grids.registry import grid_named
-from ...network.layer_kinds import ParameterView
+from ...modules.inspection import shape_of
+from ...network.layer_kinds import ParameterView, float_class
 from ...quantizers import QuantizedRows
 from ...schemes import SCALE_BITS, WeightScheme
 
@@ -122,25 +123,21 @@ def may_have_two_bits(scheme: WeightScheme, rows: int, *, multiplied: bool, fold
     return (not multiplied or rows % 4 == 0) and not (folded and unsigned)
 
 
-def held_bits(
-    rows: int,
-    columns: int,
-    scheme: WeightScheme,
-    *,
-    multiplied: bool,
-    by_integers: bool = False,
-    two_bits: bool = True,
-) -> int:
+def multiplies(layer: nn.Module) -> bool:
+    """Tell whether a layer, packed or not, becomes a matrix product by its weight."""
+    return not layer.kind.fused if isinstance(layer, ParameterView) else float_class(layer) is nn.Linear
+
+
+def held_bits(layer: nn.Module, scheme: WeightScheme, *, by_integers: bool = False, two_bits: bool = True) -> int:
     """Return the bits of levels, scales and zero points in an ONNX file; each of these fills whole bytes.
 
     Args:
-        rows: Rows of the weight.
-        columns: Its columns.
+        layer: The layer, packed or not.
         scheme: Its scheme.
-        multiplied: See `hold`.
-        by_integers: Whether inputs are quantized: half a scale is then never added either.
+        by_integers: Whether inputs are quantized: half a scale is then never added.
         two_bits: See `hold`.
     """
+    (rows, columns), multiplied = shape_of(layer), multiplies(layer)
     scales = scheme.scale_count(rows, columns)
     spread = scales > rows
     two_bits = two_bits and may_have_two_bits(scheme, rows, multiplied=multiplied, folded=not multiplied)

@@ -23,7 +23,7 @@ from ...tools.kinds import checked_kinds
 from ..example_inputs import ExampleInputs, Examples
 from ..extras import require
 from ..float_twins import float_twins, shared_key, weight_names
-from .containers import FOUR_BITS_OPSET, PRODUCTS, TWO_BITS_OPSET
+from .containers import FOUR_BITS_OPSET, TWO_BITS_OPSET, multiplies
 
 POLICY_KEY = "lightning_mpq.policy"
 TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 0.05
@@ -216,9 +216,8 @@ def _outputs(model: nn.Module, batch: ExampleInputs, batches: Sequence[ExampleIn
 
 def _uses_two_bits(layer: PackedLayer) -> bool:
     """Return whether INT2 may hold the codes; a product on the half grid needs more (see `hold`)."""
-    multiplied = layer.float_type in PRODUCTS
     form = grid_named(layer.scheme.grid).integer_form(layer.scheme.bits)
-    return layer.scheme.bits == 2 and not (form is not None and form.steps > 1 and multiplied)
+    return layer.scheme.bits == 2 and not (form is not None and form.steps > 1 and multiplies(layer))
 
 
 def refusal(layer: nn.Module, scheme: WeightScheme) -> str | None:

@@ -113,12 +113,18 @@ def _integers(graph: ir.Graph, weight: ir.Node, first: ir.Node) -> tuple[ir.Valu
     assert levels is not None
     assert levels.const_value is not None
     assert scale is not None
-    if zero is not None:  # whatever the width, these nodes, so that no file takes more than that of the widest codes
-        dtype = ir.DataType.UINT8 if levels.dtype == ir.DataType.UINT8 else ir.DataType.INT8
+    signed = levels.const_value.numpy().astype(np.int32)
+    if zero is not None:
+        assert zero.const_value is not None
+        signed = signed - zero.const_value.numpy().astype(np.int32)
+    unsaturated = int(np.abs(signed).max()) * _LARGEST_CODE <= UNSATURATED
+    if zero is not None and not unsaturated:
+        dtype = ir.DataType.UINT8 if levels.dtype in _UNSIGNED else ir.DataType.INT8
         return nodes.add("Cast", [levels], to=dtype), scale, nodes.add("Cast", [zero], to=dtype)
-    largest = int(np.abs(levels.const_value.numpy().astype(np.int32)).max())
     wide = nodes.add("Cast", [levels], to=ir.DataType.INT32)
-    codes, middle = in_eight_bits(nodes, wide, unsaturated=largest * _LARGEST_CODE <= UNSATURATED)
+    if zero is not None:  # with a sign, and one zero for all: several times as fast
+        wide = nodes.add("Sub", [wide, nodes.add("Cast", [zero], to=ir.DataType.INT32)])
+    codes, middle = in_eight_bits(nodes, wide, unsaturated=unsaturated)
     return codes, scale, nodes.stored(f"middle{int(middle)}", middle)
 
 

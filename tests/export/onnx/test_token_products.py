@@ -172,3 +172,22 @@ def test_quantized_inputs_are_verified_as_exactly_as_they_were_written(tmp_path)
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert said["lightning_mpq.tolerance"] == "0.05"
     assert mpq.verify(path).error <= 0.05
+
+
+def types_of_weights(path):
+    """Return the types of the weights that are multiplied, as the runtime folds them."""
+    content = onnx.load(path)
+    kinds = {}
+    for node in content.graph.node:
+        if node.op_type == "Cast":
+            kinds[node.output[0]] = next(each.i for each in node.attribute if each.name == "to")
+    return {kinds[node.input[1]] for node in content.graph.node if node.op_type == "MatMulIntegerToFloat"}
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_weights_have_a_sign_wherever_that_is_exact_on_any_processor(tmp_path, bits, grid):
+    """onnxruntime multiplies by unsigned ones no faster than by floats."""
+    net = packed(mpq.WeightScheme(bits, grid=grid))
+    written(net, tmp_path / "net.onnx", torch.randn(3, 24))
+    assert types_of_weights(tmp_path / "net.onnx") == {onnx.TensorProto.INT8}
