@@ -20,11 +20,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from ..export.safetensors import save
 from ..tools.files import unless_impossible, write_text_atomically
 from ..trainer.callback import MixedPrecisionQuantization
+from .command_line import refuse_arguments
 from .exporting import export, requested
 from .other_libraries import less_said
 from .own_model import built, data_of, drop_what_is_ours, made
@@ -53,8 +54,18 @@ USER_ERRORS = (
 )
 
 
+def main() -> None:
+    """Run the command line, a job or a multirun; a mistake in it ends in one sentence and exit code 1."""
+    try:
+        refuse_arguments(sys.argv[1:])
+    except ValueError as error:
+        print(f"lightning-mpq: {error}", file=sys.stderr)
+        sys.exit(1)
+    _job()
+
+
 @hydra.main(version_base="1.3", config_path="pkg://lightning_mpq.conf", config_name="config")
-def main(config: DictConfig) -> float | None:
+def _job(config: DictConfig) -> float | None:
     """Run one job; a mistake in the configuration ends in one sentence and exit code 1."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # where my.Net of model._target_=my.Net is looked for, after everything that is installed
@@ -76,7 +87,7 @@ def run(config: DictConfig) -> float | None:
 
     Raises:
         ValueError: If a value is of another kind than it must be, the callbacks do not hold exactly one
-            MixedPrecisionQuantization, or there is no such metric.
+            MixedPrecisionQuantization, ``quantize_at`` is within the training, or there is no such metric.
         TypeError: If model, data, trainer or a callback make something else.
     """
     require_values(config)
@@ -94,6 +105,7 @@ def run(config: DictConfig) -> float | None:
     mixed = _the_quantization(callbacks)
     exports = requested(config.get("export"), mixed.target, output_dir)
     trains = bool(config.train) and config.ckpt_path is None
+    _refuse_epoch(mixed.finetuning.fit.quantize_at, trains)
     kept = KeepTrained(cache_entry(config, module, datamodule) if trains else None)
     callbacks.insert(callbacks.index(mixed), kept)
     finetunes = mixed.finetuning.wanted
@@ -174,6 +186,15 @@ def _the_quantization(callbacks: list[Callback]) -> MixedPrecisionQuantization:
     if len(found) != 1:
         raise ValueError(f"callbacks must hold one MixedPrecisionQuantization, got {len(found)}. Use callbacks=mpq.")
     return found[0]
+
+
+def _refuse_epoch(quantize_at: int | None, trains: bool) -> None:
+    """Refuse an epoch within a fit for the beginning of fine-tuning, which has a fit of its own here."""
+    if quantize_at is not None and (trains or quantize_at > 0):
+        raise ValueError(
+            f"callbacks.mpq.quantize_at={quantize_at} is for a single fit, and lightning-mpq fine-tunes in one of its "
+            "own, so that a sweep trains once: give trainer.max_epochs and, with finetune=qat, finetune.epochs instead."
+        )
 
 
 def cache_entry(
@@ -263,6 +284,10 @@ def _sentence(error: BaseException) -> str:
         return f"{where[0]}: {error.__cause__}" if where else str(error.__cause__)
     if isinstance(error, MissingMandatoryValue):
         return f"a value is missing: {error}"
+    if isinstance(error, InterpolationKeyError):
+        return (
+            f"{error.full_key} reads what is not there ({str(error.msg).splitlines()[0]}); leave ~ in front of it out."
+        )
     return " ".join(str(error).split())
 
 

@@ -15,6 +15,9 @@ from ..tools.kinds import alternatives
 
 LARGEST_SEED = 2**32 - 1
 """Of numpy's generators, which Lightning seeds too."""
+_NEEDED = ("model", "trainer", "callbacks", "seed", "train", "test", "output_dir", "cache_dir")
+_PATH = ("a path", (str, int, float))  # a folder may be called 3
+_TEXTS = {"output_dir": _PATH, "cache_dir": _PATH, "ckpt_path": _PATH, "metric": ("the name of a metric", (str,))}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
@@ -24,6 +27,16 @@ def require_values(config: DictConfig) -> None:
     Raises:
         ValueError: If there is one; the message names it.
     """
+    if gone := [name for name in _NEEDED if name not in config]:
+        raise ValueError(
+            f"{gone[0]} is not there, and is needed: leave ~{gone[0]} out. Of the parts of a configuration, data alone "
+            "may be taken out (~data), for a model that has loaders of its own."
+        )
+    for name, (what, kinds) in _TEXTS.items():
+        value = config.get(name)
+        if not (value is None and name != "output_dir") and (value == "" or type(value) not in kinds):
+            null = "" if name == "output_dir" else " or null"
+            raise ValueError(f"{name} must be {what}{null}, got {shown(value)}.")
     for switch in ("train", "test"):
         check_one_of(switch, config[switch], (True, False))  # Hydra takes `no` for a text, which counts as true
     check_integer("seed", config.seed)

@@ -75,7 +75,8 @@ class Sweep:
             try:
                 report = Report.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
             except (OSError, ValueError) as error:
-                jobs.append(SweepJob(name, settings, None, None, f"no report ({type(error).__name__})"))
+                why = "no report" if isinstance(error, FileNotFoundError) else f"no report: {error}"
+                jobs.append(SweepJob(name, settings, None, None, why))
                 continue
             page = folder / "report.html"
             link = page.relative_to(beside).as_posix() if page.is_file() and page.is_relative_to(beside) else None

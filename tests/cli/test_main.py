@@ -269,6 +269,21 @@ def test_no_cache_trains_each_time(folders: Folders) -> None:
         (["callbacks.mpq.compare=no"], "callbacks.mpq: compare must be one of True, False, got 'no'"),
         (["target=onnxruntime", "target.integer_products=no"], "integer_products must be one of True, False, got 'no'"),
         (["model=resnet1000"], "Could not find 'model/resnet1000'"),
+        (["data=null"], "data=null: data must be the name of a file .*digits, fashion_mnist.*~data leaves it out"),
+        (["budget=3"], "budget=3: budget must be the name of a file .*budget.NAME=VALUE"),
+        (["finetune=true"], "finetune=true: finetune must be the name of a file .*: distill, none, qat"),
+        (["~solver"], "callbacks.mpq.solver reads what is not there"),
+        (["~seed"], "seed is not there, and is needed: leave ~seed out"),
+        (["cache_dir="], "cache_dir must be a path or null, got ''"),
+        (["output_dir=null"], "output_dir must be a path, got None"),
+        (["ckpt_path=false"], "ckpt_path must be a path or null, got False"),
+        (["metric=3"], "metric must be the name of a metric or null, got 3"),
+        (
+            ["callbacks.mpq.quantize_at=1"],
+            "quantize_at=1 is for a single fit, .* trainer.max_epochs and, .*finetune.epochs",
+        ),
+        (["hydra.mode=MULTIRUN", "data=null,digits"], "data=null,digits: data must be the name of a file"),
+        (["hydra.mode=MULTIRUN", "seed=1,2", "output_dir=one"], "output_dir=one would be .* Give hydra.sweep.dir=one"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_1(
