@@ -70,6 +70,16 @@ def _holds_nothing(batch: Any) -> bool:
     return not isinstance(batch, (Tensor, str)) and isinstance(batch, Sized) and not len(batch)
 
 
+def of_each_sample(values: Tensor) -> Tensor:
+    """Return the sum over all that belongs to a sample, [N]; outputs may be one number a sample, without a dimension.
+
+    Example:
+        >>> of_each_sample(torch.ones(2, 3, 4)), of_each_sample(torch.ones(2))
+        (tensor([12., 12.]), tensor([1., 1.]))
+    """
+    return values.flatten(1).sum(1) if values.dim() > 1 else values
+
+
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Return samples start..stop of a batch for which `sample_count` is not None."""
     return map_tensors(lambda tensor: tensor[start:stop], batch)

@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax, one_hot, pad, softplus
 
 from ..tools.checks import shown
 from ..tools.warning import warn
-from .batches import describe_batch, tensors_of
+from .batches import describe_batch, of_each_sample, tensors_of
 from .forward import TARGETS
 from .tokens import counting, token_mask
 
@@ -114,7 +114,7 @@ class Categorical(Likelihood):
         """Return the sum over positions of ``sum_c p_c (log p_c - log q_c)``."""
         log_p, log_q = log_softmax(outputs, self.class_dim), log_softmax(others, self.class_dim)
         terms = log_p.exp() * (log_p - log_q) * self._mask(outputs, batch)
-        return terms.flatten(1).sum(1)
+        return of_each_sample(terms)
 
     def counted(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the number of positions that count."""
@@ -159,7 +159,7 @@ class Gaussian(Likelihood):
 
     def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
         """Return the squared change of each sample's outputs / (2 variance)."""
-        return ((outputs - others).square() * counting(outputs, batch)).flatten(1).sum(1) / (2 * self.variance)
+        return of_each_sample((outputs - others).square() * counting(outputs, batch)) / (2 * self.variance)
 
     def counted(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the number of elements at tokens that count."""
@@ -181,7 +181,7 @@ class Bernoulli(Likelihood):
     def divergence(self, outputs: Tensor, others: Tensor, batch: Any) -> Tensor:
         """Return ``sum p log(p / q) + (1 - p) log((1 - p) / (1 - q))`` in a form that cannot overflow."""
         terms = outputs.sigmoid() * (outputs - others) + softplus(others) - softplus(outputs)
-        return (terms * counting(outputs, batch)).flatten(1).sum(1)
+        return of_each_sample(terms * counting(outputs, batch))
 
     def counted(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the number of elements at tokens that count."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ...network.batches import sample_count, slice_batch
+from ...network.batches import of_each_sample, sample_count, slice_batch
 from ...network.evaluator import Evaluator, not_differentiable
 from ...network.layer_kinds import kind_of
 from ...network.likelihood import Likelihood
@@ -128,7 +128,7 @@ class SampleScores:
         slow = [index for start, stop in self._by_forward_mode for index in range(start, stop)]
         for index, change in chain(self._forward_mode.changes(slow, batch), self._slow_inputs(batch)):
             for draw, gradient in enumerate(gradients):
-                scores[draw, :, index] = (change * gradient).flatten(1).sum(1).to(scores)
+                scores[draw, :, index] = of_each_sample(change * gradient).to(scores)
         return scores
 
     def _add(self, use: Use, gradient: Tensor) -> None:

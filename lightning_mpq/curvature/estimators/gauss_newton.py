@@ -85,7 +85,8 @@ class OutputChanges:
         """Return `rows` from the change of the outputs along each candidate."""
         rows = outputs.new_empty(self._count, len(outputs), outputs[0].numel())
         for index, change in self._changes(outputs, batch):
-            rows[index] = self._likelihood.root_transpose_product(outputs, change, batch).flatten(1)
+            root = self._likelihood.root_transpose_product(outputs, change, batch)
+            rows[index] = root.reshape(rows.shape[1:])
         return rows.permute(1, 2, 0)
 
     def _roots(self, outputs: Tensor, batch: Any) -> Iterator[Tensor]:

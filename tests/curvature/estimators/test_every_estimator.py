@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_mpq.curvature.estimators.registry import ESTIMATORS
 from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.likelihood import Bernoulli, Gaussian
 
 every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
 WIDTHS = (2, 3, 5)
@@ -95,3 +96,31 @@ def test_a_weight_that_is_not_disturbed_costs_nothing(name):
     still = [i for i, candidate in enumerate(taylor.candidates) if candidate.group == "2"]
     assert float(taylor.curvature[still].abs().max()) < 1e-12 * float(taylor.curvature.abs().max())
     assert {group.name for group in find_groups(net)} == {"0", "2", "4"}
+
+
+@every_estimator
+@pytest.mark.parametrize("likelihood", [Gaussian(2.0), Bernoulli()])
+@pytest.mark.parametrize("functional", [False, True])
+def test_outputs_of_one_number_a_sample_need_no_dimension_of_their_own(name, likelihood, functional):
+    class Net(nn.Module):
+        def __init__(self, flat):
+            super().__init__()
+            torch.manual_seed(0)
+            self.flat, self.first, self.head = flat, nn.Linear(5, 6), nn.Linear(6, 1)
+
+        def forward(self, inputs):
+            hidden = self.first(inputs).tanh()
+            head = nn.Linear.forward if functional else nn.Linear.__call__  # not called, forward mode measures it
+            out = head(self.head, hidden)
+            return out.flatten() if self.flat else out
+
+    def measured(flat):
+        net = Net(flat).double()
+        data = [(inputs, inputs[:, 0] - 0.1) for inputs, _ in batches()]
+        loss_fn = lambda module, batch: (module(batch[0]).flatten() - batch[1]).square().mean()  # noqa: E731
+        given = {"loss_fn": loss_fn} if ESTIMATORS[name].default_loss == "task" else {}
+        return plain_profile(net, data, estimator=name, likelihood=likelihood, bits=WIDTHS, **given)
+
+    flat, column = measured(True), measured(False)
+    torch.testing.assert_close(flat.curvature, column.curvature, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(flat.gradient, column.gradient, rtol=1e-9, atol=1e-14)
