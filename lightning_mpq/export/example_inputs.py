@@ -76,8 +76,9 @@ class ExampleInputs:
         Raises:
             TypeError: If its ``forward`` does not take them.
         """
+        own = self.map(torch.clone)  # which forward may change, and a runtime is given too
         try:
-            return model(*self.args, **self.kwargs)
+            return model(*own.args, **own.kwargs)
         except (torch.OutOfMemoryError, NonFiniteError):
             raise
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..network.batches import map_tensors, tensors_of
 from ..network.hooks import hooked
 from ..network.likelihood import Likelihood, guess_likelihood
 from ..tools.checks import shown
@@ -66,12 +67,14 @@ class DistillationLoss:
         self.likelihood = likelihood
         self.select = select or predictions_of
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
+        self._before: list[tuple[list[int], Any]] = []
 
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Keep the inputs and outputs of the module's calls inside of a ``with`` block, for `loss`."""
         self._calls.clear()
-        with hooked([(self.module, self._keep)], with_kwargs=True):
+        self._before.clear()
+        with hooked([(self.module, self._keep)], [(self.module, self._note)], with_kwargs=True):
             yield
 
     def loss(self, batch: Any = None) -> Tensor:
@@ -92,8 +95,18 @@ class DistillationLoss:
         losses = [self._divergence(args, options, outputs, batch) for args, options, outputs in calls]
         return self.weight * torch.stack(losses).mean()
 
+    def _note(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            copies = map_tensors(lambda tensor: tensor.detach().clone(), (args, options))
+            self._before.append((_versions(args, options), copies))
+
     def _keep(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], outputs: Any) -> None:
         if torch.is_grad_enabled():
+            before, copies = self._before.pop()
+            if before != _versions(
+                args, options
+            ):  # forward has changed them in place, and the teacher is to see them too
+                args, options = copies
             self._calls.append((args, options, self.select(outputs)))
 
     def _divergence(self, args: tuple[Any, ...], options: dict[str, Any], student: Tensor, batch: Any) -> Tensor:
@@ -104,6 +117,11 @@ class DistillationLoss:
         heat = self.temperature
         each = self.likelihood.divergence(teacher / heat, student / heat, batch)
         return heat**2 * each.sum() / self.likelihood.counted(student.detach(), batch).clamp(min=1)
+
+
+def _versions(*inputs: Any) -> list[int]:
+    """Return how often each tensor was changed in place."""
+    return [tensor._version for tensor in tensors_of(inputs)]
 
 
 def predictions_of(outputs: Any) -> Tensor:

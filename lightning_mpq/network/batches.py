@@ -29,14 +29,19 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device, *, copy: bool = False) -> Any:
     """Return a batch with its tensors, or the whole object if it has a ``to``, on a device, without gradients.
 
     Tensors that were made under ``torch.inference_mode()`` are copied, since nothing can be differentiated by them.
+
+    Args:
+        batch: The batch.
+        device: Where to.
+        copy: Whether all tensors are in memory of their own, for whoever may change them in place.
     """
     if not isinstance(batch, (Tensor, tuple, list, Mapping)) and hasattr(batch, "to"):
         return batch.to(device)
-    return map_tensors(lambda tensor: _plain(tensor.detach()).to(device, non_blocking=True), batch)
+    return map_tensors(lambda tensor: _plain(tensor.detach()).to(device, non_blocking=True, copy=copy), batch)
 
 
 def _plain(tensor: Tensor) -> Tensor:

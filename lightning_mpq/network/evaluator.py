@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..tools.attributes import shadowed
 from ..tools.warning import warn
-from .batches import describe_batch, tensors_of
+from .batches import describe_batch, tensors_of, to_device
 from .calibration import Calibration
+from .forward import device_of
 from .hooks import hooked
 from .placement import refuse_spread
 
@@ -121,7 +122,7 @@ class Evaluator:
             TypeError: If it is not a scalar tensor.
             NonFiniteError: If it is not finite; names the first module whose output is not.
         """
-        loss = self._loss(self.model, batch)
+        loss = self._loss(self.model, to_device(batch, device_of(self.model), copy=True))
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             raise TypeError(
                 f"Expected the loss as a scalar floating-point tensor, got {describe_batch(loss)}. Return the mean "

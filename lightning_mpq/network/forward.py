@@ -32,7 +32,7 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
     Raises:
         TypeError: If the batch is of another kind, or `forward` does not take such an input.
     """
-    batch = to_device(batch, device_of(model))
+    batch = to_device(batch, device_of(model), copy=True)  # a forward may change its inputs, and sees them many times
     if forward_fn is not None:
         return forward_fn(model, batch)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

@@ -165,3 +165,23 @@ def test_extra_loss_joins_whatever_a_step_returns():
     assert with_extra_loss(one, two) == 3
     assert with_extra_loss({"loss": one, "note": 5}, two) == {"loss": torch.tensor(3.0), "note": 5}
     assert with_extra_loss(None, two) is None
+
+
+def test_the_teacher_sees_inputs_as_they_were_before_the_student_changed_them():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+
+        def forward(self, inputs):
+            return self.body(inputs.mul_(0.5))
+
+    torch.manual_seed(0)
+    net, inputs = InPlace(), torch.randn(8, 4)
+    distillation = DistillationLoss(net, Teacher(net), likelihood=Gaussian())
+    with distillation.capture():
+        net(inputs.clone())
+    assert distillation.loss() == 0  # nothing is quantized yet
+    with distillation.capture():
+        net(nn.functional.relu(inputs.requires_grad_()) + 0)
+    assert distillation.loss() == 0
