@@ -87,9 +87,10 @@ def export_onnx(
     integers; convolutions, tables and weights that are used in two places (stored once) are dequantized when they run.
     Needs the extra ``onnx``.
 
-    Where inputs are quantized, convolutions and products are those of integers (``ConvInteger``, ``MatMulInteger``),
-    which add up in 32 bits, and BatchNorm after a convolution becomes part of its scales. Transposed convolutions,
-    blocks of columns, and weights of 8 bits on a grid that needs more get rounded inputs and compute in float32.
+    Where inputs are quantized, onnxruntime computes convolutions and products of integers (``QLinearConv``,
+    ``ConvInteger``, ``MatMulIntegerToFloat``), which add up in 32 bits, and BatchNorm after a convolution becomes part
+    of its scales. Transposed convolutions, blocks of columns, and weights of 8 bits on a grid that needs more get
+    rounded inputs and compute in float32.
 
     The half grid has no integer levels. It is written as twice the level at half the scale, which takes 2, 4 and 8 bits
     to the next wider type; in front of anything but a product half a scale is added instead, and the type kept.

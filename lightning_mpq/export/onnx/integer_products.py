@@ -42,6 +42,11 @@ class Product:
         self.factor: Tensor | None = None
         self.last = node
         after = list(node.outputs[0].uses())
+        if self.bias is None and node.op_type != "Conv" and len(after) == 1 and after[0][0].op_type == "Add":
+            other = after[0][0].inputs[1 - after[0][1]]
+            vector = array(other)
+            if vector is not None and vector.dim() == 1 and not node.outputs[0].is_graph_output():
+                self.bias, self.last = other, after[0][0]
         normed = after[0][0] if len(after) == 1 and after[0][0].op_type == "BatchNormalization" else None
         folded = None if normed is None or node.op_type != "Conv" else _affine(normed)
         if folded is not None and (self.bias is None or self.shift is not None):
@@ -113,8 +118,25 @@ class Product:
             inputs.append(nodes.add("DequantizeLinear", [levels, nodes.add("Mul", [scale, self.codes.scale])], axis=0))
         self._put(nodes.add("Conv", inputs, **self._attributes()))
 
+    def multiply(self, weight: ir.Value, held: HeldWeight, *, unsaturated: bool) -> None:
+        """Write a matrix product of dequantized codes and weights, which runtimes fuse to one of integers that scales.
+
+        Arguments are those of `apart`.
+        """
+        nodes = self.nodes
+        weight, zero_point = in_eight_bits(nodes, weight, unsaturated=unsaturated)
+        scale = held.scale.flatten() if held.scale.numel() > 1 else held.scale.reshape(())
+        factors = [weight, nodes.scale("scale", scale)]
+        if not unsaturated:
+            factors.append(nodes.stored_anew("weight_zeros", zero_point.expand(scale.shape).contiguous()))
+        weights = nodes.add("DequantizeLinear", factors, axis=1)
+        product = nodes.add("MatMul", [self.codes.dequantized(nodes), weights])
+        if self.bias is not None:  # by Sub: of MatMul and Add onnxruntime would make one operation on floats
+            product = nodes.add("Sub", [product, nodes.add("Neg", [self.bias])])
+        self._put(product)
+
     def apart(self, weight: ir.Value, held: HeldWeight, *, unsaturated: bool) -> None:
-        """Write it as an operation on integers, whose sum is scaled and shifted in float32.
+        """Write a convolution of integers, whose sum is scaled and shifted in float32.
 
         Args:
             weight: Signed levels, INT32.
@@ -124,9 +146,8 @@ class Product:
         """
         nodes, dims = self.nodes, self.dims
         weight, middle = in_eight_bits(nodes, weight, unsaturated=unsaturated)
-        operation = "ConvInteger" if self.node.op_type == "Conv" else "MatMulInteger"
         factors = [self.codes.value, weight, self.codes.zero_point, nodes.stored("weight_zero", middle)]
-        product = nodes.add(operation, factors, **self._attributes())
+        product = nodes.add("ConvInteger", factors, **self._attributes())
         scale = held.scale.reshape(-1, *[1] * dims) if held.scale.numel() > 1 else held.scale.reshape(())
         steps = nodes.add("Mul", [nodes.scale("scale", scale), self.codes.scale])
         if self.factor is not None:
@@ -143,8 +164,6 @@ class Product:
         return self.nodes.stored_anew(suffix, values.reshape(-1, *[1] * dims))
 
     def _attributes(self) -> dict[str, Any]:
-        if self.node.op_type != "Conv":
-            return {}
         return {key: self.node.attributes[key] for key in _CONV_ATTRIBUTES if key in self.node.attributes}
 
     def _put(self, total: ir.Value) -> None:

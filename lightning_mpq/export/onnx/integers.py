@@ -1,9 +1,9 @@
 """Layers with quantized inputs in ONNX: integers times integers where there is such an operation, else rounded inputs.
 
 A convolution whose output is quantized again is written with its weight, bias and inputs dequantized, which runtimes
-fuse to one operation (``QLinearConv``). ``ConvInteger`` and ``MatMulInteger`` multiply codes and add them up in 32
-bits, so that nothing is rounded but what the packed layer rounds. BatchNorm after a convolution becomes part of its
-scales.
+fuse to one operation (``QLinearConv``), and so is a matrix product. ``ConvInteger`` multiplies codes and adds them up
+in 32 bits, so that nothing is rounded but what the packed layer rounds. BatchNorm after a convolution becomes part of
+its scales.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def multiply_integers(
         weight = store.add("Sub", [weight, zero])
     for node, codes in inputs.items():
         product = Product(graph, node, codes, place.name, dims)
-        write = product.fuse if product.fuses(held) else product.apart
+        apart = product.multiply if place.multiplied else product.apart
+        write = product.fuse if product.fuses(held) else apart
         write(weight, held, unsaturated=max(-low, high) * codes.high <= UNSATURATED)
     return True
 
