@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..grids.registry import grid_named
 from ..modules import PackedLayer, packed_layers, policy_of
 from ..modules.inspection import shape_of
+from ..network.compiled import uncompiled
 from ..network.layer_kinds import float_class
 from ..schemes import WeightScheme
 from ..tools.changed_class import original_class
@@ -59,6 +60,7 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
             packed tables, which transformers does not read; the layer is named, with its scheme and the reason.
     """
     quantization = require("compressed-tensors", "compressed_tensors.quantization", "Exporting to compressed-tensors")
+    model = uncompiled(model)
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")

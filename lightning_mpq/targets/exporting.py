@@ -14,6 +14,7 @@ from ..export.example_inputs import ExampleInputs, Examples
 from ..export.float_twins import shared_key
 from ..export.outputs import outputs_of
 from ..modules import PackedLayer, packed_layers, policy_of, stored_bytes
+from ..network.compiled import uncompiled
 from ..tools.checks import check_positive
 from ..tools.kinds import checked_kinds
 from ..tools.temporaries import temporary_folder
@@ -62,7 +63,7 @@ def export_for(
     """
     check_positive("most_bytes", most_bytes)
     target, path = target_named(target), Path(path)
-    inputs = ExampleInputs.of(example_inputs)
+    model, inputs = uncompiled(model), ExampleInputs.of(example_inputs)
     layers = packed_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no packed layer to export; quantize it first.")

@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import CorruptModelError
 from ..export.example_inputs import ExampleInputs, Examples
 from ..export.outputs import outputs_of, relative_error
+from ..network.compiled import uncompiled
 from ..network.forward import device_of
 from ..tools.kinds import checked_kinds
 from .base import Target
@@ -96,7 +97,7 @@ def verify(
         ValueError: If inputs are given without a model, the model is another than was exported, or the target is not
             the one that the file was written for.
     """
-    path = Path(path)
+    path, model = Path(path), None if model is None else uncompiled(model)
     record = Record.read(path)
     target = _target_of(record, path, target)
     if not path.exists():

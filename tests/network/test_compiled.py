@@ -68,3 +68,10 @@ def test_a_name_that_is_not_there_at_all_is_not_blamed_on_compilation():
     with pytest.raises(ValueError, match="Its layers") as raised:
         mpq.quantize(compiled(Net()), policy("else"))
     assert "torch.compile" not in str(raised.value)
+
+
+def test_files_for_runtimes_have_the_names_of_the_model_that_was_compiled(tmp_path):
+    model, inputs = compiled(mpq.quantize(Net(), policy(*PLAIN))), torch.randn(2, 8)
+    mpq.export_for("torch", model, tmp_path / "saved", inputs)
+    assert mpq.verify(tmp_path / "saved", model=model, example_inputs=torch.randn(3, 8)).error == 0
+    assert isinstance(mpq.load(tmp_path / "saved", Net()).part[0], nn.Linear)

@@ -16,6 +16,7 @@ from ...grids.registry import grid_named
 from ...modules import PackedLayer, packed_layers, policy_of
 from ...modules.quantized_operands import operand_ranges
 from ...network.caching import caching
+from ...network.compiled import uncompiled
 from ...network.modes import evaluating
 from ...schemes import WeightScheme
 from ...tools.files import write_bytes_atomically
@@ -135,7 +136,7 @@ def export_onnx(
     from .token_products import fuse_products
     from .trace import put_codes_in, serialized, trace
 
-    inputs = ExampleInputs.of(example_inputs)
+    model, inputs = uncompiled(model), ExampleInputs.of(example_inputs)
     dynamic_length = dynamic_batch and inputs.length is not None if dynamic_length is None else dynamic_length
     if dynamic_length and not dynamic_batch:
         raise ValueError("A dynamic length is tried at another batch size: pass dynamic_batch=True with it.")
