@@ -22,7 +22,13 @@ from .distillation_step import DistillationStep
 from .fit_phase import FitPhase, PhaseName
 from .optimizers import given_optimizers, prepare_optimizers, renew_optimizers, set_learning_rates
 from .other_callbacks import AveragingCallbacks, note_groups, restart_early_stopping
-from .refusals import refuse_diverged, refuse_lost_layers, refuse_unfit, warn_of_paused_statistics
+from .refusals import (
+    refuse_diverged,
+    refuse_lost_layers,
+    refuse_unfit,
+    warn_of_paused_statistics,
+    warn_of_weights_alone,
+)
 from .task_loss import finetuning_row, task_loss
 
 
@@ -69,6 +75,7 @@ class FinetunePhase:
         self.fit.attach(trainer, averaging)
         if self.wanted:
             refuse_unfit(trainer, module, self.options)
+            warn_of_weights_alone(trainer)
 
     def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Give Trainer and module back what is theirs; layers that are fake-quantized still become float ones."""

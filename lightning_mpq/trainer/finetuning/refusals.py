@@ -68,6 +68,17 @@ def refuse_pruning(trainer: L.Trainer, ours: Callback, fine_tuned: bool) -> None
             )
 
 
+def warn_of_weights_alone(trainer: L.Trainer) -> None:
+    """Say so if checkpoints of fine-tuning will be written that cannot become the packed model of their step."""
+    if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+        rank_zero_warn(
+            "ModelCheckpoint(save_weights_only=True) keeps weights without the scales and the policy that they are "
+            "fine-tuned with, and what they compute in float is not what validation has measured. Leave it out: "
+            "lightning_mpq.load packs whole checkpoints of any step.",
+            category=UserWarning,
+        )
+
+
 def warn_of_paused_statistics(module: nn.Module) -> None:
     """Say so if BatchNorm statistics that are to be averaged on will not be, because their layers are not training.
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.finetuning import Kill, Killed, finetuning, fit, kind_of
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lightning_mpq.errors import NonFiniteError
@@ -53,6 +53,13 @@ def test_no_training_batches(tmp_path):
 def test_few_steps_are_said(tmp_path):
     with pytest.warns(UserWarning, match="has 2 optimizer steps only"):
         trained(tmp_path, finetuning(finetune_epochs=1), limit_train_batches=2)
+
+
+@pytest.mark.parametrize(("alone", "epochs", "said"), [(True, 1, True), (False, 1, False), (True, 0, False)])
+def test_checkpoints_of_weights_without_scales_are_said(tmp_path, recwarn, alone, epochs, said):
+    keeping = ModelCheckpoint(tmp_path, save_weights_only=alone)
+    trained(tmp_path, finetuning(finetune_epochs=epochs), keeping, fast_dev_run=True, enable_checkpointing=True)
+    assert said == any("save_weights_only=True" in str(each.message) for each in recwarn)
 
 
 def test_frozen_parameters_stay_frozen_and_are_named(tmp_path, caplog):
