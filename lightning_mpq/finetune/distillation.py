@@ -103,9 +103,7 @@ class DistillationLoss:
     def _keep(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], outputs: Any) -> None:
         if torch.is_grad_enabled():
             before, copies = self._before.pop()
-            if before != _versions(
-                args, options
-            ):  # forward has changed them in place, and the teacher is to see them too
+            if before != _versions(args, options):  # by forward, and the teacher's does so too
                 args, options = copies
             self._calls.append((args, options, self.select(outputs)))
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..tools.checks import shown
 from ..tools.distributed import errors_shared, gather, refuse_empty_ranks
 from ..tools.progress import Progress
-from .batches import batch_weight, to_device
+from .batches import batch_weight, describe_batch, to_device
 from .forward import ForwardFn, LossFn, device_of, forward_batch
 from .lazy import refuse_uninitialized
 from .likelihood import Likelihood, check_likelihood
@@ -53,6 +53,11 @@ class Calibration:
         """Refuse weights that are not there yet, or cannot be differentiated or changed, and what is no likelihood."""
         check_likelihood(self.likelihood)
         refuse_uninitialized(self.model)
+        if isinstance(self.batches, Tensor):  # whose rows would be taken for batches
+            raise TypeError(
+                f"batches must be a list or a loader of batches, got {describe_batch(self.batches)}: give [tensor], or "
+                "tensor.split(32)."
+            )
         if not isinstance(self.batches, Iterable) and not hasattr(self.batches, "__getitem__"):
             raise TypeError(f"batches must be a list or a loader of batches, got {shown(self.batches)}.")
         made = [*self.model.named_parameters(), *self.model.named_buffers()]

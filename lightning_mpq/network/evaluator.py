@@ -17,6 +17,7 @@ from .batches import describe_batch, tensors_of, to_device
 from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
+from .likelihood import Categorical
 from .placement import refuse_spread
 
 
@@ -103,6 +104,14 @@ class Evaluator:
                 "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
                 f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
                 "model(batch)['scores']; 'logits' and 'last_hidden_state' are found by themselves."
+            )
+        given = next((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), len(outputs))
+        of_classes = isinstance(self._calibration.likelihood, Categorical)
+        if outputs.dim() == 1 and (len(outputs) != given or of_classes):
+            raise ValueError(
+                f"The outputs {list(outputs.shape)} have one dimension, which must be that of the samples, one number "
+                f"each; batch {self.batch_number} is {describe_batch(batch)}. Give batches as a DataLoader makes them "
+                "of samples, and return classes along a second dimension."
             )
         if (flattened := _flattened(outputs, batch)) is not None:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..finetune.layer import fake_quantized_layers
 from ..inputs.calibrate import ranges_of_policy
 from ..inputs.operands import Operands, schemes_by_owners
 from ..inputs.operations import by_operand
@@ -82,6 +83,11 @@ def quantize(
         raise ValueError(
             "Rounding layer by layer needs calibration batches. Pass batches=, or "
             "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
+        )
+    if learning := fake_quantized_layers(model):
+        raise ValueError(
+            f"Layer {next(iter(learning))!r} is fake-quantized: the pack() of its handle packs what it has learned; "
+            "restore() brings the float layer back, to be quantized anew."
         )
     if rounded is not None:
         rounded.refuse_changed(model, policy.by_layer())

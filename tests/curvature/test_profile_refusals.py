@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from lightning_mpq.allocation import Budget, allocate
 from lightning_mpq.errors import NonFiniteError
 from lightning_mpq.groups.groups import find_groups
-from lightning_mpq.network.likelihood import Categorical
+from lightning_mpq.network.likelihood import Categorical, Gaussian
 
 
 class TakesTwo(nn.Module):
@@ -124,3 +124,18 @@ def test_a_seed_is_an_integer(seed):
         plain_profile(small(), [torch.zeros(2, 4)], bits=[2], seed=seed)
     with pytest.raises(ValueError, match="seed must be an integer, got"):
         allocate(make_taylor(), Budget(average_bits=4.0), seed=seed)
+
+
+@pytest.mark.parametrize("likelihood", ["auto", Categorical(), Gaussian()])
+def test_samples_by_themselves_are_not_taken_for_batches(likelihood):
+    samples, model = torch.randn(6, 4), nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(TypeError, match=r"batches must be a list .* got a float32 tensor \[6, 4\]: give \[tensor\]"):
+        plain_profile(model, samples, likelihood=likelihood)
+    with pytest.raises(ValueError, match=r"outputs \[3\] have one dimension.*as a DataLoader makes them"):
+        plain_profile(model, list(samples), likelihood=likelihood)
+
+
+def test_classes_have_a_dimension_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    with pytest.raises(ValueError, match=r"outputs \[6\] have one dimension.*return classes along a second"):
+        plain_profile(model, [torch.randn(6, 4)], likelihood=Categorical())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_mpq.finetune import fake_quantize
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import RepairOptions
 from lightning_mpq.pipeline.quantize import quantize, temporarily_packed
@@ -95,3 +96,14 @@ def test_a_batch_that_does_not_fit_leaves_the_model_as_it_was():
         quantize(model, POLICY, [batches()[0], torch.zeros(1, 2, 6, 6)])
     assert same(state(model), before)
     assert not packed_layers(model)
+
+
+def test_a_model_that_is_fine_tuned_is_packed_by_its_handle_alone():
+    model = network()
+    handle = fake_quantize(model, POLICY)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"Layer '0' is fake-quantized: the pack\(\) of its handle"):
+        quantize(model, POLICY, batches())
+    assert same(state(model), before)
+    handle.pack()
+    assert set(packed_layers(model)) == {"0", "3"}
