@@ -15,7 +15,7 @@ from ..inputs.calibrate import ranges_of_policy
 from ..inputs.operands import Operands, schemes_by_owners
 from ..inputs.operations import by_operand
 from ..inputs.quantizer import InputRange
-from ..modules import pack_model, restore_layers
+from ..modules import pack_model, packed_layers, restore_layers
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.forward import ForwardFn
@@ -84,16 +84,25 @@ def quantize(
             "Rounding layer by layer needs calibration batches. Pass batches=, or "
             "repair=RepairOptions(sequential=False) to pack the codes of rounded= as they are."
         )
-    if learning := fake_quantized_layers(model):
-        raise ValueError(
-            f"Layer {next(iter(learning))!r} is fake-quantized: the pack() of its handle packs what it has learned; "
-            "restore() brings the float layer back, to be quantized anew."
-        )
+    _refuse_quantized(model, policy)
     if rounded is not None:
         rounded.refuse_changed(model, policy.by_layer())
     given = Calibration.of(model, () if batches is None else batches, forward_fn=forward_fn)
     Quantizer(given.first(None), list(policy.by_layer()), options, rounded, cache_dir=cache_dir).pack(policy)
     return model
+
+
+def _refuse_quantized(model: nn.Module, policy: BitPolicy) -> None:
+    """Refuse layers that are quantized already, before they are looked at as float ones."""
+    if learning := fake_quantized_layers(model):
+        raise ValueError(
+            f"Layer {next(iter(learning))!r} is fake-quantized: the pack() of its handle packs what it has learned; "
+            "restore() brings the float layer back, to be quantized anew."
+        )
+    packed = packed_layers(model)
+    if again := [name for name in policy.by_layer() if name in packed]:
+        scheme = packed[again[0]].scheme
+        raise TypeError(f"Layer {again[0]!r} is packed already ({scheme}); start from the float model.")
 
 
 class Quantizer:

@@ -107,3 +107,14 @@ def test_a_model_that_is_fine_tuned_is_packed_by_its_handle_alone():
     assert same(state(model), before)
     handle.pack()
     assert set(packed_layers(model)) == {"0", "3"}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "second_order"])
+def test_a_packed_layer_is_not_packed_again(rounding):
+    policy = BitPolicy({"3": WeightScheme(5, rounding=rounding)})
+    model = quantize(network(), policy, batches())
+    before = state(model)
+    with pytest.raises(TypeError, match=r"Layer '3' is packed already .*start from the float model"):
+        quantize(model, policy, batches())
+    assert same(state(model), before)
+    quantize(model, BitPolicy({"0": WeightScheme(3)}), batches())  # others may be
