@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...groups.candidates import Candidate
 from ...groups.groups import LayerGroup
+from .attributes import describe_attributes
 
 
 def hash_tensor(tensor: Tensor) -> bytes:
@@ -78,14 +79,15 @@ def hash_state(model: nn.Module) -> str:
 def hash_model(model: nn.Module) -> str:
     """Return a hash of a model and the version of this package, in hexadecimal.
 
-    The model counts by its parameters and buffers, its module tree as printed, and the code of every ``forward``
-    and of its ``training_step``.
+    The model counts by its parameters and buffers, its module tree as printed, the code of every ``forward``
+    and of its ``training_step``, and what else its modules hold, see `describe_attributes`.
     """
     digest = hashlib.sha256(_package_version().encode())
     digest.update(repr(model).encode())
     kinds = sorted({type(module) for module in model.modules()}, key=lambda kind: (kind.__module__, kind.__qualname__))
     code = [_describe(getattr(kind, method, None)) for kind in kinds for method in ("forward", "training_step")]
     digest.update(json.dumps(code, default=repr).encode())
+    digest.update(json.dumps(describe_attributes(model)).encode())
     digest.update(hash_state(model).encode())
     return digest.hexdigest()
 
@@ -123,7 +125,8 @@ def _describe(value: object) -> object:
         captured = [repr(cell.cell_contents) for cell in getattr(value, "__closure__", None) or ()]
         owner = getattr(value, "__self__", None)
         state = repr(owner) if owner is not None and not isinstance(owner, nn.Module) else ""
-        return [_describe_code(code), captured, repr(getattr(value, "__defaults__", None)), state]
+        defaults = [repr(getattr(value, name, None)) for name in ("__defaults__", "__kwdefaults__")]
+        return [_describe_code(code), captured, defaults, state]
     return repr(value)
 
 

@@ -111,10 +111,10 @@ def test_some_groups_may_have_nothing_new(tmp_path):
     few, more = nearest_candidates(groups, [2, 4]), nearest_candidates(groups, [2, 3, 4])
     more = tuple(c for c in more if c.group != "twice" or c.scheme.bits != 3)
     plain_profile(net, data(), candidates=few, cache_dir=tmp_path, **both)
-    same(
-        plain_profile(net, data(), candidates=more, cache_dir=tmp_path, **both),
-        plain_profile(net, data(), candidates=more, **both),
-    )
+    net.passes = 0  # what a model counts is a part of it
+    found = plain_profile(net, data(), candidates=more, cache_dir=tmp_path, **both)
+    net.passes = 0
+    same(found, plain_profile(net, data(), candidates=more, **both))
 
 
 def test_measurements_that_do_not_fit_or_cannot_be_read_are_made_again(tmp_path, monkeypatch):
