@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
+from hashlib import sha256
 from types import CodeType
 from typing import Any
 
@@ -58,7 +59,7 @@ def _described(value: Any, depth: int) -> object:
     if isinstance(value, _SCALARS):
         return repr(value)
     if isinstance(value, Tensor):
-        return [str(value.dtype), list(value.shape), repr(value.detach().cpu().tolist()) if value.numel() <= 64 else ""]
+        return _values(value)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if depth <= 0 or isinstance(value, nn.Module):  # which is in the tree
         return kind
@@ -76,6 +77,15 @@ def _described(value: Any, depth: int) -> object:
         return [kind, getattr(value, "__module__", None), getattr(value, "__qualname__", None)]
     plain = {name: held for name, held in getattr(value, "__dict__", {}).items() if isinstance(held, _SCALARS)}
     return [kind, _described(plain, 2)]
+
+
+def _values(tensor: Tensor) -> list[object]:
+    """Return type, shape and a hash of the values, where there are any that lie densely."""
+    seen: list[object] = [str(tensor.dtype), list(tensor.shape)]
+    if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+        return seen
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return [*seen, sha256(plain.numpy().tobytes()).hexdigest()]
 
 
 def _code(code: CodeType) -> list[object]:

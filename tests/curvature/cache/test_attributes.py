@@ -43,6 +43,7 @@ WAYS = {
     "within": lambda k: {"a": [k]},
     "object": Held,
     "tensor": torch.tensor,
+    "tensors": lambda k: [torch.full((20, 20), k), torch.empty(2, device="meta")],
     "lambda": lambda k: lambda inputs: inputs * k,
     "partial": lambda k: partial(times, factor=k),
     "default": default,
