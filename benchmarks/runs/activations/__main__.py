@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tested", type=int, help="batches of test images that are reported on; default all")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is measured; default all")
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning at 4 by 4 bits")
-    parser.add_argument("--repeats", type=int, default=40, help="of each run in onnxruntime")
+    parser.add_argument("--repeats", type=int, default=200, help="of each run in onnxruntime")
     arguments = parsed(parser, words, bits=[4, 8], inputs=[4, 8], calibration=64, repeats=2, steps=2)
     networks, parts = networks_of(arguments), parts_of(arguments)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
