@@ -100,10 +100,24 @@ class InputPerturbations:
         found, steps = self._steps(layer, index, x)
         return self.rounded(layer, index, x) - x if found is None or steps is None else steps.mul_(found.scale).sub_(x)
 
-    def changes(self, layer: str, x: Tensor) -> Tensor:
-        """Return ``Q(x) - x`` for each scheme of a layer, ``[B, *x]``; x is detached."""
-        own = self.columns[layer]
-        return torch.stack([self.change(layer, index, x) for index in range(own.start, own.stop)])
+    def changes(self, layer: str, x: Tensor, order: Sequence[int] | None = None) -> Tensor:
+        """Return ``Q(x) - x`` for each scheme of a layer, contiguous.
+
+        Args:
+            layer: Its name.
+            x: Its inputs, detached.
+            order: In which order the axes of x come after the first one, of schemes; as they are by default.
+        """
+        own, order = self.columns[layer], range(x.dim()) if order is None else order
+        moved = x.permute(tuple(order))
+        found = moved.new_empty(own.stop - own.start, *moved.shape)
+        for change, index in zip(found, range(own.start, own.stop), strict=True):
+            known, steps = self._steps(layer, index, moved, change)
+            if known is None or steps is None:
+                change.copy_(self.change(layer, index, x).permute(tuple(order)))
+            else:
+                steps.mul_(known.scale).sub_(moved)
+        return found
 
     def inner_products(self, layer: str, x: Tensor, gradient: Tensor) -> Tensor:
         """Return ``<gradient_m, Q(x_m) - x_m>`` for each row m along dimension 0 and each scheme, [M, B].
@@ -130,13 +144,16 @@ class InputPerturbations:
             return x - self.rounded(layer, index, x)
         return torch.sub(x, steps, alpha=found.scale, out=steps)
 
-    def _steps(self, layer: str, index: int, x: Tensor) -> tuple[InputRange | None, Tensor | None]:
-        """Return the range and ``Q(x) / scale`` in a tensor of its own; None where that is not the way."""
+    def _steps(
+        self, layer: str, index: int, x: Tensor, out: Tensor | None = None
+    ) -> tuple[InputRange | None, Tensor | None]:
+        """Return the range and ``Q(x) / scale`` in ``out``, or a tensor of its own; None where that is not the way."""
         found = self._range(layer, index)
         if found is None or x.dtype not in (torch.float32, torch.float64):
             return found, None
         lowest = -found.zero_point  # in place: faster than torch.fake_quantize_per_tensor_affine
-        return found, x.div(found.scale).round_().clamp_(lowest, lowest + 2 ** self._schemes[index].bits - 1)
+        steps = torch.div(x, found.scale, out=out)
+        return found, steps.round_().clamp_(lowest, lowest + 2 ** self._schemes[index].bits - 1)
 
     def _range(self, layer: str, index: int) -> InputRange | None:
         return self._ranges.get((layer, self._schemes[index]))

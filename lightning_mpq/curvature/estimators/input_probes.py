@@ -70,17 +70,22 @@ class InputProbes:
 
 @dataclass
 class _Scores:
-    """Scores of one call of a layer; what its schemes change is kept from the first backward pass to the others."""
+    """Scores of one call of a layer; what its schemes change is kept from the first backward pass to the others.
+
+    It is kept in the order in which gradients lie in memory, so that these need not be copied in each pass.
+    """
 
     inputs: InputPerturbations
     layer: str
     dtype: torch.dtype
     changes: Tensor | None = None
+    order: tuple[int, ...] = ()
 
     def __call__(self, x: Tensor, gradient: Tensor) -> Tensor:
         if self.changes is None:
-            self.changes = self.inputs.changes(self.layer, x).flatten(1)
-        return (self.changes @ gradient.reshape(-1)).to(self.dtype)
+            self.order = tuple(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
+            self.changes = self.inputs.changes(self.layer, x, self.order).flatten(1)
+        return (self.changes @ gradient.permute(self.order).reshape(-1)).to(self.dtype)
 
 
 class _Probe(torch.autograd.Function):

@@ -29,6 +29,9 @@ def test_a_change_is_what_the_packed_layer_makes_of_an_input(dtype):
         expected.append(quantize_inputs(x, scheme, *stored) - x)
         assert torch.equal(found.change("0", index, x), expected[-1]), scheme
     assert torch.equal(found.changes("0", x), torch.stack(expected))
+    turned = found.changes("0", x, (2, 0, 1))
+    assert torch.equal(turned, torch.stack(expected).permute(0, 3, 1, 2))
+    assert turned.is_contiguous()
     products = (torch.stack(expected) * gradient).double().flatten(2).sum(2).T
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
     assert_close(found.inner_products("0", x, gradient).double(), products, atol=tolerance, rtol=tolerance)
