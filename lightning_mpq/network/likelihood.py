@@ -79,7 +79,8 @@ class Categorical(Likelihood):
 
     Attributes:
         class_dim: Dimension of the outputs that holds the classes: 1 as in ``cross_entropy``, or -1.
-        ignore_index: Positions whose target (see `predicted`) is this do not count.
+        ignore_index: Positions whose target (see `targets_of`) is this do not count. Labels that repeat ``input_ids``
+            are targets of the position before, as causal language models of transformers take them.
         sampling: ``"label"``: scores of drawn labels, as the Fisher information is defined.
             ``"sign"``: see `Likelihood.score`; the same expectation with less noise.
     """

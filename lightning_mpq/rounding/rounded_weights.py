@@ -39,7 +39,7 @@ class RoundedWeights:
         operands: Residual sum or average to the layer with whose inputs it is quantized.
         unseen: Layer to the error of its output on unseen samples over that on calibration data, for schemes with
             second-order rounding; 1 where it is missing.
-        samples: Layer to some values of the weight that was rounded, see `weight_samples`.
+        samples: Layer to some values of the weight that was rounded, by which another one is known.
     """
 
     candidates: tuple[Candidate, ...]
@@ -113,7 +113,7 @@ class RoundedWeights:
 
 
 class RoundedLayers(Mapping[str, QuantizedRows]):
-    """Layer name to rounded weight."""
+    """Layer name to rounded weight; codes are unpacked when they are asked for."""
 
     def __init__(self, rounded: RoundedWeights, schemes: Mapping[str, WeightScheme]) -> None:
         self._rounded, self._schemes = rounded, schemes
