@@ -41,6 +41,7 @@ def unless_impossible(what: str, path: Path, instead: str) -> Iterator[None]:
         instead: What happens now.
 
     Example:
+        >>> import warnings
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     with unless_impossible("The cache", Path("x"), "Never mind."):
         ...         raise PermissionError("read-only")

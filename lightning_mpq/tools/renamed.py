@@ -18,6 +18,7 @@ def renamed(**arguments: str) -> Callable[[Function], Function]:
         arguments: Old name to the present one.
 
     Example:
+        >>> import warnings
         >>> @renamed(length="size")
         ... def square(size): return size * size
         >>> with warnings.catch_warnings(record=True):
