@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..network.batches import describe_batch, to_device
+from ..network.batches import describe_batch, inputs_of, to_device
 from ..network.forward import device_of, named_arguments
 
 Examples = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -60,7 +60,7 @@ class ExampleInputs:
         Raises:
             TypeError: If that is anything but tensors.
         """
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        inputs = inputs_of(batch)
         if isinstance(inputs, Mapping):
             inputs = {key: v for key, v in named_arguments(model, inputs).items() if isinstance(v, Tensor)}
         return cls.of(to_device(inputs, device_of(model)))

@@ -75,6 +75,16 @@ def _holds_nothing(batch: Any) -> bool:
     return not isinstance(batch, (Tensor, str)) and isinstance(batch, Sized) and not len(batch)
 
 
+def inputs_of(batch: Any) -> Any:
+    """Return what a model is called on: the first item of a tuple or list, as in (inputs, targets), else the batch.
+
+    Example:
+        >>> inputs_of(("images", "labels")), inputs_of({"input_ids": 3})
+        ('images', {'input_ids': 3})
+    """
+    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+
 def of_each_sample(values: Tensor) -> Tensor:
     """Return the sum over all that belongs to a sample, [N]; outputs may be one number a sample, without a dimension.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from .batches import describe_batch, tensors_of, to_device
+from .batches import describe_batch, inputs_of, tensors_of, to_device
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 """(model, batch) to outputs."""
@@ -35,7 +35,7 @@ def forward_batch(model: nn.Module, batch: Any, forward_fn: ForwardFn | None = N
     batch = to_device(batch, device_of(model), copy=True)  # a forward may change its inputs, and sees them many times
     if forward_fn is not None:
         return forward_fn(model, batch)
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    inputs = inputs_of(batch)
     if not isinstance(inputs, Tensor) and not (isinstance(inputs, Mapping) and tensors_of(inputs)):
         raise TypeError(
             f"Expected batch {number} to be a tensor or a mapping, or a tuple or list that begins with one, got "

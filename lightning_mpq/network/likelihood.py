@@ -20,7 +20,7 @@ from torch.nn.functional import log_softmax, one_hot, pad, softplus
 
 from ..tools.checks import shown
 from ..tools.warning import warn
-from .batches import describe_batch, of_each_sample, tensors_of
+from .batches import describe_batch, inputs_of, of_each_sample, tensors_of
 from .forward import TARGETS
 from .tokens import counting, token_mask
 
@@ -210,7 +210,7 @@ def predicted(batch: Any, ignore_index: int) -> Tensor | None:
         tensor([[   6,    7, -100]])
     """
     targets = targets_of(batch)
-    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    first = inputs_of(batch)
     inputs = first.get("input_ids") if isinstance(first, Mapping) else None
     if targets is None or not isinstance(inputs, Tensor) or inputs.shape != targets.shape or targets.dim() != 2:
         return targets

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import inputs_of
+
 
 def token_mask(batch: Any) -> Tensor | None:
     """Return which tokens of a batch count, bool [N, T]; None if it has no ``attention_mask`` of that shape.
@@ -19,7 +21,7 @@ def token_mask(batch: Any) -> Tensor | None:
         >>> token_mask({"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[0, 1, 1]])})
         tensor([[False,  True,  True]])
     """
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    inputs = inputs_of(batch)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None

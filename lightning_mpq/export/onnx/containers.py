@@ -20,8 +20,6 @@ from ...network.layer_kinds import ParameterView, float_class
 from ...quantizers import QuantizedRows
 from ...schemes import SCALE_BITS, WeightScheme
 
-PRODUCTS = (nn.Linear, ParameterView)
-"""Types of layers that multiply by their weight."""
 CONTAINER_BITS = (2, 4, 8, 16)
 UNSATURATED = 2**14 - 1
 """Products of a signed level and a code up to this are exact on any processor: two of them fit 16 bits."""

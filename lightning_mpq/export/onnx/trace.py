@@ -27,7 +27,7 @@ from ...tools.process_wide import quiet
 from ..example_inputs import ExampleInputs
 from ..float_twins import layer_groups, shared_key, to_weight
 from .codes import QuantizedTensors, take_marks_out
-from .containers import PRODUCTS, TWO_BITS_OPSET, hold, may_have_two_bits
+from .containers import TWO_BITS_OPSET, hold, may_have_two_bits, multiplies
 from .graph import merge_shared, put_weight_in, take_weight_out
 from .integers import multiply_integers, quantize_inputs_of, round_inputs
 
@@ -155,8 +155,8 @@ def put_codes_in(
     for name, place in places.items():
         layer_name, layer = standing[name]
         key = shared_key(layer)
-        users = [other.float_type for _, other in owners.values() if shared_key(other) == key]
-        folded = not place.multiplied or not all(user in PRODUCTS for user in users)
+        users = [other for _, other in owners.values() if shared_key(other) == key]
+        folded = not place.multiplied or not all(map(multiplies, users))
         two_bits = opset >= TWO_BITS_OPSET and may_have_two_bits(
             layer.scheme, layer.row_shape[0], multiplied=place.multiplied, folded=folded
         )
