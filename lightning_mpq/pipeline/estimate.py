@@ -19,7 +19,7 @@ from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
 from ..network.evaluator import check_finite_parameters
-from ..network.forward import ForwardFn, LossFn, device_of
+from ..network.forward import ForwardFn, LossFn
 from ..network.named_weights import named_layers
 from ..options import CandidateOptions, CurvatureOptions, RepairOptions, SelectionOptions
 from ..repair.repair import reestimates
@@ -32,7 +32,7 @@ from ..tools.room import gigabytes
 from .disk_bytes import disk_bytes
 from .dry_run import Passes, Speeds, passes_over, speeds
 from .settings import JobSettings
-from .stage_bytes import LIBRARIES, PASS_BYTES, Sizes
+from .stage_bytes import PASS_BYTES, Sizes, library_bytes
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
         "quantize": quantize + kept,
         "select": quantize + kept,
     }
-    overhead = LIBRARIES if device_of(model).type == "cpu" else 0
+    overhead = library_bytes(model)
     stages = [StageEstimate(n, sizes.model_bytes + size + overhead, seconds[n] / 60) for n, size in bytes_of.items()]
     if not settings.selection.measures:
         stages = stages[:-1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
+from ..network.forward import device_of
 from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
@@ -19,8 +20,11 @@ from ..schemes import WeightScheme
 
 _COPIES = 5
 """Copies in float32 of what is solved side by side: measured."""
-LIBRARIES = 28 * 2**20
+_LIBRARIES = 28 * 2**20
 """What libraries take once they work, and memory that lies between what is used: measured, on Linux."""
+_HALF_KERNELS = 48 * 2**20
+"""What oneDNN keeps beyond that for products of 16-bit floats: code it makes for each shape, and descriptors. Measured:
+between 30 and 130 MB, more with more shapes; of a Llama of 30 million weights 90 MB by the end of a job."""
 PASS_BYTES = 5 * 2**19
 """What a pass that waits keeps beside tensors: a heap of its own, and buffers of matrix products. Measured."""
 _CHUNK, _KEPT = 2**24, 2**23
@@ -132,6 +136,14 @@ class Sizes:
         codes = self.weights
         one_layer = MOMENTS_AT_ONCE * self.matrix_bytes + 16 * self.widest_weights
         return self.model_bytes + codes + max(packed, 2 * held + one_layer)
+
+
+def library_bytes(model: nn.Module) -> int:
+    """Return what libraries keep for themselves while they compute with a model; a GPU's are not counted."""
+    if device_of(model).type != "cpu":
+        return 0
+    half = any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
+    return _LIBRARIES + half * _HALF_KERNELS
 
 
 def _weight(layer: nn.Module) -> Iterator[Tensor]:

@@ -109,6 +109,14 @@ def test_no_batch_is_refused():
         mpq.estimate(problem()[0], [], curvature=SURE)
 
 
+def test_kernels_for_products_in_half_precision_are_counted():
+    model, batches = problem()
+    found = mpq.estimate(model, batches, curvature=SURE).stages
+    batches = [batch.bfloat16() for batch in batches]
+    half = mpq.estimate(model.bfloat16(), batches, curvature=SURE).stages
+    assert all(two.bytes - one.bytes > 2**25 for one, two in zip(found, half, strict=True))
+
+
 def test_memory_grows_with_the_model():
     sizes = []
     for width in (512, 1024):
