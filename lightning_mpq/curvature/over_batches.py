@@ -15,8 +15,8 @@ from ..network.batches import split_batch, to_device
 from ..network.batchnorm import batch_statistics
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator, check_finite_parameters
+from ..network.guessed_likelihood import guess_likelihood
 from ..network.isolation import isolated
-from ..network.likelihood import guess_likelihood
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.distributed import Rounds, errors_shared, gather
 from ..tools.progress import Progress

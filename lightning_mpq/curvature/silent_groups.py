@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..network.likelihood import Categorical, Likelihood, predicted
+from ..network.likelihood import Categorical, Likelihood
+from ..network.predicted_targets import predicted
 from ..rounding.rounded_weights import RoundedWeights
 from ..tools.warning import warn
 from .estimators.perturbation import Perturbations

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..network.batches import map_tensors, tensors_of
+from ..network.guessed_likelihood import guess_likelihood
 from ..network.hooks import hooked
-from ..network.likelihood import Likelihood, guess_likelihood
+from ..network.likelihood import Likelihood
 from ..tools.checks import shown
 from .teacher import Teacher
 

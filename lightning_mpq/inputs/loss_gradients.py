@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..network.calibration import Calibration
-from ..network.likelihood import Likelihood, guess_likelihood
+from ..network.guessed_likelihood import guess_likelihood
+from ..network.likelihood import Likelihood
 
 
 class LossGradients:

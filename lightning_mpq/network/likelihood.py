@@ -9,19 +9,17 @@ Perspectives on the Natural Gradient Method, JMLR 2020, section 9).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import log_softmax, one_hot, pad, softplus
+from torch.nn.functional import log_softmax, one_hot, softplus
 
 from ..tools.checks import shown
-from ..tools.warning import warn
-from .batches import describe_batch, inputs_of, of_each_sample, tensors_of
-from .forward import TARGETS
+from .batches import of_each_sample
+from .predicted_targets import predicted
 from .tokens import counting, token_mask
 
 Sampling = Literal["label", "sign"]
@@ -189,37 +187,6 @@ class Bernoulli(Likelihood):
         return (torch.ones_like(outputs) * counting(outputs, batch)).sum()
 
 
-def targets_of(batch: Any) -> Tensor | None:
-    """Return the targets in a batch: the second item of a tuple or list, or a mapping's ``labels`` or alike."""
-    found: Any = None
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    elif isinstance(batch, Mapping):
-        found = next((batch[key] for key in TARGETS if key in batch), None)
-    return found if isinstance(found, Tensor) else None
-
-
-def predicted(batch: Any, ignore_index: int) -> Tensor | None:
-    """Return the target that each position predicts; None if the batch has none.
-
-    Labels that repeat ``input_ids`` wherever they are not ignored are those of a causal language model of transformers,
-    which shifts them itself: position t predicts the label of t + 1, and the last one none.
-
-    Example:
-        >>> predicted({"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[-100, 6, 7]])}, -100)
-        tensor([[   6,    7, -100]])
-    """
-    targets = targets_of(batch)
-    first = inputs_of(batch)
-    inputs = first.get("input_ids") if isinstance(first, Mapping) else None
-    if targets is None or not isinstance(inputs, Tensor) or inputs.shape != targets.shape or targets.dim() != 2:
-        return targets
-    counts = targets != ignore_index
-    if not bool(counts.any()) or not bool((targets == inputs)[counts].all()):
-        return targets
-    return pad(targets[:, 1:], (0, 1), value=ignore_index)
-
-
 def check_likelihood(likelihood: object) -> None:
     """Refuse what is neither a likelihood nor None, before anything is measured by it.
 
@@ -231,85 +198,3 @@ def check_likelihood(likelihood: object) -> None:
             f"likelihood must be 'auto' or a Likelihood, such as Categorical(), Gaussian() or Bernoulli(); got "
             f"{shown(likelihood)}."
         )
-
-
-def guess_likelihood(outputs: Tensor, batch: Any, name: str | None = None) -> Likelihood:
-    """Guess the distribution from outputs and targets, and say in a warning what was taken.
-
-    Integer targets: `Categorical`, with the classes along the dimension of the outputs that the targets lack. Real
-    targets shaped like the outputs: `Bernoulli` if all are 0 or 1, else `Gaussian`. No targets: `Categorical` for
-    ``logits``, at each token where there is one for each, and along dimension 1 of a bare matrix with several columns
-    that cannot be embeddings or what went in; `Gaussian` for a ``last_hidden_state`` and a bare matrix with one column.
-
-    Args:
-        outputs: The model's outputs.
-        batch: What they are of.
-        name: Under which name the model returned them; None if bare.
-
-    Raises:
-        ValueError: If the outputs look like probabilities instead of logits, or it could be one or the other.
-    """
-    guess = _guess(outputs.detach(), batch, name)
-    if guess is None:
-        raise ValueError(
-            f"likelihood='auto' cannot tell what outputs {list(outputs.shape)} mean with the batch "
-            f"{describe_batch(batch)}. Pass likelihood=Categorical(class_dim=...) for logits of classes, Gaussian() "
-            "for embeddings and other real values, or Bernoulli() for logits of yes and no."
-        )
-    if isinstance(guess, Categorical) and _are_probabilities(outputs.detach(), guess.class_dim):
-        raise ValueError(
-            "The outputs look like probabilities, and likelihood='auto' expects logits. Return them before the "
-            "softmax (or its logarithm) from forward_fn; or pass likelihood= if they are logits after all."
-        )
-    warn(f"likelihood='auto' took {guess} for outputs {list(outputs.shape)}; pass likelihood= to decide it.")
-    return guess
-
-
-def _guess(outputs: Tensor, batch: Any, name: str | None) -> Likelihood | None:
-    if name == "last_hidden_state":
-        return Gaussian()
-    targets = targets_of(batch)
-    if targets is None:
-        return _guess_without_targets(outputs, batch, name)
-    if not targets.is_floating_point() and not targets.is_complex():
-        found = [dim for dim in (1, -1) if _lack_classes(outputs, targets, dim)]
-        if found and (len(found) == 1 or outputs.dim() == 2):
-            return Categorical(found[0])
-        if found:  # as many positions as classes
-            return Categorical(-1) if name == "logits" and token_mask(batch) is not None else None
-    if targets.numel() != outputs.numel():
-        return None
-    if outputs.dim() > 1 and outputs.shape[1] > 1 and _are_probabilities(targets.reshape(outputs.shape), 1):
-        return None  # one-hot labels of classes, or several of yes and no
-    return Bernoulli() if ((targets == 0) | (targets == 1)).all() else Gaussian()
-
-
-def _guess_without_targets(outputs: Tensor, batch: Any, name: str | None) -> Likelihood | None:
-    """Guess from the outputs and what they are of."""
-    given = next(iter(tensors_of(batch)), None)
-    of_tokens = given is not None and not given.is_floating_point() and given.dim() == 2
-    if name == "logits":
-        at_tokens = of_tokens and given is not None and outputs.dim() == 3 and outputs.shape[:2] == given.shape
-        if at_tokens or (outputs.dim() == 2 and outputs.shape[1] > 1):
-            return Categorical(-1 if at_tokens else 1)
-        return None
-    if outputs.dim() != 2 or of_tokens or (given is not None and given.numel() == outputs.numel()):
-        return None  # may be an embedding, or a copy of what went in
-    if outputs.shape[1] == 1:
-        return Gaussian()
-    lengths = outputs.norm(dim=1)
-    return None if bool(((lengths - 1).abs() < 1e-3).all()) else Categorical()
-
-
-def _lack_classes(outputs: Tensor, targets: Tensor, class_dim: int) -> bool:
-    """Tell whether targets have a class for each position of outputs whose classes lie along a dimension."""
-    shape = list(outputs.shape)
-    if outputs.dim() < 2 or shape[class_dim] < 2:
-        return False
-    return list(targets.shape) == shape[:class_dim] + shape[class_dim:][1:]
-
-
-def _are_probabilities(outputs: Tensor, class_dim: int) -> bool:
-    """Tell whether all outputs are in [0, 1] and sum to 1 over the classes."""
-    sums = outputs.sum(class_dim)
-    return bool((outputs >= 0).all() and (sums - 1).abs().max() < 1e-3)

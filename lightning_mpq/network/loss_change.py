@@ -17,8 +17,9 @@ from .batches import batch_weight, to_device
 from .calibration import Calibration
 from .evaluator import Evaluator, SkippedBatchError
 from .forward import device_of
+from .guessed_likelihood import guess_likelihood
 from .isolation import isolated
-from .likelihood import Likelihood, guess_likelihood
+from .likelihood import Likelihood
 
 BEYOND_CHANCE = 2.0
 """Standard errors of a paired difference, above which it is more than the chance of these samples."""

@@ -20,10 +20,10 @@ from ..network.batches import split_batch, to_device
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
 from ..network.forward import device_of
+from ..network.guessed_likelihood import guess_likelihood
 from ..network.hooks import hooked
 from ..network.isolation import isolated
 from ..network.layer_kinds import row_parts, weight_rows
-from ..network.likelihood import guess_likelihood
 from ..network.named_weights import held_by
 from ..quantizers import round_rows
 from ..rounding.packed_rows import PackedRows

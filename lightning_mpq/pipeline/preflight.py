@@ -19,10 +19,10 @@ from ..modules.twins import build_layers, empty_layer
 from ..modules.workload import measured as with_workload
 from ..network.calibration import Calibration
 from ..network.evaluator import Evaluator
+from ..network.guessed_likelihood import guess_likelihood
 from ..network.isolation import isolated
 from ..network.layer_kinds import kind_of
 from ..network.lazy import uninitialized_layer
-from ..network.likelihood import guess_likelihood
 from ..network.placement import refuse_spread
 from ..policy import BitPolicy
 from ..targets import offer

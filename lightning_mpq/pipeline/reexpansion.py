@@ -24,9 +24,9 @@ from ..groups.groups import LayerGroups
 from ..network.batchnorm import batch_statistics
 from ..network.calibration import Calibration
 from ..network.forward import LossFn
+from ..network.guessed_likelihood import guess_likelihood
 from ..network.isolation import isolated
 from ..network.layer_kinds import rows_to_weight
-from ..network.likelihood import guess_likelihood
 from ..network.named_weights import named_layers
 from ..quantizers import QuantizedRows
 from ..repair.repair import Repair

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.evaluator import Evaluator
 from lightning_mpq.network.forward import forward_batch
-from lightning_mpq.network.likelihood import Categorical, Gaussian, guess_likelihood
+from lightning_mpq.network.guessed_likelihood import guess_likelihood
+from lightning_mpq.network.likelihood import Categorical, Gaussian
 from lightning_mpq.network.outputs import NamedOutputs
 
 
