@@ -10,7 +10,7 @@ from torch import nn
 from lightning_mpq import Budget, CandidateOptions, Categorical, CurvatureOptions, RepairOptions
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.pipeline.profiling import Profiled, measure
-from lightning_mpq.pipeline.quantize import Quantizer
+from lightning_mpq.pipeline.quantizer import Quantizer
 from lightning_mpq.pipeline.settings import JobSettings
 from lightning_mpq.tools.progress import StageTimer
 

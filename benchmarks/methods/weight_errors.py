@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mpq import TaylorModel
-from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.rounding.rounded_weights import RoundedWeights
 
 

@@ -18,7 +18,7 @@ from ..report.metric_values import MetricValues
 from ..report.rows import GroupRow, ModelRow, RepairRow
 from ..tools.progress import Progress
 from .policy_evaluator import PolicyEvaluator
-from .quantize import RoundingOrder
+from .quantizer import RoundingOrder
 
 _PASSES_FOR_GROUPS_ALONE = 8
 

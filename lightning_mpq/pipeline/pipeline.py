@@ -29,7 +29,7 @@ from .frontier_record import frontier_record
 from .planning import Decision, decide
 from .policy_evaluator import PolicyEvaluator
 from .preflight import refuse_packed
-from .quantize import Quantizer
+from .quantizer import Quantizer
 from .receipt import receipt
 from .settings import JobSettings
 from .target_rows import target_rows

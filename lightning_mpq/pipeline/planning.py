@@ -23,7 +23,7 @@ from .counting import counted_budget
 from .policy_evaluator import PolicyEvaluator
 from .policy_selection import PolicySelection, other_policies
 from .profiling import Profiled, measure
-from .quantize import Quantizer
+from .quantizer import Quantizer
 from .settings import JobSettings
 
 

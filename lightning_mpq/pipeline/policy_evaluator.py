@@ -12,7 +12,7 @@ from ..network.loss_change import BEYOND_CHANCE, LossChange, Losses
 from ..policy import BitPolicy
 from ..repair.repair import Step
 from ..tools.warning import warn
-from .quantize import Quantizer, RoundingOrder
+from .quantizer import Quantizer, RoundingOrder
 
 Repaired = tuple[Step, ...]
 

@@ -21,7 +21,7 @@ from ..pipeline.estimate import estimate_job
 from ..pipeline.pipeline import Outcome, Pipeline, metrics_over_ranks
 from ..pipeline.planning import Decision
 from ..pipeline.preflight import check_budget_of, check_call, check_policy
-from ..pipeline.quantize import Quantizer
+from ..pipeline.quantizer import Quantizer
 from ..policy import BitPolicy
 from ..report.metric_values import MetricValues
 from ..report.records import Report

@@ -10,7 +10,8 @@ from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.network.loss_change import LossChange, Losses
 from lightning_mpq.options import RepairOptions
 from lightning_mpq.pipeline.policy_evaluator import Measured, PolicyEvaluator
-from lightning_mpq.pipeline.quantize import Quantizer, quantize
+from lightning_mpq.pipeline.quantize import quantize
+from lightning_mpq.pipeline.quantizer import Quantizer
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 

@@ -7,7 +7,8 @@ from torch import nn
 from lightning_mpq.finetune import fake_quantize
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.options import RepairOptions
-from lightning_mpq.pipeline.quantize import quantize, temporarily_packed
+from lightning_mpq.pipeline.quantize import quantize
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.batchnorm import reestimate_batchnorm
 from lightning_mpq.schemes import WeightScheme

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_mpq import fake_quantize, quantize
 from lightning_mpq.finetune import fake_quantized_layers
 from lightning_mpq.modules import packed_layers
-from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 
@@ -74,7 +74,8 @@ def test_packing_for_a_while_is_interrupted_in_every_line():
         with temporarily_packed(models[0], BitPolicy({name: WeightScheme(3) for name in "035"})):
             pass
 
-    interrupting = InterruptAt(run, lambda frame: "pipeline/quantize" in frame.f_code.co_filename or cleans_up(frame))
+    interrupting = InterruptAt(run, lambda frame: "temporary_packing" in frame.f_code.co_filename or cleans_up(frame))
+    assert interrupting.lines > 20
     for stop in range(1, interrupting.lines + 1):
         where, _ = interrupting.interrupted(stop)
         assert not packed_layers(models[0]), where

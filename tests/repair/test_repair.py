@@ -8,13 +8,14 @@ from torch import nn
 
 from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
-from lightning_mpq.modules import packed_layers
+from lightning_mpq.modules import pack_model, packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.held_out import hold_out
 from lightning_mpq.network.likelihood import Gaussian
 from lightning_mpq.network.loss_change import LossChange
 from lightning_mpq.options import RepairOptions
-from lightning_mpq.pipeline.quantize import apply_policy, quantize
+from lightning_mpq.pipeline.quantize import quantize
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.output_means import output_means
 from lightning_mpq.repair.repair import Repair, final_codes
@@ -98,7 +99,7 @@ def test_biases_that_do_harm_on_data_that_they_were_not_fitted_to_are_taken_back
         repair = Repair(Calibration(model, data[:-1]), ["0"], RepairOptions(), judge)
     else:
         repair = Repair(calibration, ["0"], RepairOptions())
-    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))  # second-order rounding would spare the mean
+    pack_model(model, BitPolicy({"0": WeightScheme(2)}))  # second-order rounding would spare the mean
     weight = model[0].weight.detach()
     if helps:
         assert repair.apply() == ("biases",)
@@ -120,7 +121,7 @@ def test_what_one_sample_says_against_a_repair_is_within_chance(recwarn):
     model, data = nn.Sequential(nn.Linear(6, 3)).eval(), shifted(-2.0)
     judge = LossChange(Calibration(model, [data[-1][:1]], likelihood=Gaussian(1.0)), "divergence")
     repair = Repair(Calibration(model, data[:-1]), ["0"], RepairOptions(), judge)
-    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))
+    pack_model(model, BitPolicy({"0": WeightScheme(2)}))
     for _ in range(2):  # nor is it left out the next time
         assert list(repair.steps()) == ["biases"]
         assert repair.refused == ("biases",)
@@ -133,7 +134,7 @@ def repaired_on_ranks(last: tuple[float, float]) -> tuple[tuple[str, ...], list[
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 3)).eval()
     repair = Repair(Calibration(model, shifted(last[rank()]), likelihood=Gaussian(1.0)), ["0"], RepairOptions())
-    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))
+    pack_model(model, BitPolicy({"0": WeightScheme(2)}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         repair.apply()
@@ -154,7 +155,7 @@ def test_statistics_that_do_harm_on_data_that_they_were_not_measured_on_are_take
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
     repair = Repair(Calibration(model, shifted(last), likelihood=Gaussian(1.0)), ["0"], RepairOptions())
     before = state(model)
-    apply_policy(model, BitPolicy({"0": WeightScheme(2)}))
+    pack_model(model, BitPolicy({"0": WeightScheme(2)}))
     assert repair.apply() == (("batchnorm",) if helps else ())
     assert torch.equal(model[1].running_mean, before["1.running_mean"]) is not helps
     assert torch.equal(model[1].running_var, before["1.running_var"]) is not helps
@@ -225,12 +226,12 @@ def test_biases_come_before_statistics_and_only_if_asked_for_where_there_is_batc
     repair = Repair(unjudged, layers, RepairOptions())
     both = Repair(unjudged, layers, RepairOptions(biases=True))
     before = state(model)
-    undo = apply_policy(model, policy_of(model), round_policy(Calibration(model, batches()), policy_of(model)))
-    assert both.apply() == ("biases", "batchnorm")
-    assert not torch.equal(model[3].bias, before["3.bias"])
-    undo()
+    codes = round_policy(Calibration(model, batches()), policy_of(model))
+    with temporarily_packed(model, policy_of(model), codes):
+        assert both.apply() == ("biases", "batchnorm")
+        assert not torch.equal(model[3].bias, before["3.bias"])
     assert same(state(model), before)  # biases and statistics too
-    apply_policy(model, policy_of(model), round_policy(Calibration(model, batches()), policy_of(model)))
+    pack_model(model, policy_of(model), codes)
     assert repair.apply() == ("batchnorm",)
     assert torch.equal(model[3].bias, before["3.bias"])
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import lightning_mpq as mpq
-from lightning_mpq.pipeline.quantize import Quantizer
+from lightning_mpq.pipeline.quantizer import Quantizer
 
 from ...tools.accuracy import Images, compare, outputs
 from .measuring import Row

@@ -18,7 +18,7 @@ from lightning_mpq import (
 )
 from lightning_mpq.modules import stored_bytes
 from lightning_mpq.pipeline.comparison import uniform_policy
-from lightning_mpq.pipeline.quantize import RoundingOrder
+from lightning_mpq.pipeline.quantizer import RoundingOrder
 
 from ...methods.profiled import profiled, quantizer
 from ...tools.accuracy import compare, outputs

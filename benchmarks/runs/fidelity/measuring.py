@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from random import Random
 
 from lightning_mpq import CandidateOptions, TaylorModel, find_groups, make_candidates, round_candidates
-from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
 
 from ...tools.accuracy import divergences, outputs

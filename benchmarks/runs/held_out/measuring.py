@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lightning_mpq import BitPolicy, Budget, CandidateOptions, RepairOptions, allocate
-from lightning_mpq.pipeline.quantize import Quantizer
+from lightning_mpq.pipeline.quantizer import Quantizer
 
 from ...methods.profiled import profiled, quantizer
 from ...tools.accuracy import Images, divergences, outputs

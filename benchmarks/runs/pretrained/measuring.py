@@ -20,8 +20,8 @@ from lightning_mpq import (
 )
 from lightning_mpq.modules import stored_bytes
 from lightning_mpq.pipeline.pipeline import Pipeline
-from lightning_mpq.pipeline.quantize import temporarily_packed
 from lightning_mpq.pipeline.settings import JobSettings
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 
 from ...problems.subjects import Subject
 from ...problems.unseen import Unseen

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_mpq import Budget, CandidateOptions, RepairOptions, allocate
 from lightning_mpq.pipeline.comparison import uniform_policy
 from lightning_mpq.pipeline.profiling import Profiled
-from lightning_mpq.pipeline.quantize import RoundingOrder
+from lightning_mpq.pipeline.quantizer import RoundingOrder
 
 from ...methods.profiled import profiled, quantizer
 from ...problems.folded import folded

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_mpq as mpq
-from lightning_mpq.pipeline.quantize import temporarily_packed
+from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.targets import export_for
 
 from ...recorded_instances.pretrained import smollm2
