@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers.processes import try_module
+from helpers.processes import try_module, try_new_python
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from safetensors.torch import load, save
@@ -309,14 +309,21 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(
         assert len([line for line in said.splitlines() if line.startswith("lightning-mpq: ")]) == 1
 
 
-def test_a_sweep_in_another_process_trains_once_and_profiles_once(folders: Folders) -> None:
-    arguments = ["-m", *TINY, "budget.average_bits=5,6"]
-    finished = try_module("lightning_mpq.cli", *arguments, cwd=folders.folder, HYDRA_FULL_ERROR="0")
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_a_sweep_in_other_processes_trains_once_and_profiles_once(launcher: str, folders: Folders) -> None:
+    arguments = ["-m", *TINY, "budget.average_bits=5,6", f"hydra/launcher={launcher}"]
+    if launcher == "joblib":  # both jobs at once; its workers end with a Python that ends as usual
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+        command = "from lightning_mpq.cli.main import main; main()"
+        finished = try_new_python(command, *arguments, cwd=folders.folder)
+    else:
+        finished = try_module("lightning_mpq.cli", *arguments, cwd=folders.folder, HYDRA_FULL_ERROR="0")
     assert finished.returncode == 0, finished.stderr
     cache = folders.folder / "outputs" / "cache"
     assert len(list(cache.glob("trained/*.safetensors"))) == 1
     assert len(list(cache.glob("*taylor*"))) == 1
-    assert finished.stdout.count("Trained weights found") == 1
+    logs = [path.read_text() for path in folders.folder.glob("multirun/*/*/*/lightning-mpq.log")]
+    assert ["Trained weights found" in log for log in logs].count(True) == len(logs) - 1 == 1
     jobs = sorted(path.parent for path in folders.folder.glob("multirun/*/*/*/report.json"))
     assert [job.name for job in jobs] == ["0", "1"]
     bits = [json.loads((job / "report.json").read_text())["models"][-1]["average_bits"] for job in jobs]
