@@ -20,7 +20,7 @@ from ..tools.progress import Progress
 from .policy_evaluator import PolicyEvaluator
 from .quantizer import RoundingOrder
 
-_PASSES_FOR_GROUPS_ALONE = 8
+_PASSES_FOR_GROUPS_ALONE = 4
 
 
 class Rows(NamedTuple):
@@ -108,7 +108,7 @@ class Comparison:
         frozen, _ = evaluator.measured(policy, "independent", [evaluator.stages[0], evaluator.stages[-1]])
         found = evaluator.as_packed(policy)
         with quantizer.packed(policy, keep=keep):
-            quantizer.repair.apply()
+            evaluator.repair(policy)
             stored, metrics = stored_bytes(quantizer.model), MetricValues(self.metrics())
             ranges = any(scheme.needs_range for scheme in policy.inputs().values()) or bool(policy.operands)
             held_out = None if quantizer.judge is None else quantizer.judge.calibration
@@ -129,7 +129,7 @@ class Comparison:
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
         """Measure each group quantized alone beside what is predicted for it.
 
-        Each is one more pass: on so many of the first batches that all groups cost about as much as the profile.
+        Each is one more pass: on so many of the first batches that all groups cost about half as much as the profile.
         """
         chosen = self.taylor.indices(policy)
         block = self.taylor.curvature[chosen][:, chosen]

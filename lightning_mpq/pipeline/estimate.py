@@ -167,13 +167,14 @@ def estimate_job(calibration: Calibration, settings: JobSettings) -> Estimate:
     kept = sizes.stored_bytes if settings.cache_dir is None else 0
     speed = speeds(layers[largest.layers[0]], list(dict.fromkeys(own)))
     seconds = _seconds(settings, sizes, passes, speed, batches, groups, candidates)
-    quantize = sizes.quantize_bytes((passes.held_bytes + PASS_BYTES) * len(batches), settings.repair.sequential)
+    held = (passes.held_bytes + PASS_BYTES) * len(batches)
+    quantize = sizes.quantize_bytes(held, settings.repair.sequential)
     bytes_of = {
         "round": sizes.round_bytes(passes.forward_bytes) + kept,
         "profile": sizes.profile_bytes(passes.backward_bytes) + kept,
         "allocate": sizes.allocate_bytes() + kept,
         "quantize": quantize + kept,
-        "select": quantize + kept,
+        "select": max(quantize, sizes.select_bytes(held)) + kept,
     }
     overhead = library_bytes(model)
     stages = [StageEstimate(n, sizes.model_bytes + size + overhead, seconds[n] / 60) for n, size in bytes_of.items()]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..curvature.estimators.base import Loss
+from ..modules import set_memory
 from ..network.calibration import Calibration
 from ..network.loss_change import BEYOND_CHANCE, LossChange, Losses
 from ..policy import BitPolicy
-from ..repair.repair import Step
+from ..repair.repair import Repaired, Step
 from ..tools.warning import warn
 from .quantizer import Quantizer, RoundingOrder
 
-Repaired = tuple[Step, ...]
+Stage = tuple[Step, ...]
+"""What is repaired by then."""
 
 
 class Measured(NamedTuple):
@@ -29,7 +31,7 @@ class Measured(NamedTuple):
 
     losses: Losses
     fitted: float | None
-    refused: Repaired
+    refused: Stage
 
     def mean(self) -> float:
         """Return the mean loss on the samples that judge."""
@@ -60,7 +62,8 @@ class PolicyEvaluator:
         if quantizer.judge is not None:
             fitted = replace(quantizer.calibration, likelihood=self.change.likelihood)
             self._fitted = LossChange(fitted.first(self.change.batches), loss)
-        self._known: dict[tuple[BitPolicy, RoundingOrder, Repaired], Measured] = {}
+        self._repaired: dict[tuple[BitPolicy, RoundingOrder], Repaired] = {}
+        self._known: dict[tuple[BitPolicy, RoundingOrder, Stage], Measured] = {}
 
     @property
     def calibration(self) -> Calibration:
@@ -68,30 +71,45 @@ class PolicyEvaluator:
         return replace(self.quantizer.calibration, likelihood=self.change.likelihood)
 
     @property
-    def stages(self) -> list[Repaired]:
+    def stages(self) -> list[Stage]:
         """What is repaired by and by: nothing, the first step, the first two, ..., everything."""
         names = self.quantizer.repair.names
         return [names[:count] for count in range(len(names) + 1)]
 
-    def repair_in_stages(self) -> Iterator[Repaired]:
-        """Repair the packed model step by step; yield what is repaired by then, before the first step too."""
-        yield ()
-        for stage, _ in zip(self.stages[1:], self.quantizer.repair.steps(), strict=True):
-            yield stage
-
-    def measured(self, policy: BitPolicy, order: RoundingOrder, stages: Sequence[Repaired]) -> list[Measured]:
+    def measured(self, policy: BitPolicy, order: RoundingOrder, stages: Sequence[Stage]) -> list[Measured]:
         """Return what the float model loses under a policy, at some stages of repair in their order."""
         missing = [stage for stage in stages if (policy, order, stage) not in self._known]
         if missing:
             with self.quantizer.packed(policy, order):
-                for stage in self.repair_in_stages():
-                    if stage in missing:
-                        refused = self.quantizer.repair.refused if stage else ()
-                        fitted = None if self._fitted is None else self._fitted.measure()
-                        self._known[policy, order, stage] = Measured(self.change.measure_each(), fitted, refused)
-                    if stage == missing[-1]:
-                        break
+                set_memory(self.quantizer.model, "fast")  # for the time of some passes, in what a second model takes
+                self._measure(policy, order, missing)
         return [self._known[policy, order, stage] for stage in stages]
+
+    def _measure(self, policy: BitPolicy, order: RoundingOrder, missing: Sequence[Stage]) -> None:
+        """Repair the packed model as far as it is missing, and measure it on the way."""
+        repair, judged = self.quantizer.repair, self.quantizer.judge is not None  # which then judges repair too
+        losses = self.change.measure_each() if () in missing else None
+        steps = repair.steps(before=losses if judged else None)
+        for stage in self.stages:
+            if stage:
+                next(steps)
+                losses = repair.losses if judged else None
+            if stage in missing:
+                fitted = None if self._fitted is None else self._fitted.measure()
+                losses = self.change.measure_each() if losses is None else losses
+                self._known[policy, order, stage] = Measured(losses, fitted, repair.refused if stage else ())
+            if stage == self.stages[-1]:
+                self._repaired[policy, order] = repair.made()
+            elif stage == missing[-1]:
+                break
+
+    def repair(self, policy: BitPolicy) -> None:
+        """Repair the model, packed under a policy as it is to be packed, as it was when it was measured."""
+        made = self._repaired.get((policy, self.quantizer.order(policy)))
+        if made is None:
+            self.quantizer.repair.apply()
+        else:
+            self.quantizer.repair.make_again(made)
 
     def as_profiled(self, policy: BitPolicy) -> Measured:
         """Return what is lost as the Taylor model predicts it: with the codes that were profiled, and repaired."""

@@ -137,6 +137,10 @@ class Sizes:
         one_layer = MOMENTS_AT_ONCE * self.matrix_bytes + 16 * self.widest_weights
         return self.model_bytes + codes + max(packed, 2 * held + one_layer)
 
+    def select_bytes(self, held: int) -> int:
+        """Return what measuring a packed policy takes beside the model and the candidates; see `quantize_bytes`."""
+        return self.weights * 5 // 8 + self.weights * self.element + held
+
 
 def library_bytes(model: nn.Module) -> int:
     """Return what libraries keep for themselves while they compute with a model; a GPU's are not counted."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..inputs.quantizer import InputRange
 from ..network.batchnorm import batchnorm_layers
 from ..network.calibration import Calibration
 from ..network.held_out import hold_out
-from ..network.loss_change import BEYOND_CHANCE, LossChange, divergence_if_known
+from ..network.loss_change import BEYOND_CHANCE, LossChange, Losses, divergence_if_known
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
@@ -34,6 +35,18 @@ from .output_means import OutputMeans, output_means
 Step = Literal["biases", "batchnorm"]
 
 
+class Repaired(NamedTuple):
+    """What repair made of a model: it can be put into the same model again, packed in the same way.
+
+    Attributes:
+        biases: Layer name to its bias.
+        statistics: Layer name to running statistics, as `save_statistics` returns them.
+    """
+
+    biases: dict[str, Tensor]
+    statistics: dict[str, dict[str, Tensor]]
+
+
 class Repair:
     """Brings biases and BatchNorm statistics of a quantized model in line with the float one.
 
@@ -45,6 +58,7 @@ class Repair:
     Attributes:
         statistics: BatchNorm statistics of the float model on the batches; None if they are not measured again.
         refused: Steps that were taken back when a model was repaired last.
+        losses: Of the model that is being repaired, as it is after the last step; None where nothing judges it.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class Repair:
         """
         self.statistics: Mapping[str, BatchNormStatistics] | None = None
         self.refused: tuple[Step, ...] = ()
+        self.losses: Losses | None = None
         self._means: OutputMeans | None = None
         self._judge = judge
         self._harmful: set[Step] = set()
@@ -86,18 +101,20 @@ class Repair:
         both: tuple[tuple[Step, bool], ...] = (("biases", biases), ("batchnorm", self.statistics is not None))
         return tuple(step for step, done in both if done)
 
-    def steps(self, twin: nn.Module | None = None) -> Iterator[Step]:
+    def steps(self, twin: nn.Module | None = None, before: Losses | None = None) -> Iterator[Step]:
         """Repair the model step by step, and yield the name of each step once it is done, or taken back.
 
         Args:
             twin: A copy of the model to be repaired instead.
+            before: What the judge measures of the model as it is; measured if not given.
         """
-        self.refused = ()
+        self.refused, self.losses = (), before
         calibration = self._calibration if twin is None else self._calibration.on(twin)
         judge = None if self._judge is None else self._judge.on(calibration.model)
         names = self.names
         tried = [step for step in names if step not in self._harmful]
-        before = judge.measure_each() if judge is not None and tried else None
+        if judge is not None and tried and before is None:
+            before = self.losses = judge.measure_each()
         for step in names:
             if step not in tried:
                 self.refused = (*self.refused, step)
@@ -111,7 +128,7 @@ class Repair:
                     undo()
                     self._refuse(step, before.mean(), change, error)
                 else:
-                    before = after
+                    before = self.losses = after
             yield step
 
     def _step(self, step: Step, calibration: Calibration) -> Callable[[], None]:
@@ -138,6 +155,24 @@ class Repair:
         """Repair the model, or a copy of it; return what was done and not taken back."""
         steps = (*self.steps(twin),)
         return tuple(step for step in steps if step not in self.refused)
+
+    def made(self) -> Repaired:
+        """Return what the steps have made of the model."""
+        biases = {name: bias.detach().clone() for name, bias in self._biases().items()}
+        return Repaired(biases, save_statistics(batchnorm_layers(self._calibration.model)))
+
+    def make_again(self, repaired: Repaired) -> None:
+        """Put into the model what `made` returned when it was packed likewise."""
+        with torch.no_grad():
+            for name, bias in self._biases().items():
+                bias.copy_(repaired.biases[name])
+        restore_statistics(batchnorm_layers(self._calibration.model), repaired.statistics)
+
+    def _biases(self) -> dict[str, Tensor]:
+        """Return the biases that are corrected."""
+        modules = dict(self._calibration.model.named_modules(remove_duplicate=False))
+        found = {name: modules[name].bias for name in (self._means.means if self._means is not None else ())}
+        return {name: bias for name, bias in found.items() if isinstance(bias, Tensor)}
 
 
 def reestimates(model: nn.Module, options: RepairOptions) -> bool:

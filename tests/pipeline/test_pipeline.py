@@ -162,9 +162,10 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice(monkeypatch):
     data = [(torch.randn(32, 8), torch.randint(3, (32,))) for _ in range(4)]
     fitted, judging = 3 / 4, 1 / 4  # one batch of four is held out
     in_sequence = 2 * fitted + 1 / 4  # the float model and its rounded copy, and the order of layers on the first batch
-    repaired = fitted + 2 * judging  # judged before and after
-    measured = judging + 1 / 4  # and on as many of the others
-    both = measured + repaired + measured
+    others_too = 1 / 4  # what is judged is measured on as many of the other samples
+    measured = judging + others_too
+    repaired = fitted + 2 * judging + others_too  # judged before and after
+    both = repaired + others_too
     # Whether measuring statistics again helps, and so whether the loss is profiled twice, is chance here as well, and
     # whether it does so much harm that it is tried but once.
     monkeypatch.setattr("lightning_mpq.repair.repair.BEYOND_CHANCE", inf)
@@ -177,12 +178,12 @@ def test_a_job_measures_the_float_model_once_and_no_policy_twice(monkeypatch):
         "other": 1 / 4,  # whether the first batch uses every weight
         "round": fitted,
         "profile": pytest.approx(fitted + 1 / 4),  # a guess on the first batch what outputs mean
-        "select": 1 / 4 + trials * (repaired + measured),  # outputs of the float model on as many of the others
+        "select": 1 / 4 + trials * repaired,  # outputs of the float model on as many of the others
         "quantize": judging + fitted + in_sequence,  # outputs, statistics
-        "compare": others * (both + in_sequence + both + repaired)
-        - shared * (repaired + measured)  # the additive policy, as profiled and repaired, is one of the trials
+        "compare": others * (both + in_sequence + both)
+        - shared * (both - measured)  # the additive policy, as profiled and repaired, is one of the trials
         + measured  # and so is the chosen one
-        + both + repaired  # and in sequence, as it is packed
+        + both  # and in sequence, as it is packed
         + groups * (fitted + judging),
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
+from lightning_mpq.network.held_out import hold_out
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.network.loss_change import LossChange, Losses
 from lightning_mpq.options import RepairOptions
@@ -62,7 +63,7 @@ def test_a_model_is_packed_for_good_unless_something_fails():
 
     def fail_behind_repair() -> None:
         with evaluator.quantizer.packed(POLICY, keep=True):
-            assert list(evaluator.repair_in_stages())[-1] == EVERYTHING
+            assert tuple(evaluator.quantizer.repair.steps()) == EVERYTHING
             raise RuntimeError("the user's own code fails")
 
     with pytest.raises(RuntimeError, match="own code fails"):
@@ -73,6 +74,49 @@ def test_a_model_is_packed_for_good_unless_something_fails():
     assert set(packed_layers(model)) == set(LAYERS)
     quantize(by_hand, POLICY, batches(), repair=evaluator.quantizer.options)
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stages", [[(), EVERYTHING[:1], EVERYTHING], [EVERYTHING], [()], [EVERYTHING[:1]]])
+def test_what_judges_repair_is_not_measured_twice(stages, monkeypatch):
+    model = network()
+    calibration, judging = hold_out(Calibration(model, batches(), likelihood=Categorical()))
+    judge = LossChange(judging, "divergence")
+    evaluator = PolicyEvaluator(Quantizer(calibration, LAYERS, RepairOptions(biases=True), judge=judge), "divergence")
+    measured: list[Losses] = []
+    measure = LossChange.measure_each
+
+    def noted(change: LossChange, first: int | None = None) -> Losses:
+        losses = measure(change, first)
+        if change.calibration.batches is judging.batches:
+            measured.append(losses)
+        return losses
+
+    monkeypatch.setattr(LossChange, "measure_each", noted)
+    found = evaluator.measured(POLICY, "sequential", stages)
+    assert len(measured) == 1 + len(stages[-1])
+    for stage, each in zip(stages, found, strict=True):  # as each is measured alone, by what was repaired by hand
+        with evaluator.quantizer.packed(POLICY, "sequential"):
+            steps = evaluator.quantizer.repair.steps()
+            for _ in stage:
+                next(steps)
+            assert torch.equal(each.losses.values, measure(judge).values)
+
+
+def test_what_was_repaired_is_put_back_without_another_pass():
+    model, by_hand = network(), network()
+    evaluator = evaluator_of(model)
+    with evaluator.quantizer.packed(POLICY, keep=True):
+        evaluator.repair(POLICY)  # not measured yet
+    assert state(model).keys() == state(quantize(by_hand, POLICY, batches(), repair=RepairOptions(biases=True))).keys()
+    assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
+    model = network()
+    evaluator = evaluator_of(model)
+    evaluator.measured(POLICY, "sequential", [EVERYTHING])
+    model.register_forward_pre_hook(lambda module, args: pytest.fail("another pass"))
+    with evaluator.quantizer.packed(POLICY, keep=True):
+        evaluator.repair(POLICY)
+    assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(layer.memory == "packed" for layer in packed_layers(model).values())
 
 
 @pytest.mark.parametrize(("more", "order"), [(0.1, "sequential"), (1.0, "independent"), (-1.0, "sequential")])
