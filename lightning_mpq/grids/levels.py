@@ -69,6 +69,10 @@ class Levels(ABC):
         """Return the weights that codes stand for."""
         return self.step * self.level(codes)
 
+    def write(self, codes: Tensor, out: Tensor) -> None:
+        """Write the same into a tensor of the type that is computed in, from codes of any type; nothing is recorded."""
+        out.copy_(self.values(codes.to(out.dtype)))
+
     def in_steps(self, weights: Tensor) -> Tensor:
         """Return weights in units of the scale; unchanged where the scale is zero."""
         compiling = torch.compiler.is_compiling()  # which cannot trace the lock of a cached property

@@ -33,6 +33,10 @@ class UniformLevels(Levels):
         """See `Levels.level`."""
         return codes.to(self.step.dtype) - self.offset
 
+    def write(self, codes: Tensor, out: Tensor) -> None:
+        """See `Levels.write`."""
+        out.copy_(codes).sub_(self.offset).mul_(self.step)
+
     def bounds(self, margin: float) -> tuple[Tensor, Tensor]:
         """See `Levels.bounds`."""
         return -self.offset - margin, self.top - self.offset + margin

@@ -93,15 +93,14 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     blocks = packed.reshape(*packed.shape[:-1], length // bits, bits)
     if torch.onnx.is_in_onnx_export():
         return torch.stack(_by_arithmetic(blocks.int(), bits), dim=-1).flatten(-2)[..., :count].to(torch.uint8)
-    mask = 2**bits - 1
-    codes = []
+    codes = packed.new_empty(*blocks.shape[:-1], BLOCK)
     for k in range(BLOCK):
         byte, shift = divmod(bits * k, 8)
         code = blocks[..., byte] >> shift
         if shift + bits > 8:
             code = code | (blocks[..., byte + 1] << (8 - shift))
-        codes.append(code & mask)
-    return torch.stack(codes, dim=-1).flatten(-2)[..., :count]
+        codes[..., k] = code
+    return codes.bitwise_and_(2**bits - 1).flatten(-2)[..., :count]
 
 
 def _by_arithmetic(blocks: Tensor, bits: int) -> list[Tensor]:

@@ -40,13 +40,19 @@ class QuantizedRows:
         """Return the weights as [R, C]; computed in float32 or wider, then cast."""
         return dequantize(self.codes, self.scale, self.zero_point, self.scheme, dtype)
 
+    def write(self, out: Tensor) -> None:
+        """Write the weights into a tensor [R, C] of float32 or wider, with no copy in between."""
+        levels, shape = _placed_by_blocks(self.scale, self.zero_point, self.scheme, out.shape[1], out.dtype)
+        levels.write(self.codes.view(*shape), out.view(*shape))
+
 
 def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme, dtype: torch.dtype
 ) -> Tensor:
     """Return the weights that codes stand for, [R, C] in ``dtype``; the arithmetic is float32 or wider."""
     wide = torch.promote_types(dtype, torch.float32)
-    return placed(scale, zero_point, scheme, codes.shape[1], wide).values(codes.to(wide)).to(dtype)
+    levels, shape = _placed_by_blocks(scale, zero_point, scheme, codes.shape[1], wide)
+    return levels.values(codes.to(wide).view(*shape)).view(codes.shape).to(dtype)
 
 
 def encode(rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme) -> Tensor:
@@ -74,6 +80,20 @@ def placed(scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme, colum
     """
     wide = None if zero_point is None else spread(zero_point.to(dtype), scheme, columns)
     return grid_named(scheme.grid).place(spread(scale.to(dtype), scheme, columns), wide, scheme.bits)
+
+
+def _placed_by_blocks(
+    scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme, columns: int, dtype: torch.dtype
+) -> tuple[Levels, tuple[int, ...]]:
+    """Return levels as `placed` does, and the shape in which weights broadcast with them.
+
+    That is [rows, blocks, columns of one] where blocks are whole, so that their scales need not be repeated.
+    """
+    size = scheme.granularity
+    if not isinstance(size, int) or columns % size:
+        return placed(scale, zero_point, scheme, columns, dtype), (-1, columns)
+    wide = None if zero_point is None else zero_point.to(dtype)[..., None]
+    return grid_named(scheme.grid).place(scale.to(dtype)[..., None], wide, scheme.bits), (-1, columns // size, size)
 
 
 def spread(values: Tensor, scheme: WeightScheme, columns: int) -> Tensor:

@@ -140,16 +140,19 @@ class Perturbations:
         weight = self.weight(layer)
         stacked = weight.new_empty(columns.stop - columns.start, *weight.shape)
         for place, index in zip(stacked, range(columns.start, columns.stop), strict=True):
-            place.copy_(self._perturbation(layer, index))
+            self._write(layer, index, place)
         return stacked
 
     def of_candidate(self, index: int) -> dict[str, Tensor]:
         """Return D of one candidate for each distinct weight it touches, by leading layer."""
         touched = [layer for layer in self.leaders if self.columns[layer].start <= index < self.columns[layer].stop]
-        return {layer: self._perturbation(layer, index) for layer in touched}
+        found = {layer: torch.empty_like(self.weight(layer)) for layer in touched}
+        for layer, place in found.items():
+            self._write(layer, index, place)
+        return found
 
-    def _perturbation(self, layer: str, index: int) -> Tensor:
-        """Return D of one candidate in one layer, in the weight's type.
+    def _write(self, layer: str, index: int, place: Tensor) -> None:
+        """Write D of one candidate in one layer, in the weight's type, to where it is to lie.
 
         The difference is that of exact numbers, since a rounding error is small beside the weight, and cast last.
         """
@@ -165,18 +168,27 @@ class Perturbations:
             if size <= self._bytes_left:
                 self._kept[key] = quantized
                 self._bytes_left -= size
-        return rows_to_weight(module, _change(quantized, rows), weight.shape)
+        change = weight_rows(module, place)
+        if change.untyped_storage()._cdata == place.untyped_storage()._cdata:
+            _write_change(quantized, rows, change)
+        else:  # no view of the weight has its rows
+            change = torch.empty_like(rows)
+            _write_change(quantized, rows, change)
+            place.copy_(rows_to_weight(module, change, weight.shape))
 
 
-def _change(quantized: QuantizedRows, rows: Tensor) -> Tensor:
-    """Return Q(w) - w in the type of w, [R, C], rounded once; some rows at a time."""
+def _write_change(quantized: QuantizedRows, rows: Tensor, change: Tensor) -> None:
+    """Write Q(w) - w in the type of w, [R, C], rounded once; some rows at a time."""
     wide = _exact_type(quantized, rows)
-    change = torch.empty_like(rows)
     step = max(1, _CHUNK_ELEMENTS // max(rows.shape[1], 1))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        change[part] = quantized.part(part).dequantize(wide).to(rows.device).sub_(rows[part])
-    return change
+        own, place = quantized.part(part), change[part]
+        if place.dtype == wide and place.is_contiguous() and own.codes.device == place.device:
+            own.write(place)
+            place.sub_(rows[part])
+        else:
+            place.copy_(own.dequantize(wide).to(rows.device).sub_(rows[part]))
 
 
 def _exact_type(quantized: QuantizedRows, rows: Tensor) -> torch.dtype:
