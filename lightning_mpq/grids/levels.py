@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
 
@@ -21,9 +19,11 @@ class Levels(ABC):
 
     Attributes:
         step: The scales, in the type that is computed in.
+        divisor: The same, 1 where they are zero; None makes it anew each time that it is needed.
     """
 
     step: Tensor
+    divisor: Tensor | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def nearest(self, weights: Tensor) -> Tensor:
@@ -56,14 +56,13 @@ class Levels(ABC):
     def join(cls, parts: Sequence[Levels], dim: int) -> Levels:
         """Return the levels of several weights that lie side by side along a dimension."""
 
+    def ready(self) -> Self:
+        """Return the same with its divisor, so that levels at a part of the scales need not make it anew."""
+        return replace(self, divisor=self._nonzero())
+
     def _nonzero(self) -> Tensor:
         """Return the scales, 1 where they are zero."""
-        return torch.where(self.step == 0, torch.ones_like(self.step), self.step)
-
-    @cached_property
-    def _divisor(self) -> Tensor:
-        """The same, made once: error feedback divides by it in every column."""
-        return self._nonzero()
+        return self.step.masked_fill(self.step == 0, 1) if self.divisor is None else self.divisor
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the weights that codes stand for."""
@@ -75,5 +74,8 @@ class Levels(ABC):
 
     def in_steps(self, weights: Tensor) -> Tensor:
         """Return weights in units of the scale; unchanged where the scale is zero."""
-        compiling = torch.compiler.is_compiling()  # which cannot trace the lock of a cached property
-        return weights / (self._nonzero() if compiling else self._divisor)
+        return weights / self._nonzero()
+
+    def cost(self, weights: Tensor, costs: Tensor) -> Tensor:
+        """Return the sum of squared rounding errors over the last dimension, each times its cost."""
+        return self.values(self.nearest(weights)).sub_(weights).square_().mul_(costs).sum(-1)

@@ -47,7 +47,8 @@ class TableLevels(Levels):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """See `Levels.map`."""
-        return replace(self, step=function(self.step))
+        divisor = None if self.divisor is None else function(self.divisor)
+        return replace(self, step=function(self.step), divisor=divisor)
 
     @classmethod
     def join(cls, parts: Sequence[Levels], dim: int) -> TableLevels:

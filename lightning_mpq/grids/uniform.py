@@ -19,7 +19,7 @@ class UniformLevels(Levels):
 
     Attributes:
         offset: The codes that stand for zero, whole numbers or halves, shaped like ``step``.
-        top: The largest codes, shaped like ``step``.
+        top: The largest codes, to broadcast with ``step``.
     """
 
     offset: Tensor
@@ -37,6 +37,15 @@ class UniformLevels(Levels):
         """See `Levels.write`."""
         out.copy_(codes).sub_(self.offset).mul_(self.step)
 
+    def cost(self, weights: Tensor, costs: Tensor) -> Tensor:
+        """See `Levels.cost`; errors are squared in units of the scale."""
+        divisor = self._nonzero()
+        steps = (weights / divisor).add_(self.offset)
+        codes = steps.round()
+        torch.minimum(codes, self.top, out=codes)
+        squares = codes.clamp_(min=0).sub_(steps).square_().mul_(costs)
+        return squares.sum(-1).mul_(divisor[..., 0].square())
+
     def bounds(self, margin: float) -> tuple[Tensor, Tensor]:
         """See `Levels.bounds`."""
         return -self.offset - margin, self.top - self.offset + margin
@@ -49,7 +58,9 @@ class UniformLevels(Levels):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """See `Levels.map`."""
-        return replace(self, step=function(self.step), offset=function(self.offset), top=function(self.top))
+        divisor = None if self.divisor is None else function(self.divisor)
+        own = {"step": function(self.step), "offset": function(self.offset), "top": function(self.top)}
+        return replace(self, **own, divisor=divisor)
 
     @classmethod
     def join(cls, parts: Sequence[Levels], dim: int) -> UniformLevels:
@@ -73,4 +84,4 @@ class UniformGrid(Grid):
             assert form is not None
             assert form.offset is not None
             zero_point = torch.full_like(scale, form.offset / form.steps)
-        return UniformLevels(scale, zero_point, torch.full_like(scale, 2**bits - 1))
+        return UniformLevels(scale, zero_point, torch.full_like(scale[..., :1], 2**bits - 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
 from .nearest import MSE_RATIOS, fit_scale, sum_per_scale, weight_ranges
-from .quantized_rows import placed
+from .quantized_rows import placed, placed_by_blocks
 
 LEAST_RATIO = {2: 0.3, 3: 0.4, 4: 0.5, 5: 0.65, 6: 0.75, 7: 0.85, 8: 0.9}
 """Bits to the smallest part of the absmax worth trying: the more levels, the less a finer step gains."""
@@ -150,8 +150,12 @@ def _errors(
 
 
 def _weighted_errors(rows: Tensor, costs: Tensor, scheme: WeightScheme, trials: Scales, number: int) -> Tensor:
-    """Return the sum of squared rounding errors under each scale of one trial."""
+    """Return the sum of squared rounding errors under each scale of one trial, shaped like the scales."""
     zero_point = None if trials.zero_point is None else trials.zero_point[number]
-    levels = placed(trials.scale[number], zero_point, scheme, rows.shape[1], rows.dtype)
-    errors = levels.values(levels.nearest(rows)).sub_(rows).square_().mul_(costs)
-    return sum_per_scale(errors, scheme)
+    scale, columns = trials.scale[number], rows.shape[1]
+    if isinstance(scheme.granularity, int) and columns % scheme.granularity:  # the last block is shorter
+        levels = placed(scale, zero_point, scheme, columns, rows.dtype)
+        return sum_per_scale(levels.values(levels.nearest(rows)).sub_(rows).square_().mul_(costs), scheme)
+    levels, shape = placed_by_blocks(scale, zero_point, scheme, columns, rows.dtype)
+    of_rows = levels.cost(rows.view(shape), costs.view(shape)).view(len(rows), -1)
+    return of_rows.sum(0, keepdim=True) if scheme.granularity == "tensor" else of_rows

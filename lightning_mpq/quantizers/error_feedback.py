@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,30 +78,49 @@ class ErrorFeedback:
         costs = torch.empty_like(self.upper[:, 0])
         return costs.scatter_(1, self.order, self.upper.diagonal(dim1=1, dim2=2).square().reciprocal())
 
-    def round(self, rows: Tensor, levels: Levels) -> Feedback:
+    def round(self, rows: Tensor, levels: Levels, block: int | None = None) -> Feedback:
         """Round rows to codes, all rows and convolution groups side by side.
 
         Rows do not see each other, so that those of several schemes can be rounded in one call.
 
         Args:
             rows: [G, N, C], the weights.
-            levels: At scales [G, N, 1], or [G, N, C] where a row has several. They are fixed beforehand.
+            levels: At scales [G, N, 1], or [G, N, blocks]. They are fixed beforehand.
+            block: Columns of one block; None where all columns of a row share one scale.
         """
         parts = torch.arange(len(rows), device=rows.device)[:, None]
 
-        def in_order(values: Tensor) -> Tensor:
-            """[G, N, C] to [G, C, N], so that a column lies together; [G, N, 1] to [G, 1, N]."""
-            values = values.transpose(1, 2).contiguous()
-            return values if values.shape[1] == 1 else values[parts, self.order]
+        def columns_first(values: Tensor) -> Tensor:
+            """[G, N, C] to [G, C, N], so that a column lies together."""
+            return values.transpose(1, 2).contiguous()
 
-        pending, ordered = in_order(rows), levels.map(in_order)
+        pending = columns_first(rows)[parts, self.order]
+        at_column = self._by_column(levels.map(columns_first).ready(), block)
         codes = torch.empty_like(pending, dtype=torch.uint8)
         errors = torch.empty_like(pending)
-        self._round_run(0, rows.shape[2], pending, _by_column(ordered), codes, errors)
+        self._round_run(0, rows.shape[2], pending, at_column, codes, errors)
         loss = errors.square_().sum(1)
         inverse = self.order.argsort(dim=1)
         as_given = [values[parts, inverse].transpose(1, 2) for values in (codes, pending)]
         return Feedback(as_given[0], loss, as_given[1])
+
+    def _by_column(self, levels: Levels, block: int | None) -> Callable[[int], Levels]:
+        """Return the place of a column in the order to its levels [G, N], of levels [G, blocks, N]."""
+        if block is None:
+            shared = levels.map(lambda values: values[:, 0])
+            return lambda number: shared
+        parts, blocks = torch.arange(len(self.order), device=self.order.device), self.order // block
+        alone = blocks[0].tolist() if len(blocks) == 1 else None  # which spares a copy, and a wait for a GPU
+
+        def at(number: int) -> Levels:
+            def of_block(values: Tensor) -> Tensor:
+                if values.shape[1] == 1:
+                    return values[:, 0]
+                return values[:, alone[number]] if alone is not None else values[parts, blocks[:, number]]
+
+            return levels.map(of_block)
+
+        return at
 
     def _round_run(
         self,
@@ -140,19 +158,6 @@ class ErrorFeedback:
             error /= weights[:, j, None]
             if j + 1 < stop:
                 pending[:, j + 1 : stop].addcmul_(weights[:, j + 1 : stop, None], error[:, None], value=-1)
-
-
-def _by_column(levels: Levels) -> Callable[[int], Levels]:
-    """Return column to levels [G, N], of levels [G, C, N] or, where all columns share one, [G, 1, N]."""
-    if levels.step.shape[1] == 1:
-        shared = levels.map(lambda values: values[:, 0])
-        return lambda number: shared
-    return lambda number: levels.map(partial(_row, number=number))
-
-
-def _row(values: Tensor, number: int) -> Tensor:
-    """Return row ``number`` of [G, C, N], or the only one of [G, 1, N]."""
-    return values[:, number if values.shape[1] > 1 else 0]
 
 
 def output_error(errors: Tensor, moment: Tensor) -> Tensor:

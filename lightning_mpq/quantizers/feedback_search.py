@@ -10,6 +10,7 @@ solved as well. The one with the least loss is kept, row by row: rows do not see
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, gcd
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from ..grids.registry import grid_named
 from ..schemes import WeightScheme
 from .clip_search import Scales, rank_trials, trial_scales
 from .error_feedback import ErrorFeedback, Feedback
-from .quantized_rows import spread
 
 SIDE_BY_SIDE, LEAST_ROWS = 2**22, 2**13
 """Weights that are rounded side by side, all schemes and ranges counted (16 MiB of float32), and the fewest such rows:
@@ -132,21 +132,24 @@ def _solve(
     parts, columns = len(factor.order), rows.shape[1]
     height = len(rows) // parts
 
-    def side_by_side(values: Tensor, scheme: WeightScheme) -> Tensor:
-        """[V, S, blocks] to [G, V * r, 1], or [G, V * r, C] where a row has several blocks."""
+    sizes = [min(s.granularity, columns) if isinstance(s.granularity, int) else columns for s in schemes]
+    block = gcd(*sizes)
+
+    def side_by_side(values: Tensor, size: int) -> Tensor:
+        """[V, S, blocks of one size] to [G, V * r, blocks of the size that all have in common]."""
         values = values.expand(-1, parts * height, -1).to(rows.dtype)
-        if isinstance(scheme.granularity, int):
-            values = spread(values.flatten(0, 1), scheme, columns).unflatten(0, (-1, parts * height))
+        if size > block:
+            values = values.repeat_interleave(size // block, dim=2)[:, :, : ceil(columns / block)]
         return values.unflatten(1, (parts, height)).transpose(0, 1).flatten(1, 2)
 
     every = []
-    for scheme, scales in zip(schemes, trials, strict=True):
-        zero_point = None if scales.zero_point is None else side_by_side(scales.zero_point, scheme)
-        every.append(grid_named(scheme.grid).place(side_by_side(scales.scale, scheme), zero_point, scheme.bits))
+    for scheme, size, scales in zip(schemes, sizes, trials, strict=True):
+        zero_point = None if scales.zero_point is None else side_by_side(scales.zero_point, size)
+        every.append(grid_named(scheme.grid).place(side_by_side(scales.scale, size), zero_point, scheme.bits))
     levels = type(every[0]).join(every, dim=1)
     counts = [len(scales.scale) for scales in trials]
     repeated = rows.unflatten(0, (parts, height)).repeat(1, sum(counts), 1)
-    solved = factor.round(repeated, levels)
+    solved = factor.round(repeated, levels, block if block < columns else None)
     by_trial = [values.unflatten(1, (-1, height)).transpose(0, 1).flatten(1, 2) for values in solved]
     split = [values.split(counts) for values in by_trial]
     return [Feedback(*each) for each in zip(*split, strict=True)]

@@ -42,7 +42,7 @@ class QuantizedRows:
 
     def write(self, out: Tensor) -> None:
         """Write the weights into a tensor [R, C] of float32 or wider, with no copy in between."""
-        levels, shape = _placed_by_blocks(self.scale, self.zero_point, self.scheme, out.shape[1], out.dtype)
+        levels, shape = placed_by_blocks(self.scale, self.zero_point, self.scheme, out.shape[1], out.dtype)
         levels.write(self.codes.view(*shape), out.view(*shape))
 
 
@@ -51,7 +51,7 @@ def dequantize(
 ) -> Tensor:
     """Return the weights that codes stand for, [R, C] in ``dtype``; the arithmetic is float32 or wider."""
     wide = torch.promote_types(dtype, torch.float32)
-    levels, shape = _placed_by_blocks(scale, zero_point, scheme, codes.shape[1], wide)
+    levels, shape = placed_by_blocks(scale, zero_point, scheme, codes.shape[1], wide)
     return levels.values(codes.to(wide).view(*shape)).view(codes.shape).to(dtype)
 
 
@@ -82,7 +82,7 @@ def placed(scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme, colum
     return grid_named(scheme.grid).place(spread(scale.to(dtype), scheme, columns), wide, scheme.bits)
 
 
-def _placed_by_blocks(
+def placed_by_blocks(
     scale: Tensor, zero_point: Tensor | None, scheme: WeightScheme, columns: int, dtype: torch.dtype
 ) -> tuple[Levels, tuple[int, ...]]:
     """Return levels as `placed` does, and the shape in which weights broadcast with them.

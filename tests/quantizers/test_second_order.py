@@ -82,8 +82,15 @@ def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, hei
         offsets = torch.full_like(steps, 2 ** (bits - 1) - {"symmetric": 0, "half": 0.5}[grid])
     else:
         offsets = every_weight(zero_point)
-    levels = UniformLevels(steps, offsets, torch.full_like(steps[..., :1], 2**bits - 1))
-    codes, loss, _ = factor.round(rows.unflatten(0, (parts, height)), levels)
+
+    def of_blocks(values: Tensor) -> Tensor:
+        return values.double().expand(len(rows), -1).unflatten(0, (parts, height))
+
+    given = of_blocks(scale)
+    offset = offsets[..., : given.shape[2]] if zero_point is None else of_blocks(zero_point)
+    levels = UniformLevels(given, offset, torch.full_like(given[..., :1], 2**bits - 1))
+    block = granularity if isinstance(granularity, int) else None
+    codes, loss, _ = factor.round(rows.unflatten(0, (parts, height)), levels, block)
     values = steps * (codes - offsets)
     for part in range(parts):
         damped = moment[part] + 0.01 * moment[part].diagonal().mean() * torch.eye(columns)
