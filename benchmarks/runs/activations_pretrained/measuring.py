@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +21,8 @@ from ...problems.subjects import Subject, WithMask
 from ...problems.unseen import Unseen
 from ...tools.results import Row
 
+REPAIR = mpq.RepairOptions(batchnorm=False)
+"""BatchNorm statistics measured again on so few samples do harm; a job finds that, and profiles without them too."""
 _FAR = 0.5
 """How far a file may be from PyTorch: one code beside another grows over twelve blocks to what rounding itself does."""
 
@@ -30,7 +33,8 @@ def measure(subject: Subject, bits: list[int], inputs: list[int]) -> Iterator[Ro
     groups = _groups(subject)
     candidates = mpq.make_candidates(groups, bits, granularities=["channel"], grids=["symmetric"], inputs=inputs)
     rounded = mpq.round_candidates(model, batches, groups, candidates, likelihood=subject.likelihood)
-    taylor = mpq.profile(model, batches, groups=groups, rounded=rounded, likelihood=subject.likelihood)
+    known: dict[str, Any] = {"groups": groups, "rounded": rounded, "likelihood": subject.likelihood}
+    taylor = mpq.profile(model, batches, statistics="frozen", **known)
     macs = measure_workload(model, batches, groups).macs
     unseen = Unseen(subject)
     found = uniform_policies(taylor, ((8, 8), (4, 8)))
@@ -41,7 +45,7 @@ def measure(subject: Subject, bits: list[int], inputs: list[int]) -> Iterator[Ro
     done: dict[mpq.BitPolicy, dict[str, float]] = {}
     for name, policy in found.items():
         if policy not in done:
-            packed = mpq.quantize(copy.deepcopy(model), policy, batches, rounded=rounded)
+            packed = mpq.quantize(copy.deepcopy(model), policy, batches, rounded=rounded, repair=REPAIR)
             clipped = max(mpq.clipped_inputs(packed, subject.unseen[:2]).values())
             done[policy] = {**unseen.of(packed), "clipped": clipped}
         schemes = policy.values()
