@@ -24,17 +24,13 @@ from ..tools.distributed import errors_shared
 from ..tools.kinds import checked_kinds
 from ..tools.progress import Progress
 from ..tools.renamed import renamed
+from .draws import CHUNK_SIZE, draws_a_chunk
 from .estimators.base import Estimator, Loss
 from .estimators.fisher import Fisher
 from .estimators.registry import check_settings, estimator_named, modelled_loss, refuse_unseen_inputs
 from .over_batches import measure_batches
 from .taylor_model import TaylorModel
 from .unseen import without_chance
-
-# With re-estimated statistics a score belongs to a whole chunk: many small chunks and several draws, at the price of
-# about ten forward passes over the same samples.
-_CHUNK_SIZE = 32
-DRAWS_A_CHUNK = 4
 
 
 @renamed(curvature="estimator")
@@ -95,7 +91,7 @@ def profile(
             damage left after re-estimation. ``"fisher"`` then has one score for each chunk and draw instead
             of each sample. ``"auto"``: the latter, as `quantize` will measure statistics again.
         draws: Random output gradients of ``"fisher"``: for each sample (None: 1), or for each chunk where statistics
-            are re-estimated (None: 4).
+            are re-estimated (None: 4 to 16, so that 256 samples and more have 64 to 256 scores).
         chunk_size: Most samples to pass through the model at once. None: whole batches, and 32 for ``"fisher"`` with
             re-estimated statistics. Batches whose tensors do not share dimension 0 stay whole.
         shrink: Whether chance is taken out of what was measured: entries are drawn towards zero by their standard
@@ -160,7 +156,7 @@ def profile(
     refuse_unseen_inputs(kind, offered)
     many = reestimated and kind.scores_batches
     if isinstance(kind, Fisher) and isinstance(estimator, str):
-        kind = Fisher(draws or (DRAWS_A_CHUNK if many else 1))
+        kind = Fisher(draws or (draws_a_chunk(calibration.batches, chunk_size or CHUNK_SIZE) if many else 1))
     measured = measure_batches(
         calibration,
         tuple(found),
@@ -170,7 +166,7 @@ def profile(
         estimator=kind,
         loss=modelled_loss(kind, loss),
         reestimated=reestimated,
-        chunk_size=chunk_size or (_CHUNK_SIZE if many else None),
+        chunk_size=chunk_size or (CHUNK_SIZE if many else None),
         tolerance=tolerance,
         cluster=cluster,
         seed=seed,

@@ -23,7 +23,7 @@ class CurvatureOptions:
             "reestimated", which predicts the loss after statistics are measured again. "auto": the latter if
             that is what will happen.
         draws: Random output gradients of ``fisher``: per sample with frozen statistics (None: 1), per chunk of
-            samples with re-estimated ones (None: 4).
+            samples with re-estimated ones (None: 4 to 16, the more the fewer chunks there are; see `profile`).
         chunk_size: Most samples at once; None: whole batches, and 32 for ``fisher`` with re-estimated statistics.
         tolerance: Relative standard error of predictions at which no more batches are drawn; None for all.
         cluster: Samples in a row that hang together, as sequences cut from one document; see `profile`.

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ..allocation import Budget
+from ..curvature.draws import draws_a_chunk
 from ..curvature.estimators.fisher import Fisher
 from ..curvature.estimators.registry import estimator_named
-from ..curvature.profile import DRAWS_A_CHUNK
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..network.calibration import Calibration
@@ -197,7 +197,7 @@ def _seconds(
     forward, count = passes.forward_seconds * len(batches), len(candidates)
     schemes = count / len(groups)
     chosen = schemes / grids_apart([candidate.scheme.weight for candidate in candidates])
-    draws = settings.curvature.draws or (DRAWS_A_CHUNK if reestimates(sizes.model, settings.repair) else 1)
+    draws = settings.curvature.draws or (draws_a_chunk(batches) if reestimates(sizes.model, settings.repair) else 1)
     backward = passes.backward_seconds * (1 + draws) / 2
     if not isinstance(estimator_named(settings.curvature.estimator), Fisher):
         backward = passes.forward_seconds * count

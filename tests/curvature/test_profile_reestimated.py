@@ -7,10 +7,12 @@ import torch
 from helpers.dense_derivatives import categorical_information, flat_function, measured
 from helpers.profiles import plain_profile
 from helpers.weight_uses import Convolutions, make
+from torch import nn
 from torch.func import hessian, jacrev
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from lightning_mpq import profile
 from lightning_mpq.network.likelihood import Categorical
 from lightning_mpq.repair.batchnorm import reestimate_batchnorm
 
@@ -130,3 +132,14 @@ def test_standard_errors_come_from_differences_between_batches():
     assert_close(together.curvature, alone.mean(0))
     assert_close(together.curvature_error, alone.std(0) / 3**0.5)
     assert plain_profile(model, [inputs], **options).curvature_error is None
+
+
+@pytest.mark.parametrize(("samples", "chunk_size", "draws"), [(64, None, 4), (64, 4, 16), (32, 2, 16), (24, 4, 6)])
+def test_few_chunks_have_more_draws_so_that_there_are_scores_enough(samples, chunk_size, draws):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    given = {"bits": [2, 4], "likelihood": Categorical(), "chunk_size": chunk_size}
+    batches = list(torch.randn(samples, 4).split(16))
+    found, expected = profile(model, batches, **given), profile(model, batches, draws=draws, **given)
+    assert_close(found.curvature, expected.curvature, rtol=0, atol=0)
+    assert not torch.equal(found.curvature, profile(model, batches, draws=draws + 1, **given).curvature)
