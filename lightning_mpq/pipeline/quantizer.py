@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -166,6 +167,26 @@ class Quantizer:
             yield
 
     def pack(self, policy: BitPolicy) -> None:
-        """Pack the layers of a policy for good and repair the model; on an error it is left as it was."""
+        """Pack the layers of a policy for good and repair the model; on an error it is left as it was.
+
+        Layers that are rounded in sequence are rounded for the BatchNorm statistics that the model will have. Where
+        held-out data says that those measured again do harm, they are rounded again for the float model's.
+        """
+        made = None
+        if self.order(policy) == "sequential" and self.repair.statistics is not None:
+            with self.packed(policy):
+                self.repair.apply()
+                made = self.repair.made()
+            if "batchnorm" in self.repair.refused:
+                self._leave_statistics()
+                made = None
         with self.packed(policy, keep=True):
-            self.repair.apply()
+            if made is None:
+                self.repair.apply()
+            else:
+                self.repair.make_again(made)
+
+    def _leave_statistics(self) -> None:
+        self.options = replace(self.options, batchnorm=False)
+        self.repair.statistics = None
+        self._codes = {key: codes for key, codes in self._codes.items() if key[1] == "independent"}
