@@ -1,0 +1,1 @@
+"""Policies near the optimum beside each other."""
