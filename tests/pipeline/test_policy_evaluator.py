@@ -36,16 +36,24 @@ def evaluator_of(model: nn.Module) -> PolicyEvaluator:
     return PolicyEvaluator(Quantizer(calibration, LAYERS, RepairOptions(biases=True)), "divergence")
 
 
+def packed_by_hand(options: RepairOptions) -> nn.Sequential:
+    """Return a model that is packed and repaired step by step, whatever that does to it."""
+    model = network()
+    quantizer = Quantizer(Calibration(model, batches(), likelihood=Categorical()), LAYERS, options)
+    with quantizer.packed(POLICY, keep=True):
+        quantizer.repair.apply()
+    return model
+
+
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("rounding", ["independent", "sequential"])
 def test_losses_are_those_of_a_model_quantized_by_hand_and_are_measured_once(rounding):
-    model, by_hand = network(), network()
-    change = LossChange(Calibration(by_hand, batches(), likelihood=Categorical()), "divergence")
-    repair = RepairOptions(sequential=rounding == "sequential", biases=True)
-    quantize(by_hand, POLICY, batches(), repair=repair)
+    model = network()
+    change = LossChange(Calibration(network(), batches(), likelihood=Categorical()), "divergence")
+    change = change.on(packed_by_hand(RepairOptions(sequential=rounding == "sequential", biases=True)))
     evaluator, before = evaluator_of(model), state(model)
     assert evaluator.stages == [(), EVERYTHING[:1], EVERYTHING]
     (repaired,) = evaluator.measured(POLICY, rounding, [EVERYTHING])
@@ -103,11 +111,11 @@ def test_what_judges_repair_is_not_measured_twice(stages, monkeypatch):
 
 
 def test_what_was_repaired_is_put_back_without_another_pass():
-    model, by_hand = network(), network()
+    model, by_hand = network(), packed_by_hand(RepairOptions(biases=True))
     evaluator = evaluator_of(model)
     with evaluator.quantizer.packed(POLICY, keep=True):
         evaluator.repair(POLICY)  # not measured yet
-    assert state(model).keys() == state(quantize(by_hand, POLICY, batches(), repair=RepairOptions(biases=True))).keys()
+    assert state(model).keys() == state(by_hand).keys()
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
     model = network()
     evaluator = evaluator_of(model)
