@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -18,10 +18,12 @@ class Levels(ABC):
     for zero.
 
     Attributes:
+        placed: Names of the tensors that are shaped like ``step``, or broadcast with it; the divisor is another.
         step: The scales, in the type that is computed in.
         divisor: The same, 1 where they are zero; None makes it anew each time that it is needed.
     """
 
+    placed: ClassVar[tuple[str, ...]] = ("step",)
     step: Tensor
     divisor: Tensor | None = field(default=None, kw_only=True)
 
@@ -47,9 +49,10 @@ class Levels(ABC):
             margin: The same beyond the outermost levels, if that is less.
         """
 
-    @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return the same with a function applied to every tensor that is shaped like ``step``."""
+        own = {name: getattr(self, name) for name in (*self.placed, "divisor")}
+        return replace(self, **{name: function(value) for name, value in own.items() if value is not None})
 
     @classmethod
     @abstractmethod

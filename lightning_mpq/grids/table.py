@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, maximum
@@ -44,11 +44,6 @@ class TableLevels(Levels):
         low = torch.cat([lowest[None], self.table[1:] - gaps])
         high = torch.cat([self.table[:-1] + gaps, highest[None]])
         return low[codes.long()], high[codes.long()]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """See `Levels.map`."""
-        divisor = None if self.divisor is None else function(self.divisor)
-        return replace(self, step=function(self.step), divisor=divisor)
 
     @classmethod
     def join(cls, parts: Sequence[Levels], dim: int) -> TableLevels:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class UniformLevels(Levels):
         top: The largest codes, to broadcast with ``step``.
     """
 
+    placed: ClassVar[tuple[str, ...]] = ("step", "offset", "top")
     offset: Tensor
     top: Tensor
 
@@ -56,17 +57,10 @@ class UniformLevels(Levels):
         low = level - torch.where(codes == 0, outside, reach)
         return low, level + torch.where(codes == self.top, outside, reach)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """See `Levels.map`."""
-        divisor = None if self.divisor is None else function(self.divisor)
-        own = {"step": function(self.step), "offset": function(self.offset), "top": function(self.top)}
-        return replace(self, **own, divisor=divisor)
-
     @classmethod
     def join(cls, parts: Sequence[Levels], dim: int) -> UniformLevels:
         """See `Levels.join`."""
-        names = ("step", "offset", "top")
-        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=dim) for name in names))
+        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=dim) for name in cls.placed))
 
 
 class UniformGrid(Grid):
