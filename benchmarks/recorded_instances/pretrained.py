@@ -8,10 +8,10 @@ bring along.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from html import unescape
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,8 +46,11 @@ def paragraphs(folder: Path) -> list[str]:
 
 
 def _file(package: str, pattern: str) -> Path:
-    """Return the file of a pattern inside an installed package."""
-    found = sorted(Path(next(iter(importlib.import_module(package).__path__))).rglob(pattern))
+    """Return the file of a pattern inside an installed package, which is not imported: it may ask for others."""
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No package {package!r} is installed.", name=package)
+    found = sorted(path for folder in spec.submodule_search_locations or () for path in Path(folder).rglob(pattern))
     if not found:
         raise FileNotFoundError(f"{package} holds no {pattern}; install a version that does.")
     return found[0]

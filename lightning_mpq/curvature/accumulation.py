@@ -11,6 +11,7 @@ from torch import Tensor
 from ..groups.candidates import Candidate
 from ..groups.groups import LayerGroup
 from ..tools.distributed import gather
+from ..tools.finite import all_finite
 from .cache.fingerprint import combine
 from .estimators.base import Loss
 from .estimators.measurement import Measurement
@@ -144,7 +145,7 @@ def model_of_sums(sums: Mapping[str, Tensor], *, loss: Loss, **facts: Any) -> Ta
             means[name] = (torch.zeros_like(own["first"]), torch.zeros_like(own["first"]))
         else:
             means[name] = moments.mean_and_error()
-    errors = {name: error if torch.isfinite(error).all() else None for name, (_, error) in means.items()}
+    errors = {name: error if all_finite(error) else None for name, (_, error) in means.items()}
     return TaylorModel(
         gradient=means["gradient"][0],
         curvature=means["curvature"][0],

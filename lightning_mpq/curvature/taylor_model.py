@@ -16,6 +16,7 @@ from ..groups.choices import Choices
 from ..groups.groups import LayerGroup
 from ..policy import BitPolicy
 from ..schemes import LayerScheme, WeightScheme
+from ..tools.finite import all_finite
 from .estimators.base import UNITS, Loss
 from .prediction_error import block_error
 from .serialization import load_fields, malformed, save_fields
@@ -97,7 +98,7 @@ class TaylorModel:
             )
         for name in ("gradient", "curvature"):
             values = getattr(self, name)
-            if not torch.isfinite(values).all():
+            if not all_finite(values):
                 bad = int((~torch.isfinite(values)).nonzero()[0][0])
                 raise ValueError(f"The {name} is not finite at candidate {self.choices.describe(bad)}.")
         for name, shape in (("gradient_error", (count,)), ("curvature_error", (count, count))):

@@ -13,6 +13,7 @@ from ..network.layer_kinds import kind_of
 from ..quantizers import QuantizedRows
 from ..quantizers.nearest import finite_rows, sum_per_scale
 from ..quantizers.quantized_rows import encode, placed
+from ..tools.finite import all_finite
 from .straight_through import FakeQuantizedRows
 
 _SCALE_RANGE = 4.0
@@ -115,7 +116,7 @@ class WeightQuantizer:
             NonFiniteError: If a weight or a scale is NaN or infinite.
         """
         scale = self.scale()
-        if not torch.isfinite(scale).all():
+        if not all_finite(scale):
             raise NonFiniteError(f"{int((~torch.isfinite(scale)).sum())} learned scales are NaN or infinite.")
         codes = encode(finite_rows(self.rows(weight)), scale, self.zero_point, self.scheme)
         return QuantizedRows(codes, scale, self.zero_point, self.scheme)

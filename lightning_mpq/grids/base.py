@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..tools.finite import all_finite
 from .levels import Levels
 
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -96,7 +97,7 @@ class Grid(ABC):
         """
         exact = self.exact_scale(low, high, bits)
         scale = exact.to(getattr(torch, scale_dtype))
-        if not torch.isfinite(scale).all() or ((scale == 0) & (exact != 0)).any():
+        if not all_finite(scale) or ((scale == 0) & (exact != 0)).any():
             raise ValueError(
                 f"A scale of {float(exact.max()):.3g} (or the smallest, {float(exact.min()):.3g}) does not fit "
                 f"{scale_dtype}. Choose scale_dtype='bfloat16' or 'float32', or rescale the layer."

@@ -18,6 +18,7 @@ from ..network.tokens import real_tokens, token_mask, weights_of_inputs
 from ..policy import BitPolicy
 from ..schemes import InputScheme
 from ..tools.distributed import gather, on_rank_zero
+from ..tools.finite import all_finite
 from ..tools.warning import warn
 from .histogram import InputHistogram, merged
 from .loss_gradients import LossGradients
@@ -115,7 +116,7 @@ def input_histograms(calibration: Calibration, layers: Mapping[str, nn.Module]) 
     number = 0
 
     def see(layer: str, inputs: Tensor) -> Tensor:
-        if not torch.isfinite(inputs).all():
+        if not all_finite(inputs):
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite in batch {number}.")
         read[layer].append(values_of(inputs))
         rows, module = counted(layer, inputs.detach()), layers[layer]

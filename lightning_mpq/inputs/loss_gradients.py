@@ -11,6 +11,7 @@ from torch import Tensor
 from ..network.calibration import Calibration
 from ..network.guessed_likelihood import guess_likelihood
 from ..network.likelihood import Likelihood
+from ..tools.finite import all_finite
 
 
 class LossGradients:
@@ -56,7 +57,7 @@ class LossGradients:
         return [
             (layer, inputs.detach(), gradient)
             for (layer, inputs), gradient in zip(seen, gradients, strict=True)
-            if gradient is not None and bool(gradient.isfinite().all())
+            if gradient is not None and all_finite(gradient)
         ]
 
     def _score(self, outputs: Any, batch: Any, name: str | None) -> Tensor:

@@ -15,6 +15,7 @@ from ..network.hooks import first_argument, hooked
 from ..network.layer_kinds import float_class
 from ..network.tokens import real_operand, token_mask
 from ..tools.changed_class import ChangedClass
+from ..tools.finite import all_finite
 from .histogram import InputHistogram
 from .operations import MULTIPLY, PRODUCTS, Followed, Site, no_counts
 from .same_tensors import TensorNumbers, values_of
@@ -130,7 +131,7 @@ class SiteWatch:
             return
         self._sources[site] = before.union(*sources)
         for index in range(site.operands):
-            if not torch.isfinite(read[index]).all():
+            if not all_finite(read[index]):
                 raise NonFiniteError(f"What {site.name!r} reads is NaN or infinite in batch {self._batch}.")
             self.read.setdefault((site, index), []).append(values_of(read[index]))
             counted = real_operand(read[index], self._mask) if kind in PRODUCTS else read[index]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError
 from ..tools.attributes import shadowed
+from ..tools.finite import all_finite
 from ..tools.warning import warn
 from .batches import describe_batch, tensors_of, to_device
 from .calibration import Calibration
@@ -120,7 +121,7 @@ class Evaluator:
                 f"the outputs from forward_fn as {[*flattened.shape, *outputs.shape[1:]]}, and for logits pass "
                 "likelihood=Categorical(class_dim=-1)."
             )
-        if not torch.isfinite(outputs).all():
+        if not all_finite(outputs):
             raise self._non_finite("outputs of the model are", batch, partial(self._calibration.forward, batch))
         return outputs
 
@@ -137,7 +138,7 @@ class Evaluator:
                 f"Expected the loss as a scalar floating-point tensor, got {describe_batch(loss)}. Return the mean "
                 "over the samples from loss_fn."
             )
-        if not torch.isfinite(loss).all():
+        if not all_finite(loss):
             raise self._non_finite("loss is", batch, partial(self._loss, self.model, batch))
         return loss.reshape(())
 
@@ -146,14 +147,14 @@ class Evaluator:
         culprits: list[str] = []
 
         def check(name: str, module: nn.Module, inputs: object, output: object) -> None:
-            bad = [t for t in tensors_of(output) if t.is_floating_point() and not torch.isfinite(t).all()]
+            bad = [t for t in tensors_of(output) if t.is_floating_point() and not all_finite(t)]
             if bad and not culprits:
                 culprits.append(name or type(module).__name__)
 
         named = [(module, partial(check, name)) for name, module in self.model.named_modules()]
         with torch.no_grad(), hooked(after=named):
             run()
-        bad_input = any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors_of(batch))
+        bad_input = any(t.is_floating_point() and not all_finite(t) for t in tensors_of(batch))
         where = f"first in the module {culprits[0]!r}" if culprits else "though every module's output is finite"
         cause = " The batch itself holds NaN or infinite values." if bad_input else ""
         return NonFiniteError(f"The {what} NaN or infinite in batch {self.batch_number}, {where}.{cause}")
@@ -172,7 +173,7 @@ def check_finite_parameters(model: nn.Module) -> None:
     """
     refuse_spread(model)
     for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             module, _, own = name.rpartition(".")
             raise NonFiniteError(
                 f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values of {own!r} in the module "

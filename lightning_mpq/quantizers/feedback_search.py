@@ -36,10 +36,12 @@ class Searched(NamedTuple):
 
     Attributes:
         codes: uint8 [R, C].
+        error: [R], e M e^T of each row's error e.
         scales: One trial.
     """
 
     codes: Tensor
+    error: Tensor
     scales: Scales
 
 
@@ -72,7 +74,8 @@ def _side_by_side(chunks: Sequence[Searched], parts: int) -> Searched:
 
     points = [chunk.scales.zero_point for chunk in chunks if chunk.scales.zero_point is not None]
     scales = Scales(joined([chunk.scales.scale for chunk in chunks], 1), joined(points, 1) if points else None)
-    return Searched(joined([chunk.codes for chunk in chunks], 0), scales)
+    codes, error = (joined([getattr(chunk, name) for chunk in chunks], 0) for name in ("codes", "error"))
+    return Searched(codes, error, scales)
 
 
 def _search(
@@ -97,8 +100,8 @@ def _search(
         more = [Feedback(*(values[:0] for values in result)) for result in found]
     results = []
     for scheme, one, other, scales, others in zip(schemes, found, more, tried, again, strict=True):
-        codes, loss = torch.cat([one.codes, other.codes]), torch.cat([one.loss, other.loss])
-        results.append(_best(codes, loss, scales.joined(others), scheme, row_weights))
+        both = Feedback(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
+        results.append(_best(both, scales.joined(others), scheme, row_weights))
     return results
 
 
@@ -155,12 +158,14 @@ def _solve(
     return [Feedback(*each) for each in zip(*split, strict=True)]
 
 
-def _best(codes: Tensor, loss: Tensor, scales: Scales, scheme: WeightScheme, row_weights: Tensor) -> Searched:
+def _best(solved: Feedback, scales: Scales, scheme: WeightScheme, row_weights: Tensor) -> Searched:
     """Choose the trial with the least loss for each row, or for the tensor if all rows share one scale."""
+    codes, loss = solved.codes, solved.loss
     if scheme.granularity == "tensor":
         best = (loss * row_weights).sum(1).argmin().expand(loss.shape[1])
         chosen = scales.take(best[None, :1, None])
     else:
         best = loss.argmin(0)
         chosen = scales.take(best[None, :, None].expand(1, -1, scales.scale.shape[2]))
-    return Searched(codes.gather(0, best[None, :, None].expand(1, -1, codes.shape[2]))[0], chosen)
+    codes = codes.gather(0, best[None, :, None].expand(1, -1, codes.shape[2]))[0]
+    return Searched(codes, solved.error.gather(0, best[None])[0], chosen)

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from ..errors import NonFiniteError
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
+from ..tools.finite import all_finite
 from .quantized_rows import QuantizedRows, encode
 
 MSE_RATIOS = tuple(1 - 0.04 * step for step in range(18))  # 1.0 down to 0.32 of the absmax
@@ -54,7 +55,7 @@ def finite_rows(rows: Tensor) -> Tensor:
     if rows.dim() != 2 or rows.numel() == 0 or not rows.is_floating_point():
         raise ValueError(f"Expected a non-empty floating-point matrix, got {rows.dtype} {list(rows.shape)}.")
     wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-    if not torch.isfinite(wide).all():
+    if not all_finite(wide):
         raise NonFiniteError(f"{int((~torch.isfinite(wide)).sum())} of {wide.numel()} weights are NaN or infinite.")
     return wide
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..schemes import WeightScheme
 from .clip_search import Scales, rank_trials, trial_scales
-from .error_feedback import output_error
+from .output_error import output_error
 from .quantized_rows import encode, placed
 
-_CHUNK_ELEMENTS = 2**20
-"""Weights whose errors are computed at once (4 MiB of float32)."""
+_CHUNK_ELEMENTS, _LEAST_ROWS = 2**20, 512
+"""Weights whose errors are computed at once (4 MiB of float32), and the fewest rows: with fewer, a product takes longer
+to read the moment than to multiply."""
 
 
 def search_nearest(rows: Tensor, moment: Tensor, scheme: WeightScheme, row_weights: Tensor) -> Scales:
@@ -62,21 +63,20 @@ def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Sc
         own = scales.rows(part)
         zero_point = None if own.zero_point is None else own.zero_point[0]
         codes.append(encode(rows[part], own.scale[0], zero_point, scheme))
-        errors.append(error_of_codes(rows[part], moment, scheme, own, codes[-1]))
+        levels = placed(own.scale[0], zero_point, scheme, rows.shape[1], rows.dtype)
+        errors.append(error_of_rows(levels.values(codes[-1].to(rows.dtype)) - rows[part], moment))
     return torch.cat(codes), torch.cat(errors)
 
 
 def row_chunks(rows: Tensor, moment: Tensor) -> Iterator[slice]:
     """Yield a few rows at a time; all of a weight in several parts."""
-    step = len(rows) if len(moment) > 1 else max(1, _CHUNK_ELEMENTS // rows.shape[1])
+    step = len(rows) if len(moment) > 1 else max(_LEAST_ROWS, _CHUNK_ELEMENTS // rows.shape[1])
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
-def error_of_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Scales, codes: Tensor) -> Tensor:
-    """Return e M e^T of each row for given codes; see `nearest_error`."""
-    zero_point = None if scales.zero_point is None else scales.zero_point[0]
-    levels = placed(scales.scale[0], zero_point, scheme, rows.shape[1], rows.dtype)
-    errors = (levels.values(codes.to(rows.dtype)) - rows).unflatten(0, (len(moment), -1))
+def error_of_rows(errors: Tensor, moment: Tensor) -> Tensor:
+    """Return e M e^T of each row e, [R]; see `nearest_error`."""
+    by_part = errors.unflatten(0, (len(moment), -1))
     if moment.dim() == 2:
-        return (errors.square() * moment[:, None]).sum(2).flatten()
-    return output_error(errors, moment).flatten()
+        return (by_part.square() * moment[:, None]).sum(2).flatten()
+    return output_error(by_part, moment).flatten()

@@ -12,9 +12,9 @@ from ..grids.registry import grid_named
 from ..schemes import WeightScheme
 from .clip_search import Scales, least_error, trial_scales
 from .error_feedback import ErrorFeedback
-from .feedback_search import search_with_feedback
+from .feedback_search import Searched, search_with_feedback
 from .nearest import finite_rows
-from .nearest_search import error_of_codes, nearest_error, row_chunks, search_nearest
+from .nearest_search import nearest_error, search_nearest
 from .quantized_rows import QuantizedRows
 
 
@@ -103,28 +103,20 @@ class RowRounding:
             return [_rounded(codes, error, trial, scheme, costs) for scheme, trial, (codes, error) in triples]
         results = []
         searched = search_with_feedback(rows, self._factorised(rows.dtype), schemes, costs)
-        for scheme, (codes, trial) in zip(schemes, searched, strict=True):
-            kept, error = _better_codes(rows, moment, scheme, trial, codes)
-            results.append(_rounded(kept, error, trial, scheme, costs))
+        for scheme, found in zip(schemes, searched, strict=True):
+            kept, error = _better_codes(rows, moment, scheme, found)
+            results.append(_rounded(kept, error, found.scales, scheme, costs))
         return results
 
 
-def _better_codes(
-    rows: Tensor, moment: Tensor, scheme: WeightScheme, trial: Scales, codes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the nearest codes in rows where they are better than those given, and the error of each row.
+def _better_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, found: Searched) -> tuple[Tensor, Tensor]:
+    """Return the nearest codes in rows where they are better than those found, and the error of each row.
 
-    Error feedback is greedy, and may lose. Of a large weight a few rows are compared at a time.
+    Error feedback is greedy, and may lose.
     """
-    kept, errors = [], []
-    for part in row_chunks(rows, moment):
-        scales = trial.rows(part)
-        error = error_of_codes(rows[part], moment, scheme, scales, codes[part])
-        nearest_codes, nearest_errors = nearest_error(rows[part], moment, scheme, scales)
-        better = error < nearest_errors
-        kept.append(torch.where(better[:, None], codes[part], nearest_codes))
-        errors.append(torch.where(better, error, nearest_errors))
-    return torch.cat(kept), torch.cat(errors)
+    nearest_codes, nearest_errors = nearest_error(rows, moment, scheme, found.scales)
+    better = found.error < nearest_errors
+    return torch.where(better[:, None], found.codes, nearest_codes), torch.where(better, found.error, nearest_errors)
 
 
 def round_rows(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..tools.finite import all_finite
 from .damped_moment import OrderedMoment
 
 SIGNS = 64
@@ -24,15 +25,15 @@ def unit_errors(like: Tensor, columns: int) -> Tensor:
     return torch.randint(0, 2, (SIGNS, columns), generator=generator).to(like) * 2 - 1
 
 
-def relative_cost(errors: Tensor, moment: Tensor) -> float:
+def relative_cost(errors: Tensor, moment: OrderedMoment) -> float:
     """Return what errors cost on some samples, as a share of what they would cost there if nothing were fed on.
 
     Args:
         errors: [G, `SIGNS`, C], what `unit_errors` have become.
-        moment: Mean of x x^T over these samples, or a multiple of it, [G, C, C].
+        moment: Mean of x x^T over these samples, or a multiple of it.
     """
-    cost = ((errors @ moment) * errors).sum() / SIGNS
-    return float(cost / moment.diagonal(dim1=1, dim2=2).sum().clamp(min=torch.finfo(cost.dtype).tiny))
+    cost = moment.cost(errors).sum() / SIGNS
+    return float(cost / moment.trace().clamp(min=torch.finfo(cost.dtype).tiny))
 
 
 def unseen_error(moment: Tensor, half: Tensor, damping: float) -> float:
@@ -55,12 +56,15 @@ def unseen_error(moment: Tensor, half: Tensor, damping: float) -> float:
     halves = (half, other)
     sizes = [part.diagonal(dim1=1, dim2=2).sum(1) for part in halves]
     known = torch.stack(sizes).amin(0) > 0
-    if not known.any() or not all(torch.isfinite(part).all() for part in halves):
+    if not known.any() or not all(all_finite(part) for part in halves):
         return 1.0
-    halves = (halves[0][known], halves[1][known])
+    if not known.all():
+        halves = (halves[0][known], halves[1][known])
     signs = unit_errors(half, half.shape[-1]).expand(len(halves[0]), -1, -1)
+    ordered = [OrderedMoment.of(part) for part in halves]
+    del other, halves
     excess = 0.0
-    for fitted, judge in (halves, reversed(halves)):
-        errors = OrderedMoment.of(fitted).damped(2 * damping).fed_on(signs)
+    for fitted, judge in (ordered, reversed(ordered)):
+        errors = fitted.damped(2 * damping).fed_on(signs)
         excess += relative_cost(errors, judge) / max(relative_cost(errors, fitted), torch.finfo(signs.dtype).tiny) - 1
     return 1 + max(excess, 0.0) / 4

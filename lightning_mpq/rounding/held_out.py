@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..quantizers.damped_moment import OrderedMoment
+from ..quantizers.damped_moment import OrderedMoment, type_to_factorise
 from ..quantizers.unseen_error import relative_cost, unit_errors
 from .joint_moments import JointMoment
 
@@ -56,33 +57,41 @@ def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Tensor:
 
     Args:
         weights: W, [groups, rows, columns].
-        moment: X and M.
+        moment: M, and X - M.
         fit: s, and d in units of the mean of M's diagonal.
     """
     if not fit.strength:
         return weights
-    pull = weights @ (moment.cross - moment.own)  # the step from W to W', times M + d I
-    return weights + fit.strength * OrderedMoment.of(moment.own).damped(fit.ridge).solve(pull)
+    wide = type_to_factorise(moment.own, fit.ridge, weights.dtype)
+    pull = moment.pull(weights.to(wide))  # the step from W to W', times M + d I
+    if pull is None:
+        return weights
+    return weights + fit.strength * OrderedMoment.of(moment.own.to(wide)).damped(fit.ridge).solve(pull)
 
 
-class _Half(NamedTuple):
-    """One part of the samples, and what it says of a few rows of the weight.
+class Half(NamedTuple):
+    """One part of the samples, and what it says of a few rows of the weight, in single precision.
 
     Attributes:
         own: Mean of z z^T.
-        ordered: The same, ready to be damped.
-        pull: W (X - M).
+        pull: W (X - M); None where rows are not paired.
+        rows: How many it is the mean of.
     """
 
-    own: Tensor
-    ordered: OrderedMoment
-    pull: Tensor
+    own: OrderedMoment
+    pull: Tensor | None
+    rows: int
 
     @classmethod
-    def of(cls, rows: Tensor, moment: JointMoment) -> _Half:
-        """Take from a moment what is needed of it, in the type of the rows."""
-        own = moment.own.to(rows.dtype)
-        return cls(own, OrderedMoment.of(own), rows @ (moment.cross.to(rows.dtype) - own))
+    def of(cls, weights: Tensor, part: JointMoment) -> Half:
+        """Take from a moment what tells how far to fit: a choice among a few needs no more.
+
+        Args:
+            weights: W, [groups, rows, columns].
+            part: The moment.
+        """
+        step = max(1, weights.shape[1] // _ROWS)
+        return cls(OrderedMoment.of(part.own.float()), part.pull(weights.float(), step), part.rows)
 
 
 @dataclass
@@ -111,40 +120,37 @@ class _Sums:
         return 2 * self.strength * self.gained - self.strength**2 * self.spent
 
 
-def choose_fit(weights: Tensor, parts: Sequence[JointMoment]) -> Fit:
-    """Choose how far to fit a layer to half of its samples, by what the other half says of it.
-
-    Args:
-        weights: W, [groups, rows, columns].
-        parts: Two of them.
-    """
-    step = max(1, weights.shape[1] // _ROWS)
-    rows = weights[:, ::step].float()  # a choice among a few needs no more
-    halves = [_Half.of(rows, part) for part in parts]
-    signs = unit_errors(rows, weights.shape[2])
-    tried: dict[float, _Sums] = {}
-    for damping in DAMPINGS:
-        tried[damping] = _judged(signs, halves, damping)
-        if len(tried) > 2 and _is_over(list(tried.values())):
-            break
-    pull = max(tried, key=lambda damping: tried[damping].gain)
-    feedback = min(tried, key=lambda damping: tried[damping].noise)
-    return Fit(tried[pull].strength, pull, feedback)
+def choose_fit(halves: Sequence[Half]) -> Fit:
+    """Choose how far to fit a layer to half of its samples, by what the other half says of it."""
+    parts, columns = halves[0].own.order.shape
+    signs = unit_errors(halves[0].own.matrix, columns).expand(parts, -1, -1)
+    # The fewer rows for each column, the more damping is likely, and each costs a factorisation of both halves.
+    wanted = columns / min(half.rows for half in halves)
+    first = min(range(len(DAMPINGS)), key=lambda number: abs(log(DAMPINGS[number] / wanted)))
+    tried = {first: _judged(signs, halves, DAMPINGS[first])}
+    for direction in (range(first + 1, len(DAMPINGS)), reversed(range(first))):
+        for number in direction:
+            before, last = list(tried.values()), _judged(signs, halves, DAMPINGS[number])
+            tried[number] = last
+            if _is_worse(last, before):
+                break
+    pull = max(tried, key=lambda number: tried[number].gain)
+    feedback = min(tried, key=lambda number: tried[number].noise)
+    return Fit(tried[pull].strength, DAMPINGS[pull], DAMPINGS[feedback])
 
 
-def _is_over(sums: Sequence[_Sums]) -> bool:
-    """Tell whether the last damping was worse than one before in every respect: errors have one minimum."""
-    *before, last = sums
+def _is_worse(last: _Sums, before: Sequence[_Sums]) -> bool:
+    """Tell whether the last damping is worse than one before in every respect: errors have one minimum."""
     return last.gain <= max(each.gain for each in before) and last.noise >= min(each.noise for each in before)
 
 
-def _judged(signs: Tensor, halves: Sequence[_Half], damping: float) -> _Sums:
+def _judged(signs: Tensor, halves: Sequence[Half], damping: float) -> _Sums:
     sums = _Sums()
     for fitted, judge in (halves, reversed(halves)):
-        damped = fitted.ordered.damped(damping)
-        step = damped.solve(fitted.pull)
-        sums.gained += float((step * judge.pull).sum())
-        sums.spent += float(((step @ judge.own) * step).sum())
-        errors = damped.fed_on(signs.expand(len(judge.own), -1, -1))
-        sums.noise += relative_cost(errors, judge.own)
+        damped = fitted.own.damped(damping)
+        if fitted.pull is not None and judge.pull is not None:
+            step = damped.solve(fitted.pull)
+            sums.gained += float((step * judge.pull).sum())
+            sums.spent += float(judge.own.cost(step).sum())
+        sums.noise += relative_cost(damped.fed_on(signs), judge.own)
     return sums

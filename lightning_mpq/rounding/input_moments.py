@@ -18,6 +18,7 @@ from ..network.named_weights import held_by
 from ..network.tokens import real_tokens, token_mask
 from ..quantizers import InputMoment
 from ..tools.distributed import rank
+from ..tools.finite import all_finite
 from ..tools.progress import Progress
 from ..tools.warning import warn
 from .few_rows import say_few_rows, say_few_tokens
@@ -57,7 +58,7 @@ def input_moments(
     def add(call: LayerCall, output: Tensor) -> Tensor:
         layer, moment = layers[call.layer], found[call.layer]
         inputs = _that_count(call, mask, _operation(layer))
-        if not torch.isfinite(inputs).all():
+        if not all_finite(inputs):
             raise NonFiniteError(f"The inputs of the layer {call.layer!r} are NaN or infinite in batch {number}.")
         if _operation(layer) != "linear" or moment.part_counts is not None or inputs.is_inference():
             moment.update(layer, inputs, output.shape, call.rows, turn=number, halved=first and number == 1)

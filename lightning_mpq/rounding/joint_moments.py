@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.batches import sample_count
-from ..network.layer_kinds import row_parts, rows_and_columns
+from ..network.layer_kinds import row_parts, weight_rows
 from ..network.layerwise import Stop
 from ..network.tokens import token_mask, weights_of_inputs
 from ..quantizers.input_moments import gram
@@ -27,26 +27,50 @@ class JointMoment(NamedTuple):
     """Means over rows, with x from the model and z from its copy.
 
     Attributes:
-        cross: Mean of x z^T, [groups, columns, columns]; that of z z^T where rows are not paired.
-        own: Mean of z z^T.
+        own: Mean of z z^T, [groups, columns, columns].
+        shift: Mean of (x - z) z^T, of the same shape; where the weight has fewer rows than columns, that of
+            W (x - z) z^T, [groups, rows, columns]. None where rows of x and z are not paired.
         rows: Number of rows of z.
     """
 
-    cross: Tensor
     own: Tensor
+    shift: Tensor | None
     rows: int
 
     @classmethod
     def over(cls, parts: list[JointMoment]) -> JointMoment:
         """Return the means over the rows of several parts, in their memory: the list is emptied."""
         rows = sum(part.rows for part in parts)
-        shared, sums = parts[0].cross is parts[0].own, list[Tensor]()
+        own, shift, first = parts.pop(0)
+        sums = [each if each is None else each.mul_(first / max(rows, 1)) for each in (own, shift)]
         while parts:
-            part = parts.pop(0)
-            own = (part.own,) if shared else (part.cross, part.own)
-            scaled = [each.mul_(part.rows / max(rows, 1)) for each in own]
-            sums = [one.add_(other) for one, other in zip(sums, scaled, strict=True)] if sums else scaled
-        return cls(sums[0], sums[-1], rows)
+            *means, count = parts.pop(0)
+            for total, mean in zip(sums, means, strict=True):
+                if total is not None and mean is not None:
+                    total.add_(mean, alpha=count / max(rows, 1))
+        return cls(sums[0], sums[1], rows)  # type: ignore[arg-type]
+
+    def pull(self, weights: Tensor, step: int = 1) -> Tensor | None:
+        """Return the mean of W (x - z) z^T for every ``step``-th row of a weight, in its type; None if not paired.
+
+        Args:
+            weights: W, [groups, rows, columns].
+            step: Of the rows of each group.
+        """
+        if self.shift is None:
+            return None
+        if is_projected(weights.shape):
+            return self.shift[:, ::step].to(weights.dtype)
+        return weights[:, ::step] @ self.shift.to(weights.dtype)
+
+
+def is_projected(shape: torch.Size) -> bool:
+    """Tell whether moments keep what the weight makes of a shift: that takes less than what the shift is.
+
+    Args:
+        shape: Of the weight, [groups, rows, columns].
+    """
+    return shape[1] < shape[2]
 
 
 class JointMoments(NamedTuple):
@@ -119,12 +143,14 @@ def joint_moments(
         twins: Where those of the copy do.
         places: Where the samples of each batch belong.
     """
-    columns = rows_and_columns(module)[1]
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64
-    size = (row_parts(module), columns, columns)
-    cross, own = ([torch.zeros(size, dtype=wide, device=weight.device) for _ in range(PARTS)] for _ in range(2))
+    weights = weight_rows(module).detach().unflatten(0, (row_parts(module), -1))
+    columns = weights.shape[2]
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    sizes = (columns, weights.shape[1] if is_projected(weights.shape) else columns)
+    own, shift = (
+        [torch.zeros(len(weights), size, columns, dtype=wide, device=weights.device) for _ in range(PARTS)]
+        for size in sizes
+    )
     counts, paired = [0] * PARTS, True
     with errors_shared():
         for with_x, with_z, place in zip(floats, twins, places, strict=True):
@@ -138,15 +164,19 @@ def joint_moments(
                 own[part] += gram(z)
                 counts[part] += z.shape[1]
                 if x is not None:
-                    cross[part] += x.mT @ z
+                    shifted = x - z
+                    if is_projected(weights.shape):
+                        shifted = shifted @ weights.to(z.dtype).mT
+                    shift[part] += shifted.mT @ z
     paired = all(gather(paired))
     rows = [sum(of_ranks) for of_ranks in zip(*gather(counts), strict=True)]
     own = [sum_over_ranks(sums) for sums in own]
-    cross = [sum_over_ranks(sums) for sums in cross] if paired else own
-    for sums in (own, cross)[: 1 + paired]:
-        for part in range(PARTS):
-            sums[part] /= max(rows[part], 1)
-    return JointMoments([JointMoment(cross[p], own[p], rows[p]) for p in range(PARTS) if rows[p]], paired)
+    shift = [sum_over_ranks(sums) for sums in shift] if paired else []
+    for sums in (own, shift):
+        for count, total in zip(rows, sums, strict=False):
+            total /= max(count, 1)
+    parts = [JointMoment(own[p], shift[p] if paired else None, rows[p]) for p in range(PARTS) if rows[p]]
+    return JointMoments(parts, paired)
 
 
 def _chunks(

@@ -22,8 +22,9 @@ from ..quantizers import QuantizedRows, round_rows
 from ..schemes import InputScheme, WeightScheme
 from ..tools.copying import copied
 from ..tools.distributed import errors_shared, gather, on_rank_zero
+from ..tools.finite import all_finite
 from ..tools.progress import Progress
-from .held_out import FIXED, Fit, choose_fit, target
+from .held_out import FIXED, Fit, Half, choose_fit, target
 from .joint_moments import PARTS, JointMoment, JointMoments, joint_moments, parts_of_batches
 from .kept_layers import KeptLayer, KeptLayers
 
@@ -110,7 +111,8 @@ class LayerSequence:
 
     def _rounded(self, layer: str, module: nn.Module, moments: JointMoments) -> KeptLayer:
         """Round a layer, and keep it if it is to be kept."""
-        if not all(torch.isfinite(moment).all() for part in moments.parts for moment in (part.cross, part.own)):
+        means = [mean for part in moments.parts for mean in (part.own, part.shift) if mean is not None]
+        if not all(all_finite(mean) for mean in means):
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
         found = KeptLayer(_rounded(module, moments.parts, self._schemes[layer], self._damping), moments.paired)
         if self._kept is not None:
@@ -137,13 +139,16 @@ def _rounded(module: nn.Module, parts: list[JointMoment], scheme: WeightScheme, 
 
     The moments are used up: they are most of what it takes.
     """
-    rows, own = weight_rows(module).detach(), parts[0].own
-    weights = rows.unflatten(0, (len(own), -1)).to(own.dtype)
+    rows = weight_rows(module).detach()
+    weights = rows.unflatten(0, (len(parts[0].own), -1))
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    halves = [Half.of(weights, part) for part in parts] if damping is None and len(parts) == PARTS else []
+    whole = JointMoment.over(parts)
     if damping is not None:
         fit = Fit(1.0, damping, damping)
     else:
-        fit = choose_fit(weights, parts).with_twice_the_samples() if len(parts) == PARTS else FIXED
-    whole = JointMoment.over(parts)
+        fit = choose_fit(halves).with_twice_the_samples() if halves else FIXED
+    del halves
     aim, own = target(weights, whole, fit).flatten(0, 1).to(rows.dtype), whole.own
-    del whole
+    del whole, weights
     return round_rows(aim, own, [scheme], damping=fit.feedback)[0].quantized

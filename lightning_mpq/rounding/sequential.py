@@ -37,7 +37,7 @@ from .kept_layers import KeptLayers
 from .room import refuse_without_room
 from .sequence import LayerSequence
 
-MOMENTS_AT_ONCE = 8
+MOMENTS_AT_ONCE = 4
 """Moments of one layer that stand together while it is rounded in sequence: measured."""
 
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ..groups.candidates import Candidate
 from ..network.layer_kinds import row_parts, weight_rows
 from ..quantizers import InputMoment, RoundedRows, RowRounding
+from ..quantizers.nearest_search import error_of_rows, row_chunks
 from ..schemes import WeightScheme
 
 _Found = TypeVar("_Found")
-_CHUNK_ELEMENTS = 2**19
-"""Weights whose part in the mean square of the output is computed at once (4 MiB of float64)."""
 SAMPLED_WEIGHTS = 24576
 """By so many weights, in whole rows, the grid of all is chosen."""
 
@@ -99,14 +98,10 @@ class WeightRounding:
 
     def _unit(self) -> float:
         """Return one over the mean square of the layer's output, 0 where that is zero."""
-        moment = self.rounding.moment
-        rows = self.rows.unflatten(0, (len(moment), -1))
-        energies = []
-        for part in rows.split(max(1, _CHUNK_ELEMENTS // self.rows.shape[1]), dim=1):
-            weights = part.to(moment.dtype)
-            products = weights * moment[:, None] if moment.dim() == 2 else weights @ moment
-            energies.append((products * weights).sum(2))
-        energy = torch.cat(energies, 1).flatten()
+        wide = torch.promote_types(self.rows.dtype, torch.float32)
+        moment = self.rounding.moment.to(wide)
+        parts = row_chunks(self.rows, moment)
+        energy = torch.cat([error_of_rows(self.rows[part].to(wide), moment) for part in parts])
         total = float((energy if self.counts is None else energy * self.counts).sum())
         return 1 / total if total > 0 else 0.0
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.named_weights import named_layers
+from ..tools.finite import all_finite
 
 _VALUES = 256
 _GOLDEN = 0.6180339887498949
@@ -57,7 +58,7 @@ def _same(before: Tensor, now: Tensor) -> bool:
     """Tell whether values are what these were, maybe rounded to a narrower type on the way."""
     if len(before) != len(now):
         return False
-    if not now.isfinite().all():
+    if not all_finite(now):
         return True
     types = dict.fromkeys((before.dtype, *_NARROWER))
     return any(torch.equal(before.to(narrow).to(now.dtype), now) for narrow in types)

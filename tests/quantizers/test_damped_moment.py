@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_mpq.errors import NonFiniteError
-from lightning_mpq.quantizers.damped_moment import OrderedMoment
+from lightning_mpq.quantizers.damped_moment import OrderedMoment, type_to_factorise
 
 
 def moments(groups: int, columns: int) -> torch.Tensor:
@@ -50,3 +50,25 @@ def test_a_singular_moment_gets_more_damping_and_what_is_no_moment_is_refused():
         OrderedMoment.of(torch.full((1, 2, 2), torch.nan))
     with pytest.raises(ValueError, match="not positive semidefinite"):
         OrderedMoment.of(-torch.eye(3)[None])
+
+
+@pytest.mark.parametrize("samples", [40, 4000])
+def test_single_precision_is_taken_only_where_it_tells_rows_to_a_thousandth(samples):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1, samples, 512, generator=generator, dtype=torch.float64) + 3
+    moment, rows = inputs.mT @ inputs / samples, torch.randn(1, 4, 512, generator=generator)
+    least = min(d for d in (1e-4, 0.01, 0.04, 0.16) if type_to_factorise(moment, d, torch.float32) is torch.float32)
+    assert type_to_factorise(moment, 1e-4, torch.float32) is torch.float64
+    assert type_to_factorise(moment, 10.0, torch.float64) is torch.float64  # who asks for double precision gets it
+    single, double = (OrderedMoment.of(each).damped(least).solve(rows) for each in (moment.float(), moment))
+    assert float((single - double).norm() / double.norm()) < 1e-3
+
+
+def test_a_moment_is_the_same_after_it_was_damped_and_tells_what_rows_cost():
+    moment, rows = moments(3, 7), torch.randn(3, 5, 7, dtype=torch.float64)
+    ordered = OrderedMoment.of(moment)
+    before = ordered.matrix.clone()
+    ordered.damped(0.7)
+    assert torch.equal(ordered.matrix, before)
+    torch.testing.assert_close(ordered.cost(rows), ((rows @ moment) * rows).sum(2))
+    torch.testing.assert_close(ordered.trace(), moment.diagonal(dim1=1, dim2=2).sum())

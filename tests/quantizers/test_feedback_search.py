@@ -51,7 +51,7 @@ def test_what_is_pending_explains_the_loss():
     factor = ErrorFeedback.factorise(moment[None], 0.01, torch.float64)
     scheme = WeightScheme(3, grid="half", scale_dtype="float32")
     levels = placed(quantize_rows(weight, scheme).scale, None, scheme, 40, torch.float64).map(lambda each: each[None])
-    codes, loss, pending = factor.round(weight[None], levels)
+    codes, loss, _, pending = factor.round(weight[None], levels)
     assert torch.equal(levels.nearest(pending).to(torch.uint8), codes)
     left = (levels.values(codes) - pending).square()
     torch.testing.assert_close((factor.column_costs()[:, None] * left).sum(2), loss)

@@ -14,6 +14,7 @@ from lightning_mpq.quantizers import InputMoment, QuantizedRows, quantize_rows, 
 from lightning_mpq.quantizers.clip_search import rank_trials, trial_ratios, trial_scales
 from lightning_mpq.quantizers.error_feedback import ErrorFeedback
 from lightning_mpq.quantizers.nearest import fit_scale, weight_ranges
+from lightning_mpq.quantizers.output_error import output_error
 from lightning_mpq.schemes import WeightScheme
 
 schemes = st.builds(
@@ -90,7 +91,7 @@ def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, hei
     offset = offsets[..., : given.shape[2]] if zero_point is None else of_blocks(zero_point)
     levels = UniformLevels(given, offset, torch.full_like(given[..., :1], 2**bits - 1))
     block = granularity if isinstance(granularity, int) else None
-    codes, loss, _ = factor.round(rows.unflatten(0, (parts, height)), levels, block)
+    codes, loss, errors, _ = factor.round(rows.unflatten(0, (parts, height)), levels, block)
     values = steps * (codes - offsets)
     for part in range(parts):
         damped = moment[part] + 0.01 * moment[part].diagonal().mean() * torch.eye(columns)
@@ -104,6 +105,7 @@ def test_codes_are_those_of_the_textbook_recursion(grid, granularity, parts, hei
             error = expected - weight
             unit = moment[part].diagonal().mean()
             torch.testing.assert_close(loss[part, row], error @ damped @ error / unit)
+            torch.testing.assert_close(errors[part, row], error @ moment[part] @ error)
 
 
 def test_on_average_it_beats_nearest_by_far_and_comes_near_to_the_best_of_all_codes():
@@ -347,3 +349,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence():
         round_rows(rows, -moment, [WeightScheme(4, rounding="second_order")])
     with pytest.raises(ValueError, match="Round it with round_candidates"):
         quantize_rows(rows, WeightScheme(4, clip="moment"))
+
+
+@pytest.mark.parametrize("columns", [5, 256, 300, 700])
+def test_the_error_of_outputs_is_that_of_the_whole_moment(columns):
+    _, moment = make(2, 1, columns, seed=1, samples=40)
+    errors = torch.randn(2, 3, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(output_error(errors, moment), torch.einsum("gni,gij,gnj->gn", errors, moment, errors))

@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_mpq import WeightScheme
 from lightning_mpq.quantizers.damped_moment import OrderedMoment
-from lightning_mpq.quantizers.error_feedback import output_error
 from lightning_mpq.quantizers.input_moments import InputMoment
+from lightning_mpq.quantizers.output_error import output_error
 from lightning_mpq.quantizers.second_order import round_rows
 from lightning_mpq.quantizers.unseen_error import relative_cost, unit_errors, unseen_error
 
@@ -68,11 +68,11 @@ def test_a_column_that_only_one_half_saw_does_no_harm():
 
 def test_costs_are_shares_of_what_errors_cost_alone():
     matrix = moment(samples(400, 12, 2))
-    signs = unit_errors(matrix, 12)[None]
-    assert relative_cost(OrderedMoment.of(matrix).damped(1e9).fed_on(signs), matrix) == pytest.approx(
+    signs, ordered = unit_errors(matrix, 12)[None], OrderedMoment.of(matrix)
+    assert relative_cost(ordered.damped(1e9).fed_on(signs), ordered) == pytest.approx(
         float(output_error(signs, matrix).mean() / matrix.diagonal(dim1=1, dim2=2).sum())
     )
-    assert relative_cost(OrderedMoment.of(matrix).damped(0.01).fed_on(signs), matrix) < 1
+    assert relative_cost(ordered.damped(0.01).fed_on(signs), ordered) < 1
 
 
 def test_a_moment_puts_every_other_batch_into_one_half():

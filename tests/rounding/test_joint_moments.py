@@ -1,12 +1,17 @@
 """Samples in two parts, whatever batches they come in."""
 
+import pytest
 import torch
 from torch import nn
 
 from lightning_mpq.groups.candidates import offered_schemes
 from lightning_mpq.groups.groups import find_groups
+from lightning_mpq.network.layer_kinds import row_parts, weight_rows
+from lightning_mpq.network.layerwise import Stop
+from lightning_mpq.network.tokens import weights_of_inputs
 from lightning_mpq.policy import BitPolicy
-from lightning_mpq.rounding.joint_moments import JointMoment, PartOfBatch, parts_of_batches
+from lightning_mpq.quantizers.unfolding import unfolded_chunks
+from lightning_mpq.rounding.joint_moments import JointMoment, PartOfBatch, joint_moments, parts_of_batches
 from lightning_mpq.rounding.sequential import round_sequentially
 
 
@@ -33,10 +38,45 @@ def test_without_hidden_tokens_a_cut_is_still_between_samples():
 
 def test_means_of_parts_count_by_their_rows():
     one, other = (
-        JointMoment(torch.full((1, 1, 1), v), torch.full((1, 1, 1), 2 * v), n) for v, n in ((1.0, 3), (5.0, 1))
+        JointMoment(torch.full((1, 1, 1), 2 * v), torch.full((1, 1, 1), v), n) for v, n in ((1.0, 3), (5.0, 1))
     )
-    both = JointMoment.over([one, other])
-    assert (float(both.cross), float(both.own), both.rows) == (2.0, 4.0, 4)
+    parts = [one, other]
+    both = JointMoment.over(parts)
+    assert both.shift is not None
+    assert (float(both.own), float(both.shift), both.rows) == (4.0, 2.0, 4)
+    assert not parts  # their memory is used
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(12, 5), (12,)),
+        (nn.Linear(5, 12), (5,)),
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 6, 6)),
+        (nn.Conv2d(4, 64, 3, groups=2), (4, 6, 6)),
+    ],
+)
+def test_the_pull_is_that_of_all_rows_whether_or_not_the_weight_is_taken_into_the_moment(layer, shape):
+    layer.double()
+    xs = [torch.randn(8, *shape, dtype=torch.float64) for _ in range(2)]
+    zs = [x + 0.2 * torch.randn_like(x) for x in xs]
+
+    def stops(inputs: list[torch.Tensor]) -> list[Stop]:
+        return [Stop("layer", values, layer(values)) for values in inputs]
+
+    places = parts_of_batches(xs)
+    with torch.no_grad():
+        moments = joint_moments(layer, stops(xs), stops(zs), places)
+    weights = weight_rows(layer).detach().unflatten(0, (row_parts(layer), -1))
+    assert moments.paired
+    for part, x, z in zip(moments.parts, xs, zs, strict=True):
+        chunks = [torch.cat(list(unfolded_chunks(layer, v, layer(v).shape)), 1).detach() for v in (x, z)]
+        if isinstance(layer, nn.Linear):
+            chunks = [chunk * weights_of_inputs(layer, chunks[0][0]).sqrt()[:, None] for chunk in chunks]
+        shift = (chunks[0] - chunks[1]).mT @ chunks[1] / part.rows
+        torch.testing.assert_close(part.own, chunks[1].mT @ chunks[1] / part.rows)
+        torch.testing.assert_close(part.pull(weights), weights @ shift)
+        torch.testing.assert_close(part.pull(weights, 2), (weights @ shift)[:, ::2])
 
 
 def test_one_batch_is_rounded_as_its_two_halves():
@@ -52,10 +92,9 @@ def test_one_batch_is_rounded_as_its_two_halves():
     assert set(single) == set(whole)
 
 
-def test_means_of_parts_that_are_not_paired_are_taken_once():
-    own = [torch.full((1, 1, 1), v) for v in (1.0, 5.0)]
-    parts = [JointMoment(each, each, n) for each, n in zip(own, (3, 1), strict=True)]
+def test_rows_that_are_not_paired_pull_nothing():
+    parts = [JointMoment(torch.full((1, 1, 1), v), None, n) for v, n in ((1.0, 3), (5.0, 1))]
     both = JointMoment.over(parts)
     assert float(both.own) == 2.0
-    assert both.cross is both.own
-    assert not parts
+    assert both.shift is None
+    assert both.pull(torch.ones(1, 1, 1)) is None
