@@ -15,7 +15,7 @@ from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
 from ..quantizers.feedback_search import LEAST_ROWS, SIDE_BY_SIDE, most_solved_again
-from ..rounding.sequential import MOMENTS_AT_ONCE
+from ..rounding.room import AT_ONCE
 from ..schemes import WeightScheme
 
 _COPIES = 5
@@ -134,7 +134,7 @@ class Sizes:
         if not in_sequence:
             return packed + held
         codes = self.weights
-        one_layer = MOMENTS_AT_ONCE * self.matrix_bytes + 16 * self.widest_weights
+        one_layer = AT_ONCE * self.matrix_bytes + 16 * self.widest_weights
         return self.model_bytes + codes + max(packed, 2 * held + one_layer)
 
     def select_bytes(self, held: int) -> int:

@@ -37,9 +37,6 @@ from .kept_layers import KeptLayers
 from .room import refuse_without_room
 from .sequence import LayerSequence
 
-MOMENTS_AT_ONCE = 4
-"""Moments of one layer that stand together while it is rounded in sequence: measured."""
-
 
 def round_sequentially(
     model: nn.Module,
@@ -102,7 +99,7 @@ def round_sequentially(
         order = _in_sequence(calibration, next(calibration.filled()), by_inputs)
     order = broadcast(order)
     layers = named_layers(model, remove_duplicate=False)
-    refuse_without_room({layer: layers[layer] for layer in order}, MOMENTS_AT_ONCE)
+    refuse_without_room({layer: layers[layer] for layer in order})
     ranges = ranges_of_policy(calibration, policy) if ranges is None else ranges
     apart = _apart(calibration, policy, set(order), rounded, damping)
     passes: type[LockstepForward | LayerwiseForward] = LockstepForward if lockstep else LayerwiseForward
