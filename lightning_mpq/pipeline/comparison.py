@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import floor
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from .policy_evaluator import PolicyEvaluator
 from .quantizer import RoundingOrder
 
 _PASSES_FOR_GROUPS_ALONE = 4
+Packing = Callable[[], AbstractContextManager[None]]
 
 
 class Rows(NamedTuple):
@@ -49,13 +51,13 @@ class Comparison:
     metrics: Callable[[], Mapping[str, float]]
     reestimated: bool = False
 
-    def measure(self, allocation: Allocation, progress: Progress, *, keep: bool) -> Rows:
+    def measure(self, allocation: Allocation, progress: Progress, packing: Packing | None = None) -> Rows:
         """Measure the float model, the policies to compare with, and of the chosen one each repair and group alone.
 
         Args:
             allocation: The chosen policy.
             progress: Called with how far that is.
-            keep: Whether the model stays packed under the chosen policy; an error leaves the float model.
+            packing: Packs the chosen policy for good; by default the float model is left.
         """
         evaluator, chosen = self.evaluator, allocation.policy
         float_row, rows = self.float_row(), dict[BitPolicy, ModelRow]()
@@ -71,7 +73,7 @@ class Comparison:
         progress(0.7, "measure each group alone")
         groups = self.groups_alone(chosen)
         progress(0.9, "quantize")
-        rows[chosen] = self.policy_row("chosen", chosen, keep=keep)
+        rows[chosen] = self.policy_row("chosen", chosen, packing)
         kept = evaluator.as_packed(chosen).losses
         for other in rows:
             above, error = evaluator.as_packed(other).losses.above(kept)
@@ -99,16 +101,15 @@ class Comparison:
         metrics = MetricValues(self.metrics())
         return ModelRow("float", bits, total, 0.0, 0.0, 0.0, metrics=dict(metrics), intervals=metrics.intervals)
 
-    def policy_row(self, name: str, policy: BitPolicy, *, keep: bool = False) -> ModelRow:
-        """Measure the model under a policy, and take it back unless it is to be kept.
+    def policy_row(self, name: str, policy: BitPolicy, packing: Packing | None = None) -> ModelRow:
+        """Measure the model under a policy, and take it back unless it is packed for good.
 
-        Its bytes are counted from what is really packed.
+        Its bytes are counted from what is really packed; the losses are those of the model that judging was done on.
         """
         evaluator, quantizer = self.evaluator, self.evaluator.quantizer
         frozen, _ = evaluator.measured(policy, "independent", [evaluator.stages[0], evaluator.stages[-1]])
         found = evaluator.as_packed(policy)
-        with quantizer.packed(policy, keep=keep):
-            evaluator.repair(policy)
+        with self._packed_for_a_while(policy) if packing is None else packing():
             stored, metrics = stored_bytes(quantizer.model), MetricValues(self.metrics())
             ranges = any(scheme.needs_range for scheme in policy.inputs().values()) or bool(policy.operands)
             held_out = None if quantizer.judge is None else quantizer.judge.calibration
@@ -125,6 +126,12 @@ class Comparison:
             intervals=metrics.intervals,
             clipped=clipped,
         )
+
+    @contextmanager
+    def _packed_for_a_while(self, policy: BitPolicy) -> Iterator[None]:
+        with self.evaluator.quantizer.packed(policy):
+            self.evaluator.repair(policy)
+            yield
 
     def groups_alone(self, policy: BitPolicy) -> tuple[GroupRow, ...]:
         """Measure each group quantized alone beside what is predicted for it.

@@ -91,7 +91,8 @@ class Pipeline:
         if report is None:
             with self.timer.stage("quantize"):
                 decision.settle()
-                decision.quantizer.pack(decision.allocation.policy)
+                with decision.packed():
+                    pass
         self.timer.report(1.0, "done")
         return Outcome(decision.groups, decision.taylor, decision.allocation, report)
 
@@ -153,7 +154,8 @@ class Pipeline:
             evaluator = decision.evaluator or PolicyEvaluator(quantizer, decision.taylor.loss)
             over_ranks = partial(metrics_over_ranks, metrics)
             comparison = Comparison(evaluator, decision.groups, decision.taylor, over_ranks, decision.reestimated)
-            rows = comparison.measure(decision.allocation, timer.within(0.65, 0.9), keep=keep)
+            packing = decision.packed if keep else None
+            rows = comparison.measure(decision.allocation, timer.within(0.65, 0.9), packing)
         with timer.stage("stability"):
             stability = stability_row(decision, self.settings.selection.resamples, timer.within(0.9, 1.0))
         return Report(

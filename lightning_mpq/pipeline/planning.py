@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +38,8 @@ class Decision:
         unshrunk: The Taylor model as it was measured.
         taylor: The Taylor model that was solved.
         allocation: The policy with its certificate.
-        quantizer: Packs the model, for a while or for good; its batches are those that weights are fitted to.
+        quantizer: Packs the model for a while; its batches are those that weights are fitted to while others judge.
+        everything: The model and all its batches, where some of these judge.
         held_out: How many calibration samples are not among them, and judge; 0 if that cannot be.
         reestimated: Whether the loss is predicted as it is after BatchNorm statistics are measured again.
         evaluator: Where policies were tried; None if none was.
@@ -48,6 +51,7 @@ class Decision:
     taylor: TaylorModel
     allocation: Allocation
     quantizer: Quantizer = field(repr=False, compare=False)
+    everything: Calibration | None = field(default=None, repr=False, compare=False)
     held_out: int = 0
     reestimated: bool = False
     evaluator: PolicyEvaluator | None = field(default=None, repr=False, compare=False)
@@ -69,18 +73,45 @@ class Decision:
             self.evaluator.settle(self.allocation.policy)
             self.evaluator.warn_if_independent(self.allocation.policy)
 
+    def fitted_to_all(self) -> Quantizer:
+        """Return what packs the chosen policy in the end.
+
+        Samples that have judged have no more to say once all is decided, and the packed model is fitted to them too: in
+        the order of rounding, and with the repairs, that they have found no harm in.
+        """
+        policy, quantizer = self.allocation.policy, self.quantizer
+        if self.everything is None:
+            return quantizer
+        if self.evaluator is not None:
+            refused = self.evaluator.as_packed(policy).refused
+        else:
+            with quantizer.packed(policy):
+                quantizer.repair.apply()
+                refused = quantizer.repair.refused
+        return quantizer.on_all(self.everything, policy, refused)
+
+    @contextmanager
+    def packed(self) -> Iterator[None]:
+        """Pack the chosen policy for good and repair the model; an error in the ``with`` block unpacks it."""
+        quantizer = self.fitted_to_all()
+        with quantizer.packed(self.allocation.policy, keep=True):
+            quantizer.repair.apply()
+            yield
+
 
 def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Decision:
     """Decide the bits of a trained model, and change nothing in it.
 
     A part of the calibration data is held out: weights are rounded, the loss is profiled and repairs are fitted on the
-    rest, and which policy, order of rounding and repairs are kept is judged on that part.
+    rest, and which policy, order of rounding and repairs are kept is judged on that part. The model that is packed in
+    the end is fitted to all of it.
 
     Args:
         calibration: The float model and its batches.
         settings: What is wanted.
         timer: Times the stages.
     """
+    everything = calibration
     calibration, judging = hold_out(calibration)
     solved = _Solved.of(calibration, judging, settings, timer)
     with timer.stage("quantize"):
@@ -91,7 +122,8 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
     settings, known, allocation, quantizer, evaluator = solved
     taylor, held_out = known.taylor, 0 if judging is None else judging.samples
     reestimated = settings.predicts_repaired(calibration.model)
-    decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer, held_out, reestimated)
+    kept = None if judging is None else everything
+    decision = Decision(known.groups, known.unshrunk, taylor, allocation, quantizer, kept, held_out, reestimated)
     if evaluator is None:
         return decision.recounting(settings.target)
     with timer.stage("select"):
@@ -166,12 +198,9 @@ class _Solved(NamedTuple):
 
         What the loss is profiled for, and layers are rounded for, has to be what is packed.
         """
-        if self.quantizer.judge is None or self.quantizer.repair.statistics is None:
-            return False
-        if self.evaluator is not None:  # which will be asked for the same again
-            return "batchnorm" in self.evaluator.as_profiled(self.allocation.policy).refused
-        with self.quantizer.packed(self.allocation.policy, "independent"):
-            return "batchnorm" not in self.quantizer.repair.apply()
+        if self.evaluator is None or not self.quantizer.repair.is_judged:
+            return self.quantizer.statistics_do_harm(self.allocation.policy)
+        return "batchnorm" in self.evaluator.as_profiled(self.allocation.policy).refused  # which is asked for again
 
 
 def solve(taylor: TaylorModel, settings: JobSettings, progress: Progress = silently) -> Allocation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..network.loss_change import LossChange
 from ..options import RepairOptions
 from ..policy import BitPolicy
 from ..quantizers import QuantizedRows
-from ..repair.repair import Repair, final_codes, rounds_in_sequence
+from ..repair.repair import Repair, Step, final_codes, rounds_in_sequence
 from ..rounding.rounded_weights import RoundedWeights
 from .kept_sequence import KeptSequence
 from .temporary_packing import packed_unless_it_fails, temporarily_packed
@@ -53,6 +53,8 @@ class Quantizer:
         rounded: RoundedWeights | None = None,
         judge: LossChange | None = None,
         cache_dir: str | Path | None = None,
+        *,
+        judged: bool = True,
     ) -> None:
         """Measure the float model as far as repair asks for it.
 
@@ -63,9 +65,11 @@ class Quantizer:
             rounded: The candidates' codes, if they are known.
             judge: Says on other data which repairs do harm; see `Repair`.
             cache_dir: Where layers that are rounded in sequence are kept.
+            judged: As in `Repair`.
         """
+        self._layers = tuple(layers)
         self.calibration, self.options, self.rounded, self.judge = calibration, options, rounded, judge
-        self.repair = Repair(calibration, layers, options, judge)
+        self.repair = Repair(calibration, self._layers, options, judge, judged=judged)
         self._cache_dir = cache_dir
         self._kept: KeptSequence | None = None
         self._codes: dict[tuple[BitPolicy, RoundingOrder], Mapping[str, QuantizedRows]] = {}
@@ -169,22 +173,41 @@ class Quantizer:
     def pack(self, policy: BitPolicy) -> None:
         """Pack the layers of a policy for good and repair the model; on an error it is left as it was.
 
-        Layers that are rounded in sequence are rounded for the BatchNorm statistics that the model will have. Where
-        held-out data says that those measured again do harm, they are rounded again for the float model's.
+        Layers that are rounded in sequence are rounded for the BatchNorm statistics that the model will have: the float
+        model's where held-out data says that those measured again do harm.
         """
-        made = None
-        if self.order(policy) == "sequential" and self.repair.statistics is not None:
-            with self.packed(policy):
-                self.repair.apply()
-                made = self.repair.made()
-            if "batchnorm" in self.repair.refused:
-                self._leave_statistics()
-                made = None
+        if self.order(policy) == "sequential" and self.statistics_do_harm(policy):
+            self._leave_statistics()
         with self.packed(policy, keep=True):
-            if made is None:
-                self.repair.apply()
-            else:
-                self.repair.make_again(made)
+            self.repair.apply()
+
+    def statistics_do_harm(self, policy: BitPolicy) -> bool:
+        """Tell whether held-out data says that BatchNorm statistics are better left as they are; False if none can.
+
+        That is asked of codes as candidates were rounded. Codes that were rounded in sequence for statistics measured
+        again always gain by these, however much worse both are than the float model's with codes that suit them.
+        """
+        if self.repair.statistics is None or not self.repair.is_judged:
+            return False
+        with self.packed(policy, "independent"):
+            return "batchnorm" not in self.repair.apply()
+
+    def on_all(self, calibration: Calibration, policy: BitPolicy, refused: Sequence[Step]) -> Quantizer:
+        """Return what packs a policy fitted to all samples, once held-out ones have said how.
+
+        Args:
+            calibration: The float model, and all its batches.
+            policy: The policy: its order of rounding stays as it was found, and so do ranges of inputs.
+            refused: Repairs that do harm, and are left out.
+        """
+        options = RepairOptions(
+            sequential=self.order(policy) == "sequential",
+            batchnorm=self.options.batchnorm and "batchnorm" not in refused,
+            biases=False if "biases" in refused else self.options.biases,
+        )
+        found = Quantizer(calibration, self._layers, options, self.rounded, cache_dir=self._cache_dir, judged=False)
+        found.check, found._ranges = self.check, self._ranges
+        return found
 
     def _leave_statistics(self) -> None:
         self.options = replace(self.options, batchnorm=False)

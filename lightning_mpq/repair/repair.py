@@ -62,7 +62,13 @@ class Repair:
     """
 
     def __init__(
-        self, calibration: Calibration, layers: Iterable[str], options: RepairOptions, judge: LossChange | None = None
+        self,
+        calibration: Calibration,
+        layers: Iterable[str],
+        options: RepairOptions,
+        judge: LossChange | None = None,
+        *,
+        judged: bool = True,
     ) -> None:
         """Measure the float model as far as the options ask for it.
 
@@ -72,6 +78,7 @@ class Repair:
             options: What is repaired.
             judge: Measures the loss on batches that are not among these; by default some of these are held out for
                 the divergence, if that can be measured.
+            judged: Whether steps are judged at all; not where that was done already.
 
         Raises:
             ValueError: If something is to be repaired and there is no batch.
@@ -84,7 +91,7 @@ class Repair:
         self._harmful: set[Step] = set()
         model = calibration.model
         biases = corrects_biases(model, options) and next(calibration.filled(), None) is not None
-        if judge is None and (biases or reestimates(model, options)):
+        if judged and judge is None and (biases or reestimates(model, options)):
             fitted, judging = hold_out(calibration)
             self._judge = None if judging is None else divergence_if_known(judging)
             calibration = calibration if self._judge is None else fitted
@@ -93,6 +100,11 @@ class Repair:
             self._means = output_means(model, calibration, layers)
         if reestimates(model, options):
             self.statistics = measure_batchnorm(model, calibration)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether steps that do harm are taken back."""
+        return self._judge is not None
 
     @property
     def names(self) -> tuple[Step, ...]:

@@ -18,7 +18,8 @@ class ModelRow:
         stored_bytes: Bytes of all parameters and buffers, packed weights as packed.
         predicted_loss: Change of the loss that the Taylor model predicts; None if its schemes are no candidates.
         measured_loss: Change measured as deployed, with all repair, on the calibration samples that are held out from
-            rounding and repair (``Report.held_out``), or on all if none are.
+            rounding and repair (``Report.held_out``), or on all if none are. The model that is kept is fitted to them
+            too, once they have judged; what this says of it was measured before.
         measured_frozen: The same before any repair, with the codes that were profiled.
         metrics: What the module logged in validation.
         fitted_loss: As ``measured_loss``, on as many samples of those that rounding and repair were fitted to; None if

@@ -181,7 +181,7 @@ class QuantizationJob:
                     report = self.pipeline.compared(decision, Validation(trainer, module))
                 else:
                     decision.settle()
-                policy, quantizer = decision.allocation.policy, decision.quantizer
+                policy, quantizer = decision.allocation.policy, decision.fitted_to_all()
             codes, ranges = quantizer.codes(policy), quantizer.ranges(policy)
             finetuning.begin(trainer, module, quantizer.resolved(policy), codes, quantizer.repair.apply, ranges)
             finetuning.note_loss(module, self.pipeline.calibration(module, batches))

@@ -15,6 +15,7 @@ from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.pipeline.temporary_packing import temporarily_packed
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.repair.batchnorm import reestimate_batchnorm
+from lightning_mpq.repair.repair import Repair
 from lightning_mpq.rounding.independent import round_candidates
 from lightning_mpq.schemes import WeightScheme
 
@@ -143,3 +144,24 @@ def test_layers_are_rounded_in_sequence_for_the_statistics_that_are_packed(given
     assert same(state(model), state(frozen))
     quantize(one_order, policy, data, rounded=rounded, repair=replace(options, sequential=False))
     assert not same(state(model), state(one_order))
+
+
+def test_held_out_samples_are_asked_of_codes_as_candidates_are_rounded_whether_statistics_do_harm(monkeypatch):
+    """Codes in sequence for statistics measured again gain by these, though codes for the float model's lose less."""
+    second = WeightScheme(2, clip="moment", rounding="second_order")
+    policy, data = BitPolicy({"0": second, "3": second}), batches()
+    alone = quantize(network(), policy, data, repair=RepairOptions(sequential=False, biases=False))
+    asked, judge = [], Repair.apply
+
+    def refusing(self, *arguments):
+        done = judge(self, *arguments)
+        asked.append([layer.codes().clone() for layer in packed_layers(self._calibration.model).values()])
+        return tuple(step for step in done if step != "batchnorm")
+
+    frozen = quantize(network(), policy, data, repair=RepairOptions(biases=False, batchnorm=False))
+    monkeypatch.setattr(Repair, "apply", refusing)
+    model = quantize(network(), policy, data, repair=RepairOptions(biases=False))
+    assert len(asked) == 2
+    for codes, layer in zip(asked[0], packed_layers(alone).values(), strict=True):
+        assert torch.equal(codes, layer.codes())
+    assert same(state(model), state(frozen))
