@@ -203,8 +203,8 @@ def _seconds(
         backward = passes.forward_seconds * count
     sampled = min(SAMPLED_WEIGHTS * len(groups), sizes.weights)
     cubes = sizes.cubes * speed.product_seconds
-    rounding = speed.round_seconds * (chosen * sizes.weights + schemes * sampled) + 4 * cubes
-    in_turn = 2 * forward + 24 * cubes + speed.round_seconds * sizes.weights
+    rounding = speed.round_seconds * (chosen * sizes.weights + schemes * sampled) + cubes
+    in_turn = 2 * forward + 3 * cubes + speed.round_seconds * sizes.weights
     found = {
         "round": 2 * forward * ceil(sizes.all_moments / sizes.room) + rounding,
         "profile": len(batches) * (backward + 2 * speed.change_seconds * chosen * sizes.weights),

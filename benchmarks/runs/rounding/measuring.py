@@ -15,7 +15,7 @@ from lightning_mpq.network.layer_kinds import weight_rows
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.quantizers import InputMoment, QuantizedRows, round_rows
 from lightning_mpq.quantizers.clip_search import trial_ratios
-from lightning_mpq.quantizers.error_feedback import output_error
+from lightning_mpq.quantizers.output_error import output_error
 from lightning_mpq.rounding.input_moments import input_moments
 
 from ...problems.subjects import Subject
