@@ -176,10 +176,16 @@ class Quantizer:
         Layers that are rounded in sequence are rounded for the BatchNorm statistics that the model will have: the float
         model's where held-out data says that those measured again do harm.
         """
-        if self.order(policy) == "sequential" and self.statistics_do_harm(policy):
-            self._leave_statistics()
+        self.settle_statistics(policy)
         with self.packed(policy, keep=True):
             self.repair.apply()
+
+    def settle_statistics(self, policy: BitPolicy) -> None:
+        """Leave BatchNorm statistics if those measured again do harm, before layers are rounded for them."""
+        if self.order(policy) == "sequential" and self.statistics_do_harm(policy):
+            self.options = replace(self.options, batchnorm=False)
+            self.repair.statistics = None
+            self._codes = {key: codes for key, codes in self._codes.items() if key[1] == "independent"}
 
     def statistics_do_harm(self, policy: BitPolicy) -> bool:
         """Tell whether held-out data says that BatchNorm statistics are better left as they are; False if none can.
@@ -208,8 +214,3 @@ class Quantizer:
         found = Quantizer(calibration, self._layers, options, self.rounded, cache_dir=self._cache_dir, judged=False)
         found.check, found._ranges = self.check, self._ranges
         return found
-
-    def _leave_statistics(self) -> None:
-        self.options = replace(self.options, batchnorm=False)
-        self.repair.statistics = None
-        self._codes = {key: codes for key, codes in self._codes.items() if key[1] == "independent"}

@@ -174,6 +174,7 @@ class QuantizationJob:
             quantizer: Quantizer
             if self.policy is not None:
                 policy, quantizer = self.policy, self.pipeline.follow(module, self.policy, batches)
+                quantizer.settle_statistics(policy)
             else:
                 self._say_what_it_takes(module, batches)
                 decision = self.pipeline.decide(module, batches)

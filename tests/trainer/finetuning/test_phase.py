@@ -9,9 +9,13 @@ from helpers.finetuning import FEW, LAYERS, Recorder, finetuning, fit, kind_of, 
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers, policy_of
 from lightning_mpq.options import FinetuneOptions
 from lightning_mpq.pipeline.pipeline import Pipeline
+from lightning_mpq.pipeline.quantizer import Quantizer
+from lightning_mpq.policy import BitPolicy
+from lightning_mpq.schemes import WeightScheme
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -165,3 +169,23 @@ def test_a_checkpoint_that_was_trained_to_its_end_is_finetuned(tmp_path):
     later = finetuning(finetune_epochs=0)
     _, module = fit(tmp_path / "packed", later, resume=tmp_path / "plain" / "last.ckpt")
     assert kind_of(module) == "packed"
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_given_policy_is_rounded_for_the_statistics_that_stay(tmp_path, monkeypatch, epochs):
+    """With fine-tuning and without it, held-out samples are asked before any layer is rounded in sequence."""
+    scheme = WeightScheme(3, rounding="second_order")
+    policy = BitPolicy({group.name: scheme for group in find_groups(SmallClassifier())})
+    (tmp_path / "policy.json").write_text(policy.to_json())
+    monkeypatch.setattr(Quantizer, "statistics_do_harm", lambda *_: True)
+    rounded_for = []
+
+    def codes(self, *arguments):
+        rounded_for.append(self.options.batchnorm)
+        return real(self, *arguments)
+
+    real = Quantizer.codes
+    monkeypatch.setattr(Quantizer, "codes", codes)
+    trained(tmp_path, finetuning(policy=tmp_path / "policy.json", finetune_epochs=epochs))
+    assert rounded_for
+    assert not any(rounded_for)
