@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from math import floor
 from pathlib import Path
@@ -50,10 +51,11 @@ def measure(subject: Subject, budget: float, without: str, cache: Path) -> Itera
     """
     settings = dict(WITHOUT[without])
     curvature = CurvatureOptions(likelihood=subject.likelihood, **settings.pop("curvature", {}))
-    timer, unseen = MeasuredStages(), Unseen(subject)
+    packed = subject._replace(model=copy.deepcopy(subject.model))  # it ends packed, fitted to all samples
+    timer, unseen = MeasuredStages(), Unseen(packed)
     job = Pipeline(JobSettings(Budget(budget), curvature=curvature, cache_dir=cache, **settings), timer)
-    decision = job.decide(subject.model, subject.calibration)
-    report = job.compare(decision, unseen).to_dict()
+    decision = job.decide(packed.model, subject.calibration)
+    report = job.compare(decision, unseen, keep=True).to_dict()
     timer.seconds["compare"] -= unseen.seconds
     timer.processor["compare"] -= unseen.processor
     for model in report["models"]:
@@ -78,7 +80,7 @@ def measure(subject: Subject, budget: float, without: str, cache: Path) -> Itera
             }
         yield row
     if without == "nothing":
-        yield nearest(subject, floor(budget + 0.5), unseen)
+        yield nearest(subject, floor(budget + 0.5), Unseen(subject))
 
 
 def nearest(subject: Subject, bits: int, unseen: Unseen) -> Row:
