@@ -51,6 +51,14 @@ def parser_of(
     return parser
 
 
+def add_draws(parser: argparse.ArgumentParser, held_out: int) -> None:
+    """Ask for draws of calibration images, the widths that are offered, and so many images by default to judge by."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of the calibration images")
+    parser.add_argument("--bits", type=int, nargs="+", default=list(range(2, 9)), help="widths that are offered")
+    parser.add_argument("--calibration", type=int, default=512)
+    parser.add_argument("--held-out", type=int, default=held_out)
+
+
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str] | None, **quick: Any) -> argparse.Namespace:
     """Return the arguments; with ``--quick`` others are the defaults, and nothing is written over real results.
 

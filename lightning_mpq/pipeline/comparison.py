@@ -23,6 +23,7 @@ from .quantizer import RoundingOrder
 
 _PASSES_FOR_GROUPS_ALONE = 4
 Packing = Callable[[], AbstractContextManager[None]]
+"""Packs and repairs the model when its ``with`` block begins."""
 
 
 class Rows(NamedTuple):

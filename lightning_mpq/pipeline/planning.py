@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -90,13 +89,9 @@ class Decision:
                 refused = quantizer.repair.refused
         return quantizer.on_all(self.everything, policy, refused)
 
-    @contextmanager
-    def packed(self) -> Iterator[None]:
+    def packed(self) -> AbstractContextManager[None]:
         """Pack the chosen policy for good and repair the model; an error in the ``with`` block unpacks it."""
-        quantizer = self.fitted_to_all()
-        with quantizer.packed(self.allocation.policy, keep=True):
-            quantizer.repair.apply()
-            yield
+        return self.fitted_to_all().packed_for_good(self.allocation.policy)
 
 
 def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -> Decision:
@@ -198,7 +193,7 @@ class _Solved(NamedTuple):
 
         What the loss is profiled for, and layers are rounded for, has to be what is packed.
         """
-        if self.evaluator is None or not self.quantizer.repair.is_judged:
+        if self.evaluator is None or not self.quantizer.repair.may_leave_statistics:
             return self.quantizer.statistics_do_harm(self.allocation.policy)
         return "batchnorm" in self.evaluator.as_profiled(self.allocation.policy).refused  # which is asked for again
 

@@ -155,30 +155,36 @@ class Quantizer:
         return self._operands[products]
 
     @contextmanager
-    def packed(self, policy: BitPolicy, order: RoundingOrder | None = None, *, keep: bool = False) -> Iterator[None]:
+    def packed(self, policy: BitPolicy, order: RoundingOrder | None = None) -> Iterator[None]:
         """Pack the layers of a policy for the time of a ``with`` block, not yet repaired.
 
         Args:
             policy: The policy.
             order: As in `codes`.
-            keep: Whether they stay packed if the block ends without an error.
         """
         codes, ranges = self.codes(policy, order), self.ranges(policy)
-        pack = packed_unless_it_fails if keep else temporarily_packed
-        with pack(self.model, self.resolved(policy), codes, ranges):
-            if keep and self.check is not None:
+        with temporarily_packed(self.model, self.resolved(policy), codes, ranges):
+            yield
+
+    @contextmanager
+    def packed_for_good(self, policy: BitPolicy) -> Iterator[None]:
+        """Pack the layers of a policy and repair the model; an error in the ``with`` block unpacks it."""
+        codes, ranges = self.codes(policy), self.ranges(policy)
+        with packed_unless_it_fails(self.model, self.resolved(policy), codes, ranges):
+            if self.check is not None:
                 self.check(self.model)
+            self.repair.apply()
             yield
 
     def pack(self, policy: BitPolicy) -> None:
-        """Pack the layers of a policy for good and repair the model; on an error it is left as it was.
+        """Do the same once it is settled which BatchNorm statistics layers are rounded for; all of it or nothing.
 
-        Layers that are rounded in sequence are rounded for the BatchNorm statistics that the model will have: the float
-        model's where held-out data says that those measured again do harm.
+        Layers that are rounded in sequence are rounded for the statistics that the model will have: the float model's
+        where held-out data says that those measured again do harm.
         """
         self.settle_statistics(policy)
-        with self.packed(policy, keep=True):
-            self.repair.apply()
+        with self.packed_for_good(policy):
+            pass
 
     def settle_statistics(self, policy: BitPolicy) -> None:
         """Leave BatchNorm statistics if those measured again do harm, before layers are rounded for them."""
@@ -193,7 +199,7 @@ class Quantizer:
         That is asked of codes as candidates were rounded. Codes that were rounded in sequence for statistics measured
         again always gain by these, however much worse both are than the float model's with codes that suit them.
         """
-        if self.repair.statistics is None or not self.repair.is_judged:
+        if not self.repair.may_leave_statistics:
             return False
         with self.packed(policy, "independent"):
             return "batchnorm" not in self.repair.apply()

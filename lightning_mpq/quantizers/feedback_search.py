@@ -100,8 +100,8 @@ def _search(
         more = [Feedback(*(values[:0] for values in result)) for result in found]
     results = []
     for scheme, one, other, scales, others in zip(schemes, found, more, tried, again, strict=True):
-        both = Feedback(*(torch.cat(pair) for pair in zip(one, other, strict=True)))
-        results.append(_best(both, scales.joined(others), scheme, row_weights))
+        codes, loss, error = (torch.cat(pair) for pair in zip(one[:3], other[:3], strict=True))
+        results.append(_best(codes, loss, error, scales.joined(others), scheme, row_weights))
     return results
 
 
@@ -158,9 +158,10 @@ def _solve(
     return [Feedback(*each) for each in zip(*split, strict=True)]
 
 
-def _best(solved: Feedback, scales: Scales, scheme: WeightScheme, row_weights: Tensor) -> Searched:
+def _best(
+    codes: Tensor, loss: Tensor, error: Tensor, scales: Scales, scheme: WeightScheme, row_weights: Tensor
+) -> Searched:
     """Choose the trial with the least loss for each row, or for the tensor if all rows share one scale."""
-    codes, loss = solved.codes, solved.loss
     if scheme.granularity == "tensor":
         best = (loss * row_weights).sum(1).argmin().expand(loss.shape[1])
         chosen = scales.take(best[None, :1, None])
@@ -168,4 +169,4 @@ def _best(solved: Feedback, scales: Scales, scheme: WeightScheme, row_weights: T
         best = loss.argmin(0)
         chosen = scales.take(best[None, :, None].expand(1, -1, scales.scale.shape[2]))
     codes = codes.gather(0, best[None, :, None].expand(1, -1, codes.shape[2]))[0]
-    return Searched(codes, solved.error.gather(0, best[None])[0], chosen)
+    return Searched(codes, error.gather(0, best[None])[0], chosen)

@@ -102,9 +102,9 @@ class Repair:
             self.statistics = measure_batchnorm(model, calibration)
 
     @property
-    def is_judged(self) -> bool:
-        """Whether steps that do harm are taken back."""
-        return self._judge is not None
+    def may_leave_statistics(self) -> bool:
+        """Whether BatchNorm statistics are measured again, and put back where samples that judge say so."""
+        return self.statistics is not None and self._judge is not None
 
     @property
     def names(self) -> tuple[Step, ...]:

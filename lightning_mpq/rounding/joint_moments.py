@@ -40,15 +40,20 @@ class JointMoment(NamedTuple):
     @classmethod
     def over(cls, parts: list[JointMoment]) -> JointMoment:
         """Return the means over the rows of several parts, in their memory: the list is emptied."""
-        rows = sum(part.rows for part in parts)
-        own, shift, first = parts.pop(0)
-        sums = [each if each is None else each.mul_(first / max(rows, 1)) for each in (own, shift)]
+        rows = max(sum(part.rows for part in parts), 1)
+        total = parts.pop(0)
+        for mean in total.means():
+            mean.mul_(total.rows / rows)
         while parts:
-            *means, count = parts.pop(0)
-            for total, mean in zip(sums, means, strict=True):
-                if total is not None and mean is not None:
-                    total.add_(mean, alpha=count / max(rows, 1))
-        return cls(sums[0], sums[1], rows)  # type: ignore[arg-type]
+            part = parts.pop(0)
+            for mean, other in zip(total.means(), part.means(), strict=True):
+                mean.add_(other, alpha=part.rows / rows)
+            total = total._replace(rows=total.rows + part.rows)
+        return total
+
+    def means(self) -> list[Tensor]:
+        """Return the means that are known."""
+        return [self.own] if self.shift is None else [self.own, self.shift]
 
     def pull(self, weights: Tensor, step: int = 1) -> Tensor | None:
         """Return the mean of W (x - z) z^T for every ``step``-th row of a weight, in its type; None if not paired.

@@ -111,8 +111,7 @@ class LayerSequence:
 
     def _rounded(self, layer: str, module: nn.Module, moments: JointMoments) -> KeptLayer:
         """Round a layer, and keep it if it is to be kept."""
-        means = [mean for part in moments.parts for mean in (part.own, part.shift) if mean is not None]
-        if not all(all_finite(mean) for mean in means):
+        if not all(all_finite(mean) for part in moments.parts for mean in part.means()):
             raise NonFiniteError(f"The inputs of the layer {layer!r} are NaN or infinite, or too large to square.")
         found = KeptLayer(_rounded(module, moments.parts, self._schemes[layer], self._damping), moments.paired)
         if self._kept is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.jobs import make_job
+from helpers.state import same, state_of
 from torch import nn
 
 from lightning_mpq.allocation import Budget
@@ -38,11 +39,6 @@ def job(repair: RepairOptions) -> Pipeline:
     return Pipeline(replace(JOB.settings, repair=repair))
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 def packed_by(model: nn.Module, policy, data, options: RepairOptions) -> nn.Module:
     """Return a copy that is packed and repaired on some batches, with nothing held out."""
     twin = copy.deepcopy(model)
@@ -64,8 +60,9 @@ def test_the_packed_model_is_fitted_to_all_samples(normalised, compared, measure
     policy = outcome.allocation.policy
     if normalised and torch.equal(model[1].running_mean, given[1].running_mean):  # they were found to do harm
         repair = replace(repair, batchnorm=False)
-    assert same(model, packed_by(given, policy, DATA, repair))
-    assert not same(model, packed_by(given, policy, hold_out(Calibration(given, DATA)).fitted.batches, repair))
+    assert same(state_of(model), state_of(packed_by(given, policy, DATA, repair)))
+    fitted = hold_out(Calibration(given, DATA)).fitted.batches
+    assert not same(state_of(model), state_of(packed_by(given, policy, fitted, repair)))
 
 
 @pytest.mark.parametrize("step", ["biases", "batchnorm"])
@@ -76,14 +73,15 @@ def test_what_the_judging_samples_found_harmful_is_left_out(step, monkeypatch):
     given = copy.deepcopy(model)
     outcome = job(RepairOptions(biases=True)).run(model, DATA)
     options = RepairOptions(biases=step != "biases", batchnorm=step != "batchnorm")
-    assert same(model, packed_by(given, outcome.allocation.policy, DATA, options))
+    assert same(state_of(model), state_of(packed_by(given, outcome.allocation.policy, DATA, options)))
 
 
 def test_one_sample_leaves_nothing_to_judge_by_and_is_fitted_to():
     model = network(False)
     given, data = copy.deepcopy(model), [DATA[0][:1]]
     outcome = job(RepairOptions(biases=False)).run(model, data)
-    assert same(model, packed_by(given, outcome.allocation.policy, data, RepairOptions(biases=False)))
+    expected = packed_by(given, outcome.allocation.policy, data, RepairOptions(biases=False))
+    assert same(state_of(model), state_of(expected))
 
 
 def test_an_error_while_it_is_fitted_to_all_leaves_the_float_model(monkeypatch):
@@ -96,4 +94,4 @@ def test_an_error_while_it_is_fitted_to_all_leaves_the_float_model(monkeypatch):
     monkeypatch.setattr(Quantizer, "on_all", fails)
     with pytest.raises(RuntimeError, match="no more memory"):
         job(RepairOptions()).run(model, DATA)
-    assert same(model, before)
+    assert same(state_of(model), state_of(before))

@@ -1,5 +1,7 @@
 """An evaluator measures what packing, repairing and measuring by hand does, once, and leaves the model alone."""
 
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from lightning_mpq.options import RepairOptions
 from lightning_mpq.pipeline.policy_evaluator import Measured, PolicyEvaluator
 from lightning_mpq.pipeline.quantize import quantize
 from lightning_mpq.pipeline.quantizer import Quantizer
+from lightning_mpq.pipeline.temporary_packing import packed_unless_it_fails
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.schemes import WeightScheme
 
@@ -36,11 +39,16 @@ def evaluator_of(model: nn.Module) -> PolicyEvaluator:
     return PolicyEvaluator(Quantizer(calibration, LAYERS, RepairOptions(biases=True)), "divergence")
 
 
+def packed_for_good(quantizer: Quantizer) -> AbstractContextManager[None]:
+    """Pack the policy, not yet repaired, unless the block fails."""
+    return packed_unless_it_fails(quantizer.model, POLICY, quantizer.codes(POLICY), quantizer.ranges(POLICY))
+
+
 def packed_by_hand(options: RepairOptions) -> nn.Sequential:
     """Return a model that is packed and repaired step by step, whatever that does to it."""
     model = network()
     quantizer = Quantizer(Calibration(model, batches(), likelihood=Categorical()), LAYERS, options)
-    with quantizer.packed(POLICY, keep=True):
+    with packed_for_good(quantizer):
         quantizer.repair.apply()
     return model
 
@@ -70,7 +78,7 @@ def test_a_model_is_packed_for_good_unless_something_fails():
     evaluator, before = evaluator_of(model), state(model)
 
     def fail_behind_repair() -> None:
-        with evaluator.quantizer.packed(POLICY, keep=True):
+        with packed_for_good(evaluator.quantizer):
             assert tuple(evaluator.quantizer.repair.steps()) == EVERYTHING
             raise RuntimeError("the user's own code fails")
 
@@ -113,7 +121,7 @@ def test_what_judges_repair_is_not_measured_twice(stages, monkeypatch):
 def test_what_was_repaired_is_put_back_without_another_pass():
     model, by_hand = network(), packed_by_hand(RepairOptions(biases=True))
     evaluator = evaluator_of(model)
-    with evaluator.quantizer.packed(POLICY, keep=True):
+    with packed_for_good(evaluator.quantizer):
         evaluator.repair(POLICY)  # not measured yet
     assert state(model).keys() == state(by_hand).keys()
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
@@ -121,7 +129,7 @@ def test_what_was_repaired_is_put_back_without_another_pass():
     evaluator = evaluator_of(model)
     evaluator.measured(POLICY, "sequential", [EVERYTHING])
     model.register_forward_pre_hook(lambda module, args: pytest.fail("another pass"))
-    with evaluator.quantizer.packed(POLICY, keep=True):
+    with packed_for_good(evaluator.quantizer):
         evaluator.repair(POLICY)
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
     assert all(layer.memory == "packed" for layer in packed_layers(model).values())

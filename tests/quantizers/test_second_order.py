@@ -14,7 +14,6 @@ from lightning_mpq.quantizers import InputMoment, QuantizedRows, quantize_rows, 
 from lightning_mpq.quantizers.clip_search import rank_trials, trial_ratios, trial_scales
 from lightning_mpq.quantizers.error_feedback import ErrorFeedback
 from lightning_mpq.quantizers.nearest import fit_scale, weight_ranges
-from lightning_mpq.quantizers.output_error import output_error
 from lightning_mpq.schemes import WeightScheme
 
 schemes = st.builds(
@@ -349,10 +348,3 @@ def test_what_does_not_fit_is_refused_with_a_sentence():
         round_rows(rows, -moment, [WeightScheme(4, rounding="second_order")])
     with pytest.raises(ValueError, match="Round it with round_candidates"):
         quantize_rows(rows, WeightScheme(4, clip="moment"))
-
-
-@pytest.mark.parametrize("columns", [5, 256, 300, 700])
-def test_the_error_of_outputs_is_that_of_the_whole_moment(columns):
-    _, moment = make(2, 1, columns, seed=1, samples=40)
-    errors = torch.randn(2, 3, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(output_error(errors, moment), torch.einsum("gni,gij,gnj->gn", errors, moment, errors))

@@ -39,7 +39,7 @@ from ...tools.accuracy import compare, outputs
 from ...tools.results import Row
 from ...tools.selecting import Rows, having, mean_of
 from ...tools.targets import Target, at_most
-from ..arguments import networks_of, parsed, parser_of, parts_of, settings_of
+from ..arguments import add_draws, networks_of, parsed, parser_of, parts_of, settings_of
 from ..ending import conclude
 
 SCORES = {"output_error": "Model Optimizer's score", "gradient_error": "AutoScheme's score", "hawq": "HAWQ's score"}
@@ -54,11 +54,8 @@ REPAIRS = {
 def main(words: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, print and write."""
     parser = parser_of("near_optimum", __doc__, images=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of the calibration images")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 4.0], help="average bits")
-    parser.add_argument("--bits", type=int, nargs="+", default=list(range(2, 9)), help="widths that are offered")
-    parser.add_argument("--calibration", type=int, default=512)
-    parser.add_argument("--held-out", type=int, default=4096)
+    add_draws(parser, held_out=4096)
     arguments = parsed(parser, words, seeds=[0], budgets=[3.0], bits=[2, 3, 8], calibration=64, held_out=64)
     parts = parts_of(arguments)
     rows = [

@@ -18,7 +18,7 @@ from rich.table import Table
 from ...tools.results import Row
 from ...tools.selecting import Rows, grouped, mean_of
 from ...tools.targets import Target, at_most
-from ..arguments import parsed, parser_of, parts_of, settings_of
+from ..arguments import add_draws, parsed, parser_of, parts_of, settings_of
 from ..ending import conclude
 from .measuring import measure
 
@@ -31,10 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = parser_of("selection", __doc__, images=True)
     everything = list(range(len(CASES)))
     parser.add_argument("--cases", type=int, nargs="+", choices=everything, default=everything)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--bits", type=int, nargs="+", default=list(range(2, 9)), help="widths that are offered")
-    parser.add_argument("--calibration", type=int, default=512)
-    parser.add_argument("--held-out", type=int, default=2048)
+    add_draws(parser, held_out=2048)
     arguments = parsed(parser, words, cases=[3], seeds=[0], bits=[2, 3, 4], calibration=64, held_out=64)
     parts = parts_of(arguments)
     rows = [
