@@ -14,7 +14,8 @@ from ..network.forward import device_of
 from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
-from ..quantizers.feedback_search import LEAST_ROWS, SIDE_BY_SIDE, most_solved_again
+from ..quantizers.feedback_search import most_solved_again
+from ..quantizers.some_rows import LEAST_ROWS, SIDE_BY_SIDE
 from ..rounding.room import AT_ONCE
 from ..schemes import WeightScheme
 
@@ -159,7 +160,9 @@ def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs
     """Return what rounding a layer takes beyond its moment: its codes, and what is computed side by side."""
     rows, columns = rows_and_columns(layer)
     weights, codes = rows * columns, len(schemes) * rows * columns
-    wide = 4 * weights if any(w.element_size() < 4 for w in _weight(layer)) else 0
+    shared = any(scheme.granularity == "tensor" for scheme in schemes)
+    converted = any(w.element_size() < 4 for w in _weight(layer))
+    wide = 4 * (weights if shared else min(weights, SIDE_BY_SIDE)) * converted
     kind = kind_of(layer)
     if not by_inputs or (kind is not None and kind.operation == "lookup"):
         return codes + wide + min(16 * weights, _PIECE)

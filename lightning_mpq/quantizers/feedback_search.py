@@ -21,9 +21,6 @@ from ..schemes import WeightScheme
 from .clip_search import Scales, rank_trials, trial_scales
 from .error_feedback import ErrorFeedback, Feedback
 
-SIDE_BY_SIDE, LEAST_ROWS = 2**22, 2**13
-"""Weights that are rounded side by side, all schemes and ranges counted (16 MiB of float32), and the fewest such rows:
-with fewer, columns are so short that calls take longer than what they do."""
 _SOLVED_AGAIN = 768
 """So many columns in all are solved again for each row, and one range at least: the fewer columns a row has, the more
 the errors of two ranges differ by chance, which is a gain like any other, and the less does a solve cost."""
@@ -58,24 +55,7 @@ def search_with_feedback(
     """
     if schemes[0].granularity == "tensor":
         return [_search(rows, factor, [scheme], row_weights)[0] for scheme in schemes]
-    parts = len(factor.order)
-    weights = rows.unflatten(0, (parts, -1))
-    trials = sum(1 + most_solved_again(scheme, rows.shape[1]) for scheme in schemes)
-    step = max(1, max(LEAST_ROWS, SIDE_BY_SIDE // rows.shape[1]) // (trials * parts))
-    chunks = [_search(chunk.flatten(0, 1), factor, schemes, row_weights) for chunk in weights.split(step, dim=1)]
-    return [_side_by_side(found, parts) for found in zip(*chunks, strict=True)]
-
-
-def _side_by_side(chunks: Sequence[Searched], parts: int) -> Searched:
-    """Return what was found for [parts * height, ...] from what was found for some of the height each."""
-
-    def joined(values: Sequence[Tensor], dim: int) -> Tensor:
-        return torch.cat([each.unflatten(dim, (parts, -1)) for each in values], dim + 1).flatten(dim, dim + 1)
-
-    points = [chunk.scales.zero_point for chunk in chunks if chunk.scales.zero_point is not None]
-    scales = Scales(joined([chunk.scales.scale for chunk in chunks], 1), joined(points, 1) if points else None)
-    codes, error = (joined([getattr(chunk, name) for chunk in chunks], 0) for name in ("codes", "error"))
-    return Searched(codes, error, scales)
+    return _search(rows, factor, schemes, row_weights)
 
 
 def _search(

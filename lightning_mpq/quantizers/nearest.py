@@ -46,7 +46,12 @@ def quantize_rows(rows: Tensor, scheme: WeightScheme) -> QuantizedRows:
 
 
 def finite_rows(rows: Tensor) -> Tensor:
-    """Return a weight in float32 or wider, detached.
+    """Return a weight in float32 or wider, detached; raises as `checked_rows` does."""
+    return checked_rows(rows).to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def checked_rows(rows: Tensor) -> Tensor:
+    """Return a weight, detached.
 
     Raises:
         NonFiniteError: If a weight is NaN or infinite.
@@ -54,10 +59,9 @@ def finite_rows(rows: Tensor) -> Tensor:
     """
     if rows.dim() != 2 or rows.numel() == 0 or not rows.is_floating_point():
         raise ValueError(f"Expected a non-empty floating-point matrix, got {rows.dtype} {list(rows.shape)}.")
-    wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-    if not all_finite(wide):
-        raise NonFiniteError(f"{int((~torch.isfinite(wide)).sum())} of {wide.numel()} weights are NaN or infinite.")
-    return wide
+    if not all_finite(rows):
+        raise NonFiniteError(f"{int((~torch.isfinite(rows)).sum())} of {rows.numel()} weights are NaN or infinite.")
+    return rows.detach()
 
 
 def weight_ranges(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
-from .clip_search import Scales, least_error, trial_scales
+from .clip_search import least_error, trial_scales
 from .error_feedback import ErrorFeedback
 from .feedback_search import Searched, search_with_feedback
-from .nearest import finite_rows
+from .nearest import checked_rows
 from .nearest_search import nearest_error, search_nearest
 from .quantized_rows import QuantizedRows
+from .some_rows import RowsSoFar, some_rows
 
 
 class RoundedRows(NamedTuple):
@@ -47,12 +48,12 @@ class RowRounding:
         self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None
     ) -> list[RoundedRows]:
         """Round one weight to several schemes; see `round_rows`."""
-        wide, costs = self._checked(rows, row_weights)
+        given, costs = self._checked(rows, row_weights)
         found: dict[int, RoundedRows] = {}
         for kind in dict.fromkeys(map(_side_by_side_with, schemes)):
             numbers = [number for number, scheme in enumerate(schemes) if _side_by_side_with(scheme) == kind]
             chosen = [schemes[number] for number in numbers]
-            found |= dict(zip(numbers, self._round_alike(wide, chosen, costs), strict=True))
+            found |= dict(zip(numbers, self._round_alike(given, chosen, costs), strict=True))
         return [found[number] for number in range(len(schemes))]
 
     def errors(self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None) -> list[float]:
@@ -61,8 +62,8 @@ class RowRounding:
         Where that took error feedback it is a bound: the error of the weights themselves, rounded to nearest in the
         range that suits each scale best, at what each column costs (`ErrorFeedback.column_costs`).
         """
-        wide, weights = self._checked(rows, row_weights)
-        found = []
+        given, weights = self._checked(rows, row_weights)
+        wide, found = given.to(weights.dtype), []
         for scheme in schemes:
             if scheme.clip == "moment" and self._feeds_on(scheme):
                 unit = self.moment.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).to(wide.dtype)
@@ -73,16 +74,17 @@ class RowRounding:
         return found
 
     def _checked(self, rows: Tensor, row_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the rows in the type to compute in, and how much each counts."""
-        wide = finite_rows(rows)
+        """Return the rows, and how much each counts in the type to compute in."""
+        given = checked_rows(rows)
         parts, columns = len(self.moment), self.moment.shape[-1]
         shape = (parts, columns, columns)[: self.moment.dim()]
-        if self.moment.shape != shape or wide.shape[1] != columns or len(wide) % parts:
+        if self.moment.shape != shape or given.shape[1] != columns or len(given) % parts:
             raise ValueError(
-                f"Expected a moment of shape [groups, {wide.shape[1]}, {wide.shape[1]}] for {list(wide.shape)} weights "
-                f"and groups that divide the rows, got {list(self.moment.shape)}."
+                f"Expected a moment of shape [groups, {given.shape[1]}, {given.shape[1]}] for {list(given.shape)} "
+                f"weights and groups that divide the rows, got {list(self.moment.shape)}."
             )
-        return wide, torch.ones(len(wide)).to(wide) if row_weights is None else row_weights.to(wide)
+        weights = given.new_ones(len(given)) if row_weights is None else row_weights.to(given.device)
+        return given, weights.to(torch.promote_types(given.dtype, torch.float32))
 
     def _feeds_on(self, scheme: WeightScheme) -> bool:
         """Tell whether errors are fed on: not where inputs do not correlate."""
@@ -93,30 +95,41 @@ class RowRounding:
             self._factor = ErrorFeedback.factorise(self.moment, self.damping, dtype)
         return self._factor
 
-    def _round_alike(self, rows: Tensor, schemes: Sequence[WeightScheme], costs: Tensor) -> list[RoundedRows]:
+    def _round_alike(self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor) -> list[RoundedRows]:
         """Round to schemes that can be rounded side by side."""
-        moment = self.moment.to(rows.dtype)
-        if not self._feeds_on(schemes[0]):
-            scales = [search_nearest(rows, moment, scheme, costs) for scheme in schemes]
-            nearest = [nearest_error(rows, moment, *pair) for pair in zip(schemes, scales, strict=True)]
-            triples = zip(schemes, scales, nearest, strict=True)
-            return [_rounded(codes, error, trial, scheme, costs) for scheme, trial, (codes, error) in triples]
-        results = []
-        searched = search_with_feedback(rows, self._factorised(rows.dtype), schemes, costs)
+        moment, parts = self.moment.to(row_weights.dtype), len(self.moment)
+        search = self._with_feedback if self._feeds_on(schemes[0]) else _to_nearest
+        gathered = [RowsSoFar(rows, parts) for _ in schemes]
+        for chunk, weights in some_rows(rows, row_weights, parts, schemes):
+            for own, found in zip(gathered, search(chunk, moment, schemes, weights), strict=True):
+                own.add(*found)
+        return [_rounded(*pair, row_weights) for pair in zip(schemes, gathered, strict=True)]
+
+    def _with_feedback(
+        self, rows: Tensor, moment: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor
+    ) -> Iterator[Searched]:
+        searched = search_with_feedback(rows, self._factorised(rows.dtype), schemes, row_weights)
         for scheme, found in zip(schemes, searched, strict=True):
-            kept, error = _better_codes(rows, moment, scheme, found)
-            results.append(_rounded(kept, error, found.scales, scheme, costs))
-        return results
+            yield _better_codes(rows, moment, scheme, found)
 
 
-def _better_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, found: Searched) -> tuple[Tensor, Tensor]:
-    """Return the nearest codes in rows where they are better than those found, and the error of each row.
+def _to_nearest(
+    rows: Tensor, moment: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor
+) -> Iterator[Searched]:
+    for scheme in schemes:
+        scales = search_nearest(rows, moment, scheme, row_weights)
+        yield Searched(*nearest_error(rows, moment, scheme, scales), scales)
+
+
+def _better_codes(rows: Tensor, moment: Tensor, scheme: WeightScheme, found: Searched) -> Searched:
+    """Return what was found with the nearest codes in the place of those found, in rows where they are better.
 
     Error feedback is greedy, and may lose.
     """
     nearest_codes, nearest_errors = nearest_error(rows, moment, scheme, found.scales)
     better = found.error < nearest_errors
-    return torch.where(better[:, None], found.codes, nearest_codes), torch.where(better, found.error, nearest_errors)
+    codes = torch.where(better[:, None], found.codes, nearest_codes)
+    return Searched(codes, torch.where(better, found.error, nearest_errors), found.scales)
 
 
 def round_rows(
@@ -171,7 +184,8 @@ def _with_inputs_everywhere(moment: Tensor) -> Tensor:
     return torch.where(diagonal.any(1).view(-1, *[1] * (moment.dim() - 1)), moment, same.diag() if is_matrix else same)
 
 
-def _rounded(codes: Tensor, error: Tensor, trial: Scales, scheme: WeightScheme, costs: Tensor) -> RoundedRows:
-    zero_point = None if trial.zero_point is None else trial.zero_point[0]
-    total = (error * costs).sum(dtype=torch.float64 if error.device.type != "mps" else None)
-    return RoundedRows(QuantizedRows(codes, trial.scale[0], zero_point, scheme), float(total))
+def _rounded(scheme: WeightScheme, gathered: RowsSoFar, row_weights: Tensor) -> RoundedRows:
+    scales, errors = gathered.scales(), gathered.errors()
+    zero_point = None if scales.zero_point is None else scales.zero_point[0]
+    total = (errors * row_weights).sum(dtype=torch.float64 if errors.device.type != "mps" else None)
+    return RoundedRows(QuantizedRows(gathered.codes(), scales.scale[0], zero_point, scheme), float(total))

@@ -172,19 +172,6 @@ def test_schemes_rounded_together_do_not_see_each_other(shape, first, second, se
         torch.testing.assert_close(alone.dequantize(torch.float64), rounded.quantized.dequantize(torch.float64))
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
-@pytest.mark.parametrize("grid", DEFAULT_GRIDS)
-def test_chunks_do_not_change_the_result(granularity, grid, monkeypatch):
-    rows, moment = make(2, 5, 11, seed=1)
-    scheme = WeightScheme(2, granularity, grid, "moment", rounding="second_order")
-    whole = round_rows(rows, moment, [scheme])[0]
-    monkeypatch.setattr("lightning_mpq.quantizers.feedback_search.SIDE_BY_SIDE", 2 * 11 * 3)
-    monkeypatch.setattr("lightning_mpq.quantizers.feedback_search.LEAST_ROWS", 1)
-    cut = round_rows(rows, moment, [scheme])[0]
-    assert torch.equal(whole.quantized.codes, cut.quantized.codes)
-    assert whole.error == pytest.approx(cut.error)
-
-
 def test_without_correlation_nearest_is_best_and_stays():
     rows, _ = make(1, 6, 12, seed=2)
     moment = torch.diag(torch.rand(12, dtype=torch.float64) + 0.1)[None]
