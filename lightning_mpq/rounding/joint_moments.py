@@ -1,26 +1,21 @@
-"""Moments of what a layer is called on in the float model and in its rounded copy, of two parts of the data.
-
-Parts differ in their samples, never in rows of one sample, so that what is fitted to one can be judged by the other.
-"""
+"""Moments of what a layer is called on in the float model and in its rounded copy, of two parts of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..network.batches import sample_count
 from ..network.layer_kinds import row_parts, weight_rows
 from ..network.layerwise import Stop
-from ..network.tokens import token_mask, weights_of_inputs
+from ..network.tokens import real_tokens, weights_of_inputs, weights_of_tokens
 from ..quantizers.input_moments import gram
 from ..quantizers.unfolding import unfolded_chunks
-from ..tools.distributed import errors_shared, gather, rank, sum_over_ranks, world_size
-
-PARTS = 2
+from ..tools.distributed import errors_shared, gather, sum_over_ranks
+from .parts_of_batches import PARTS, PartOfBatch
 
 
 class JointMoment(NamedTuple):
@@ -90,51 +85,6 @@ class JointMoments(NamedTuple):
     paired: bool
 
 
-class PartOfBatch(NamedTuple):
-    """Where the samples of a batch belong.
-
-    Attributes:
-        part: The part of its first samples.
-        split: Whether the second half of its samples belongs to the other part.
-        samples: How many there are; None if it is not known.
-        mask: As `token_mask` returns it.
-    """
-
-    part: int
-    split: bool
-    samples: int | None
-    mask: Tensor | None
-
-    def pieces(self, inputs: Tensor) -> list[tuple[int, Tensor]]:
-        """Return each part with what a layer was called on in it."""
-        if not self.split or self.samples is None:
-            return [(self.part, inputs)]
-        half = self.samples // 2
-        if len(inputs) != self.samples:
-            # Hidden tokens have been left out, or nothing says which rows are whose.
-            if self.mask is None or len(inputs) != int(self.mask.sum()):
-                return [(self.part, inputs)]
-            half = int(self.mask[:half].sum())
-        return [(self.part, inputs[:half]), (1 - self.part, inputs[half:])]
-
-
-def parts_of_batches(batches: Sequence[Any]) -> list[PartOfBatch]:
-    """Divide batches between two parts; a batch that is alone in all processes is divided by its samples.
-
-    Processes are taken to have drawn the batches by turns, as a distributed sampler lets them.
-
-    Args:
-        batches: This process's own; every process must call it.
-    """
-    alone = sum(gather(len(batches))) == 1
-    return [
-        PartOfBatch(
-            (number * world_size() + rank()) % PARTS, alone, sample_count(batch), token_mask(batch) if alone else None
-        )
-        for number, batch in enumerate(batches)
-    ]
-
-
 def joint_moments(
     module: nn.Module, floats: Iterable[Stop | None], twins: Iterable[Stop | None], places: Sequence[PartOfBatch]
 ) -> JointMoments:
@@ -161,11 +111,10 @@ def joint_moments(
         for with_x, with_z, place in zip(floats, twins, places, strict=True):
             paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
             known = None if with_x is None else with_x.output.shape
-            xs = _chunks(module, with_x, known, place) if paired else repeat((0, None))
-            for (part, z), (_, x) in zip(_chunks(module, with_z, known if paired else None, place), xs, strict=paired):
-                if isinstance(module, nn.Linear):
-                    root = weights_of_inputs(module, (z if x is None else x)[0]).sqrt()[:, None].to(z)
-                    z, x = z * root, None if x is None else x * root
+            roots = _roots(module, with_x if paired else with_z, place)
+            xs = _chunks(module, with_x, known, place, roots) if paired else repeat((0, None))
+            zs = _chunks(module, with_z, known if paired else None, place, roots)
+            for (part, z), (_, x) in zip(zs, xs, strict=paired):
                 own[part] += gram(z)
                 counts[part] += z.shape[1]
                 if x is not None:
@@ -185,7 +134,7 @@ def joint_moments(
 
 
 def _chunks(
-    module: nn.Module, stop: Stop | None, output_shape: torch.Size | None, place: PartOfBatch
+    module: nn.Module, stop: Stop | None, output_shape: torch.Size | None, place: PartOfBatch, roots: dict[int, Tensor]
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield parts and the vectors in them that the weight is multiplied with at a stop; none without one.
 
@@ -194,10 +143,35 @@ def _chunks(
         stop: Where a pass waits.
         output_shape: Of what the layer returns; None where it takes one more call to know.
         place: Where the samples of the batch belong.
+        roots: What the vectors of each part are multiplied by, [vectors]; of a part that is not there, nothing.
     """
     if stop is None:
         return
     shape = type(module).forward(module, stop.inputs).shape if output_shape is None else output_shape
     for part, inputs in place.pieces(stop.inputs):
+        done = 0
         for vectors in unfolded_chunks(module, inputs, shape):
+            if part in roots:
+                vectors = vectors * roots[part][done : done + vectors.shape[1], None].to(vectors)
+                done += vectors.shape[1]
             yield part, vectors
+
+
+def _roots(module: nn.Module, stop: Stop | None, place: PartOfBatch) -> dict[int, Tensor]:
+    """Return the root of what each vector counts, by part; nothing where all count alike.
+
+    Of a linear layer, tokens whose outputs are above the median size count less, see `weights_of_inputs`. What it has
+    returned need not be computed again.
+    """
+    if stop is None or not isinstance(module, nn.Linear):
+        return {}
+    if isinstance(stop.output, Tensor) and type(module).forward is nn.Linear.forward:
+        outputs = real_tokens(stop.output, stop.mask)
+        weights = (
+            (part, weights_of_tokens(rows.reshape(-1, rows.shape[-1]), most=1.0))
+            for part, rows in place.pieces(outputs)
+        )
+    else:
+        inputs = place.pieces(stop.inputs)
+        weights = ((part, weights_of_inputs(module, rows.reshape(-1, rows.shape[-1]))) for part, rows in inputs)
+    return {part: of_rows.sqrt() for part, of_rows in weights}

@@ -25,8 +25,9 @@ from ..tools.distributed import errors_shared, gather, on_rank_zero
 from ..tools.finite import all_finite
 from ..tools.progress import Progress
 from .held_out import FIXED, Fit, Half, choose_fit, target
-from .joint_moments import PARTS, JointMoment, JointMoments, joint_moments, parts_of_batches
+from .joint_moments import JointMoment, JointMoments, joint_moments
 from .kept_layers import KeptLayer, KeptLayers
+from .parts_of_batches import PARTS, parts_of_batches
 
 
 class LayerSequence:

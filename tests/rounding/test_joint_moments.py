@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_mpq import register_layer
 from lightning_mpq.groups.candidates import offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.layer_kinds import row_parts, weight_rows
@@ -11,7 +12,8 @@ from lightning_mpq.network.layerwise import Stop
 from lightning_mpq.network.tokens import weights_of_inputs
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.quantizers.unfolding import unfolded_chunks
-from lightning_mpq.rounding.joint_moments import JointMoment, PartOfBatch, joint_moments, parts_of_batches
+from lightning_mpq.rounding.joint_moments import JointMoment, joint_moments
+from lightning_mpq.rounding.parts_of_batches import PartOfBatch, parts_of_batches
 from lightning_mpq.rounding.sequential import round_sequentially
 
 
@@ -98,3 +100,31 @@ def test_rows_that_are_not_paired_pull_nothing():
     assert float(both.own) == 2.0
     assert both.shift is None
     assert both.pull(torch.ones(1, 1, 1)) is None
+
+
+class Uneven(nn.Linear):
+    """A linear layer that multiplies what each token has become by something that rounding has no part in."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return super().forward(input) * torch.arange(1.0, input.shape[-2] + 1, dtype=input.dtype)[:, None]
+
+
+register_layer(Uneven, like=nn.Linear)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Uneven])
+def test_tokens_count_by_their_outputs_whatever_is_hidden_and_however_many_are_read_at_once(kind, monkeypatch):
+    layer = kind(4, 3).double()
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 0, 0]]) == 1
+    batch = {"input_ids": torch.zeros(4, 3), "attention_mask": mask.long()}
+    x = torch.randn(4, 3, 4, dtype=torch.float64) * torch.tensor([1.0, 9.0, 1.0])[:, None]
+    z = x + 0.1 * torch.randn_like(x)
+    monkeypatch.setattr("lightning_mpq.quantizers.unfolding._CHUNK_ELEMENTS", 8)
+    with torch.no_grad():
+        floats = [Stop("layer", x[mask], layer(x), mask=mask)]
+        moments = joint_moments(layer, floats, [Stop("layer", z[mask], None, mask=mask)], parts_of_batches([batch]))
+    for part, samples in zip(moments.parts, (slice(2), slice(2, 4)), strict=True):
+        own, its = z[samples][mask[samples]], x[samples][mask[samples]]
+        root = weights_of_inputs(layer, its).sqrt()[:, None]
+        assert 0 < int((root < 1).sum()) < len(root)
+        torch.testing.assert_close(part.own[0], (own * root).T @ (own * root) / len(own))
