@@ -11,6 +11,9 @@ from ..grids.levels import Levels
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
 
+_AT_ONCE = 2**20
+"""Weights that are dequantized at once, 4 MiB in float32."""
+
 
 @dataclass(frozen=True)
 class QuantizedRows:
@@ -37,8 +40,15 @@ class QuantizedRows:
         return QuantizedRows(self.codes[rows], self.scale[rows], zero_point, self.scheme)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weights as [R, C]; computed in float32 or wider, then cast."""
-        return dequantize(self.codes, self.scale, self.zero_point, self.scheme, dtype)
+        """Return the weights as [R, C]; computed in float32 or wider, some rows at a time, then cast."""
+        step = max(1, _AT_ONCE // self.codes.shape[1])
+        if len(self.codes) <= step:
+            return dequantize(self.codes, self.scale, self.zero_point, self.scheme, dtype)
+        found = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        for start in range(0, len(found), step):
+            own = self.part(slice(start, start + step))
+            found[start : start + step] = dequantize(own.codes, own.scale, own.zero_point, own.scheme, dtype)
+        return found
 
     def write(self, out: Tensor) -> None:
         """Write the weights into a tensor [R, C] of float32 or wider, with no copy in between."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ..schemes import WeightScheme
 from .clip_search import least_error, trial_scales
 from .error_feedback import ErrorFeedback
 from .feedback_search import Searched, search_with_feedback
-from .nearest import checked_rows
+from .nearest import checked_rows, finite_rows
 from .nearest_search import nearest_error, search_nearest
 from .quantized_rows import QuantizedRows
 from .some_rows import RowsSoFar, some_rows
@@ -45,15 +45,26 @@ class RowRounding:
         self._factor: ErrorFeedback | None = None
 
     def round(
-        self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None
+        self,
+        rows: Tensor,
+        schemes: Sequence[WeightScheme],
+        row_weights: Tensor | None = None,
+        aim: Callable[[Tensor], Tensor] | None = None,
     ) -> list[RoundedRows]:
-        """Round one weight to several schemes; see `round_rows`."""
+        """Round one weight to several schemes; see `round_rows`.
+
+        Args:
+            rows: As there.
+            schemes: As there.
+            row_weights: As there.
+            aim: Called with some rows, in float32 or wider, to return what is rounded in their place.
+        """
         given, costs = self._checked(rows, row_weights)
         found: dict[int, RoundedRows] = {}
         for kind in dict.fromkeys(map(_side_by_side_with, schemes)):
             numbers = [number for number, scheme in enumerate(schemes) if _side_by_side_with(scheme) == kind]
             chosen = [schemes[number] for number in numbers]
-            found |= dict(zip(numbers, self._round_alike(given, chosen, costs), strict=True))
+            found |= dict(zip(numbers, self._round_alike(given, chosen, costs, aim), strict=True))
         return [found[number] for number in range(len(schemes))]
 
     def errors(self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor | None = None) -> list[float]:
@@ -95,13 +106,20 @@ class RowRounding:
             self._factor = ErrorFeedback.factorise(self.moment, self.damping, dtype)
         return self._factor
 
-    def _round_alike(self, rows: Tensor, schemes: Sequence[WeightScheme], row_weights: Tensor) -> list[RoundedRows]:
+    def _round_alike(
+        self,
+        rows: Tensor,
+        schemes: Sequence[WeightScheme],
+        row_weights: Tensor,
+        aim: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[RoundedRows]:
         """Round to schemes that can be rounded side by side."""
         moment, parts = self.moment.to(row_weights.dtype), len(self.moment)
         search = self._with_feedback if self._feeds_on(schemes[0]) else _to_nearest
         gathered = [RowsSoFar(rows, parts) for _ in schemes]
         for chunk, weights in some_rows(rows, row_weights, parts, schemes):
-            for own, found in zip(gathered, search(chunk, moment, schemes, weights), strict=True):
+            aimed = chunk if aim is None else finite_rows(aim(chunk))
+            for own, found in zip(gathered, search(aimed, moment, schemes, weights), strict=True):
                 own.add(*found)
         return [_rounded(*pair, row_weights) for pair in zip(schemes, gathered, strict=True)]
 

@@ -9,7 +9,7 @@ z z^T is M and whose mean of x z^T is X.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..quantizers.damped_moment import OrderedMoment, type_to_factorise
 from ..quantizers.unseen_error import relative_cost, unit_errors
-from .joint_moments import JointMoment
+from .joint_moments import JointMoment, is_projected
 
 DAMPINGS = (0.01, 0.04, 0.16, 0.64, 2.56, 10.24)
 """In units of the mean of the moment's diagonal; at the last one hardly any error is fed on."""
@@ -52,21 +52,28 @@ FIXED = Fit(1.0, 0.01, 0.01)
 """Where there are no two parts to choose by."""
 
 
-def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Tensor:
-    """Return W + s (W' - W) with W' = (W X + d W) (M + d I)^-1, X the mean of x z^T and M that of z z^T.
+def target(weights: Tensor, moment: JointMoment, fit: Fit) -> Callable[[Tensor], Tensor]:
+    """Return a function of W that returns W + s (W' - W) with W' = (W X + d W) (M + d I)^-1.
+
+    X is the mean of x z^T and M that of z z^T. Rows do not see each other: the function takes some of them too, unless
+    the moment knows what the weight makes of a shift (`is_projected`).
 
     Args:
-        weights: W, [groups, rows, columns].
+        weights: The whole of W, [groups, rows, columns].
         moment: M, and X - M.
         fit: s, and d in units of the mean of M's diagonal.
     """
-    if not fit.strength:
-        return weights
+    if not fit.strength or moment.shift is None:
+        return lambda some: some
     wide = type_to_factorise(moment.own, fit.ridge, weights.dtype)
-    pull = moment.pull(weights.to(wide))  # the step from W to W', times M + d I
-    if pull is None:
-        return weights
-    return weights + fit.strength * OrderedMoment.of(moment.own.to(wide)).damped(fit.ridge).solve(pull)
+    damped = OrderedMoment.of(moment.own.to(wide)).damped(fit.ridge)
+    shift, known = moment.shift.to(wide), is_projected(weights.shape)
+
+    def aim(some: Tensor) -> Tensor:
+        pull = shift if known else some.to(wide) @ shift  # the step from W to W', times M + d I
+        return some + damped.solve(pull).mul_(fit.strength).to(some.dtype)
+
+    return aim
 
 
 class Half(NamedTuple):
@@ -91,7 +98,7 @@ class Half(NamedTuple):
             part: The moment.
         """
         step = max(1, weights.shape[1] // _ROWS)
-        return cls(OrderedMoment.of(part.own.float()), part.pull(weights.float(), step), part.rows)
+        return cls(OrderedMoment.of(part.own.float()), part.pull(weights, step), part.rows)
 
 
 @dataclass

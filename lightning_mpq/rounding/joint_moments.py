@@ -51,7 +51,7 @@ class JointMoment(NamedTuple):
         return [self.own] if self.shift is None else [self.own, self.shift]
 
     def pull(self, weights: Tensor, step: int = 1) -> Tensor | None:
-        """Return the mean of W (x - z) z^T for every ``step``-th row of a weight, in its type; None if not paired.
+        """Return the mean of W (x - z) z^T for every ``step``-th row of a weight, in float32; None if not paired.
 
         Args:
             weights: W, [groups, rows, columns].
@@ -60,8 +60,8 @@ class JointMoment(NamedTuple):
         if self.shift is None:
             return None
         if is_projected(weights.shape):
-            return self.shift[:, ::step].to(weights.dtype)
-        return weights[:, ::step] @ self.shift.to(weights.dtype)
+            return self.shift[:, ::step].float()
+        return weights[:, ::step].float() @ self.shift.float()
 
 
 def is_projected(shape: torch.Size) -> bool:

@@ -18,14 +18,14 @@ from ..network.layer_kinds import rows_to_weight, weight_rows
 from ..network.layerwise import LayerwiseForward, Stop
 from ..network.lockstep import LockstepForward
 from ..network.named_weights import named_layers
-from ..quantizers import QuantizedRows, round_rows
+from ..quantizers import QuantizedRows, RowRounding
 from ..schemes import InputScheme, WeightScheme
 from ..tools.copying import copied
 from ..tools.distributed import errors_shared, gather, on_rank_zero
 from ..tools.finite import all_finite
 from ..tools.progress import Progress
 from .held_out import FIXED, Fit, Half, choose_fit, target
-from .joint_moments import JointMoment, JointMoments, joint_moments
+from .joint_moments import JointMoment, JointMoments, is_projected, joint_moments
 from .kept_layers import KeptLayer, KeptLayers
 from .parts_of_batches import PARTS, parts_of_batches
 
@@ -140,8 +140,8 @@ def _rounded(module: nn.Module, parts: list[JointMoment], scheme: WeightScheme, 
     The moments are used up: they are most of what it takes.
     """
     rows = weight_rows(module).detach()
-    weights = rows.unflatten(0, (len(parts[0].own), -1))
-    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    groups = len(parts[0].own)
+    weights = rows.unflatten(0, (groups, -1))
     halves = [Half.of(weights, part) for part in parts] if damping is None and len(parts) == PARTS else []
     whole = JointMoment.over(parts)
     if damping is not None:
@@ -149,6 +149,14 @@ def _rounded(module: nn.Module, parts: list[JointMoment], scheme: WeightScheme, 
     else:
         fit = choose_fit(halves).with_twice_the_samples() if halves else FIXED
     del halves
-    aim, own = target(weights, whole, fit).flatten(0, 1).to(rows.dtype), whole.own
-    del whole, weights
-    return round_rows(aim, own, [scheme], damping=fit.feedback)[0].quantized
+    aim, rounding = _by_groups(target(weights, whole, fit), groups), RowRounding(whole.own, fit.feedback)
+    del whole
+    if not is_projected(weights.shape):
+        return rounding.round(rows, [scheme], aim=aim)[0].quantized
+    rows = aim(rows.to(torch.promote_types(rows.dtype, torch.float32)))  # all at once: of these the moment knows
+    del aim
+    return rounding.round(rows, [scheme])[0].quantized
+
+
+def _by_groups(aim: Callable[[Tensor], Tensor], groups: int) -> Callable[[Tensor], Tensor]:
+    return lambda rows: aim(rows.unflatten(0, (groups, -1))).flatten(0, 1)

@@ -43,8 +43,10 @@ def ridge(weight: torch.Tensor, x: torch.Tensor, z: torch.Tensor, damping: float
 def test_the_target_is_drawn_from_the_weight_to_least_squares_on_all_rows():
     weight, x, z = layer(3, 6, 40, 0.5)
     expected = weight + 0.7 * (ridge(weight, x, z, 0.05) - weight)
-    torch.testing.assert_close(target(weight[None], moment_of(weight, x, z), Fit(0.7, 0.05, 0.0))[0], expected)
-    assert torch.equal(target(weight[None], moment_of(weight, x, z), Fit(0.0, 0.05, 0.0))[0], weight)
+    torch.testing.assert_close(
+        target(weight[None], moment_of(weight, x, z), Fit(0.7, 0.05, 0.0))(weight[None])[0], expected
+    )
+    assert torch.equal(target(weight[None], moment_of(weight, x, z), Fit(0.0, 0.05, 0.0))(weight[None])[0], weight)
 
 
 @pytest.mark.parametrize(("samples", "noise"), [(20, 0.2), (20, 1.0), (60, 1.0), (400, 0.5)])
