@@ -32,8 +32,8 @@ class QuantizedRows:
     zero_point: Tensor | None
     scheme: WeightScheme
 
-    def part(self, rows: slice) -> QuantizedRows:
-        """Return some of the rows."""
+    def part(self, rows: slice | Tensor) -> QuantizedRows:
+        """Return some of the rows, by a slice or an index."""
         if self.scheme.granularity == "tensor":
             return replace(self, codes=self.codes[rows])
         zero_point = None if self.zero_point is None else self.zero_point[rows]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..quantizers import QuantizedRows
-from ..quantizers.packing import pack_codes, unpack_codes
+from ..quantizers.packing import BLOCK, pack_codes, unpack_codes
 from ..schemes import WeightScheme
 
 
@@ -40,6 +40,14 @@ class PackedRows:
         count = self.shape[0] * self.shape[1]
         codes = unpack_codes(self.codes, self.scheme.bits, count).view(self.shape)
         return QuantizedRows(codes, self.scale, self.zero_point, self.scheme)
+
+    def some(self, rows: slice | Tensor) -> QuantizedRows:
+        """Return some of the rows, by a slice or an index; no others are unpacked where each fills whole blocks."""
+        count, columns = self.shape
+        if columns % BLOCK:
+            return self.unpacked().part(rows)
+        packed = QuantizedRows(self.codes.view(count, -1), self.scale, self.zero_point, self.scheme).part(rows)
+        return replace(packed, codes=unpack_codes(packed.codes, self.scheme.bits, columns))
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -50,8 +50,8 @@ class RoundedWeights:
     operands: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def of_layer(self, layer: str, scheme: WeightScheme) -> QuantizedRows:
-        """Return one rounded weight.
+    def of_layer(self, layer: str, scheme: WeightScheme, rows: slice | Tensor | None = None) -> QuantizedRows:
+        """Return one rounded weight, or some of its rows.
 
         Raises:
             ValueError: If the layer was not rounded to that scheme.
@@ -62,7 +62,8 @@ class RoundedWeights:
                 f"Layer {layer!r} was not rounded to {scheme!r}; it was rounded to {', '.join(offered) or 'nothing'}. "
                 "Pass the candidates of round_candidates(...).candidates on to profile and allocate."
             )
-        return self.rows[layer, scheme].unpacked()
+        packed = self.rows[layer, scheme]
+        return packed.unpacked() if rows is None else packed.some(rows)
 
     def of_policy(self, policy: BitPolicy) -> RoundedLayers:
         """Return layer name to rounded weight, for all layers of a policy.

@@ -37,6 +37,7 @@ from .layer_scores import layer_scores
 from .layer_taps import LayerTaps, Use
 from .measurement import Measurement
 from .perturbation import Perturbations
+from .pieces import pieces
 from .weights import scores_of_backward, substituted, weight_variables
 
 
@@ -153,13 +154,13 @@ class SampleScores:
                 self._by_forward_mode[columns.start, columns.stop] = use.layer
                 return
             inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)  # positions before samples
-        for part, deltas in self._perturbations.chunks(use.layer):
+        for part, x, slope, deltas in pieces(self._perturbations, use.layer, inputs, gradient, call.rows):
             if call.tokens is not None:
-                rows = layer_scores(module, inputs, gradient, deltas, rows=call.rows)
+                rows = layer_scores(module, x, slope, deltas, rows=call.rows)
                 sample = call.tokens * samples // call.token_count
                 self._scores[:, part] = self._scores[:, part].index_add(0, sample, rows.to(self._scores))
             else:
-                rows = layer_scores(module, inputs, gradient, deltas, call.extra, call.options, call.rows)
+                rows = layer_scores(module, x, slope, deltas, call.extra, call.options, call.rows)
                 self._scores[:, part] += rows.to(self._scores).unflatten(0, (samples, -1)).sum(1)
             del deltas  # before the next ones are made
 

@@ -126,21 +126,51 @@ class Perturbations:
 
     def chunks(self, layer: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield the perturbations of a layer a few at a time: their columns, and D as `of_layer` returns it."""
-        columns, weight = self.columns[layer], self.weight(layer)
-        step = max(1, _CHUNK_BYTES // max(weight.numel() * weight.element_size(), 1))
-        if step >= columns.stop - columns.start:
-            yield columns, self.of_layer(layer)
+        if self._fits(layer):
+            yield self.columns[layer], self.of_layer(layer)
             return
-        for start in range(columns.start, columns.stop, step):
-            part = slice(start, min(start + step, columns.stop))
+        for part in self._few(layer, self.weight(layer)):
             yield part, self._stacked(layer, part)
 
-    def _stacked(self, layer: str, columns: slice) -> Tensor:
-        """Return D of some candidates of a layer, made one by one in the place where it will lie."""
+    def by_rows(self, layer: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield those of a large weight [rows, columns] some rows at a time: which rows, and D of all candidates."""
+        weight, columns = self.weight(layer), self.columns[layer]
+        of_row = weight[0].numel() * weight.element_size() * (columns.stop - columns.start)
+        step = max(1, _CHUNK_BYTES // of_row)
+        for start in range(0, len(weight), step):
+            rows = slice(start, min(start + step, len(weight)))
+            yield rows, self._stacked(layer, columns, rows)
+
+    def of_rows(self, layer: str, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield those of some rows of a weight [rows, columns], by their index: as `chunks` does."""
+        if self._fits(layer):
+            yield self.columns[layer], self.of_layer(layer)[:, rows]
+            return
+        for part in self._few(layer, self.weight(layer)[rows]):
+            yield part, self._stacked(layer, part, rows)
+
+    def is_large(self, layer: str) -> bool:
+        """Tell whether a layer's weight is a matrix [rows, columns] of which not all perturbations are made at once."""
         weight = self.weight(layer)
+        rows = weight_rows(self.modules[layer], weight)
+        return not self._fits(layer) and rows.shape == weight.shape and rows.data_ptr() == weight.data_ptr()
+
+    def _fits(self, layer: str) -> bool:
+        columns, weight = self.columns[layer], self.weight(layer)
+        return (columns.stop - columns.start) * weight.numel() * weight.element_size() <= _CHUNK_BYTES
+
+    def _few(self, layer: str, values: Tensor) -> Iterator[slice]:
+        """Yield the columns of so many candidates that their perturbations of some values are made at once."""
+        columns, size = self.columns[layer], max(values.numel() * values.element_size(), 1)
+        step = max(1, _CHUNK_BYTES // size)
+        return (slice(i, min(i + step, columns.stop)) for i in range(columns.start, columns.stop, step))
+
+    def _stacked(self, layer: str, columns: slice, rows: slice | Tensor | None = None) -> Tensor:
+        """Return D of some candidates of a layer, or of some of its rows, made one by one where it will lie."""
+        weight = self.weight(layer) if rows is None else self.weight(layer)[rows]
         stacked = weight.new_empty(columns.stop - columns.start, *weight.shape)
         for place, index in zip(stacked, range(columns.start, columns.stop), strict=True):
-            self._write(layer, index, place)
+            self._write(layer, index, place, rows)
         return stacked
 
     def of_candidate(self, index: int) -> dict[str, Tensor]:
@@ -151,30 +181,38 @@ class Perturbations:
             self._write(layer, index, place)
         return found
 
-    def _write(self, layer: str, index: int, place: Tensor) -> None:
+    def _write(self, layer: str, index: int, place: Tensor, rows: slice | Tensor | None = None) -> None:
         """Write D of one candidate in one layer, in the weight's type, to where it is to lie.
 
         The difference is that of exact numbers, since a rounding error is small beside the weight, and cast last.
         """
         leader = self._leader[layer]
         module, weight = self.modules[leader], self.weight(leader)
-        rows = weight_rows(module, weight)
-        key = (leader, index)
-        given = None if self._rounded is None else self._rounded.of_layer(leader, self._schemes[index])
-        quantized = self._kept.get(key) if given is None else given
+        quantized = self._quantized(leader, index, rows)
+        if rows is not None:
+            _write_change(quantized, weight[rows], place)
+            return
+        given, change = weight_rows(module, weight), weight_rows(module, place)
+        if change.untyped_storage()._cdata == place.untyped_storage()._cdata:
+            _write_change(quantized, given, change)
+        else:  # no view of the weight has its rows
+            change = torch.empty_like(given)
+            _write_change(quantized, given, change)
+            place.copy_(rows_to_weight(module, change, weight.shape))
+
+    def _quantized(self, leader: str, index: int, rows: slice | Tensor | None) -> QuantizedRows:
+        """Return the codes of one candidate, or some rows of them."""
+        if self._rounded is not None:
+            return self._rounded.of_layer(leader, self._schemes[index], rows)
+        quantized = self._kept.get((leader, index))
         if quantized is None:
-            quantized = quantize_rows(rows, self._schemes[index])
+            own = weight_rows(self.modules[leader], self.weight(leader))
+            quantized = quantize_rows(own, self._schemes[index])
             size = sum(t.numel() * t.element_size() for t in (quantized.codes, quantized.scale))
             if size <= self._bytes_left:
-                self._kept[key] = quantized
+                self._kept[leader, index] = quantized
                 self._bytes_left -= size
-        change = weight_rows(module, place)
-        if change.untyped_storage()._cdata == place.untyped_storage()._cdata:
-            _write_change(quantized, rows, change)
-        else:  # no view of the weight has its rows
-            change = torch.empty_like(rows)
-            _write_change(quantized, rows, change)
-            place.copy_(rows_to_weight(module, change, weight.shape))
+        return quantized if rows is None else quantized.part(rows)
 
 
 def _write_change(quantized: QuantizedRows, rows: Tensor, change: Tensor) -> None:

@@ -49,6 +49,25 @@ def test_all_labels_enumerated_give_the_exact_fisher_matrix(kind):
     assert taylor.samples == len(inputs)
 
 
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+@pytest.mark.filterwarnings("ignore:The calls of these layers")
+def test_large_weights_are_perturbed_in_pieces(kind, monkeypatch):
+    """As if all weights were large: matrices some rows at a time, tables by the rows that were looked up."""
+    model, (inputs, labels) = make(kind)
+    groups, candidates, deltas = measured(model)
+    monkeypatch.setattr("lightning_mpq.curvature.estimators.perturbation._CHUNK_BYTES", 1)
+    taylor = plain_profile(
+        model,
+        [(inputs, labels)],
+        groups=groups,
+        candidates=candidates,
+        likelihood=Enumerated(),
+        draws=model(inputs).shape[1],
+    )
+    exact = dense_fisher(model, inputs, deltas, categorical_information(model.eval()(inputs).detach()))
+    assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-12 * float(exact.max()))
+
+
 @pytest.mark.parametrize("kind", [Wrapped, MixtureOfExperts])
 def test_wrapped_operations_and_experts_cost_no_further_passes(kind):
     model, batch = make(kind)
