@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import log_softmax, one_hot, softplus
 
 from ..tools.checks import shown
+from ..tools.random_signs import random_signs
 from .batches import of_each_sample
 from .predicted_targets import predicted
 from .tokens import counting, token_mask
@@ -51,8 +52,7 @@ class Likelihood(ABC):
         has the same covariance, but where the model is sure of itself it is almost always nearly zero and
         rarely very large, while signs spread H evenly over all draws.
         """
-        signs = torch.randint(0, 2, outputs.shape, generator=generator, device=outputs.device)
-        return self.root_product(outputs, (2 * signs - 1).to(outputs.dtype), batch)
+        return self.root_product(outputs, random_signs(outputs.shape, generator, outputs.dtype), batch)
 
     @abstractmethod
     def root_product(self, outputs: Tensor, directions: Tensor, batch: Any) -> Tensor:

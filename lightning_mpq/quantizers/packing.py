@@ -19,6 +19,8 @@ from ..tools.checks import shown
 
 BLOCK = 8
 """Codes per block; a block of ``bits``-wide codes occupies ``bits`` bytes."""
+_AT_ONCE = 2**20
+"""Codes that are packed at once, whole blocks: what is made on the way takes some bytes for each."""
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -58,6 +60,16 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if readable and int(codes.max()) >= 2**bits:
         raise ValueError(f"Codes of {bits} bits must lie in 0 .. {2**bits - 1}, got {int(codes.max())}.")
     flat = codes.reshape(-1)
+    if flat.numel() > _AT_ONCE and not torch.compiler.is_compiling():
+        whole = flat.new_empty(packed_size(flat.numel(), bits))
+        places = whole.split(packed_size(_AT_ONCE, bits))
+        for place, some in zip(places, flat.split(_AT_ONCE), strict=True):
+            place.copy_(_packed(some, bits))
+        return whole
+    return _packed(flat, bits)
+
+
+def _packed(flat: Tensor, bits: int) -> Tensor:
     blocks = pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
     packed = []
     for byte in range(bits):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..tools.finite import all_finite
+from ..tools.random_signs import random_signs
 from .damped_moment import OrderedMoment
 
 SIGNS = 64
@@ -22,7 +23,7 @@ SIGNS = 64
 def unit_errors(like: Tensor, columns: int) -> Tensor:
     """Return rows of rounding errors that are 1 or -1 by chance, the same ones at each call, [64, columns]."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, (SIGNS, columns), generator=generator).to(like) * 2 - 1
+    return random_signs((SIGNS, columns), generator, like.dtype).to(like.device)
 
 
 def relative_cost(errors: Tensor, moment: OrderedMoment) -> float:

@@ -86,3 +86,12 @@ def test_bad_input_is_refused():
         unpack_codes(torch.zeros(4, dtype=torch.uint8), 3, 8)
     with pytest.raises(TypeError, match="uint8, got torch.int8"):
         unpack_codes(torch.zeros(3, dtype=torch.int8), 3, 8)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("count", [16, 17, 24, 100])
+def test_many_codes_are_packed_in_pieces(bits, count, monkeypatch):
+    codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8)
+    whole = pack_codes(codes, bits)
+    monkeypatch.setattr("lightning_mpq.quantizers.packing._AT_ONCE", 8)
+    assert torch.equal(pack_codes(codes, bits), whole)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from ...tools.random_signs import random_signs
 from ...tools.warning import warn
 
 _WAYS_OUT = "Use estimator='fisher' or 'gauss_newton' (first derivatives), or 'secant' (none)"
@@ -88,7 +89,7 @@ def check_custom_functions(
     generator = torch.Generator().manual_seed(0)
     steps = {}
     for layer, weight in weights.items():
-        signs = 2 * torch.randint(0, 2, weight.shape, generator=generator) - 1
+        signs = random_signs(weight.shape, generator, weight.dtype)
         size = torch.finfo(weight.dtype).eps ** (1 / 3)
         steps[layer] = size * weight.detach() * signs.to(weight)
     terms = [(slope * steps[layer]).sum() for layer, slope in slopes.items() if slope is not None]
