@@ -14,11 +14,14 @@ from ...network.named_weights import named_layers
 from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
+from ...tools.give_back import give_back
 
 _CHUNK_BYTES = 2**24
 """Of dense perturbations of a layer that are made at once, if one takes no more."""
 _CHUNK_ELEMENTS = 2**18
 """Weights whose change is computed at once, in float64 2 MiB."""
+_GIVEN_BACK = 2**26
+"""So many bytes of perturbations are made before what was freed is given back to the system."""
 
 
 class Perturbations:
@@ -61,6 +64,7 @@ class Perturbations:
         self._bytes_left = kept_bytes
         self._dense: dict[str, Tensor] = {}
         self._dense_bytes_left = kept_bytes // 8
+        self._made_bytes = 0
         self._rounded = rounded
         start = 0
         for group in groups:
@@ -168,6 +172,10 @@ class Perturbations:
     def _stacked(self, layer: str, columns: slice, rows: slice | Tensor | None = None) -> Tensor:
         """Return D of some candidates of a layer, or of some of its rows, made one by one where it will lie."""
         weight = self.weight(layer) if rows is None else self.weight(layer)[rows]
+        self._made_bytes += (columns.stop - columns.start) * weight.numel() * weight.element_size()
+        if self._made_bytes > _GIVEN_BACK:
+            self._made_bytes = 0
+            give_back()  # else what is made and freed between activations that stay is held beside them
         stacked = weight.new_empty(columns.stop - columns.start, *weight.shape)
         for place, index in zip(stacked, range(columns.start, columns.stop), strict=True):
             self._write(layer, index, place, rows)

@@ -107,3 +107,16 @@ def test_large_layers_are_perturbed_some_candidates_and_some_rows_at_a_time(esti
     monkeypatch.setattr(perturbation, "_CHUNK_ELEMENTS", 60)
     parts = plain_profile(model, data, **options)
     torch.testing.assert_close(parts.curvature, whole.curvature, rtol=1e-5, atol=1e-9)
+
+
+def test_freed_memory_is_given_back_by_the_bytes_that_were_made(monkeypatch):
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)).float()
+    groups = find_groups(model)
+    calls: list[int] = []
+    monkeypatch.setattr(perturbation, "give_back", lambda: calls.append(1))
+    made = Perturbations(model, groups, nearest_candidates(groups, [2, 3]), kept_bytes=0)
+    made.of_layer("0")
+    assert not calls  # a small network would spend its time on this
+    monkeypatch.setattr(perturbation, "_GIVEN_BACK", made.of_layer("0").numel() * 4)
+    made.of_layer("0")
+    assert len(calls) == 1
