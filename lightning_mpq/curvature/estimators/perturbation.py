@@ -15,11 +15,10 @@ from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
 from ...tools.give_back import give_back
+from .change import write_change
 
 _CHUNK_BYTES = 2**24
 """Of dense perturbations of a layer that are made at once, if one takes no more."""
-_CHUNK_ELEMENTS = 2**18
-"""Weights whose change is computed at once, in float64 2 MiB."""
 _GIVEN_BACK = 2**26
 """So many bytes of perturbations are made before what was freed is given back to the system."""
 
@@ -198,14 +197,14 @@ class Perturbations:
         module, weight = self.modules[leader], self.weight(leader)
         quantized = self._quantized(leader, index, rows)
         if rows is not None:
-            _write_change(quantized, weight[rows], place)
+            write_change(quantized, weight[rows], place)
             return
         given, change = weight_rows(module, weight), weight_rows(module, place)
         if change.untyped_storage()._cdata == place.untyped_storage()._cdata:
-            _write_change(quantized, given, change)
+            write_change(quantized, given, change)
         else:  # no view of the weight has its rows
             change = torch.empty_like(given)
-            _write_change(quantized, given, change)
+            write_change(quantized, given, change)
             place.copy_(rows_to_weight(module, change, weight.shape))
 
     def _quantized(self, leader: str, index: int, rows: slice | Tensor | None) -> QuantizedRows:
@@ -221,23 +220,3 @@ class Perturbations:
                 self._kept[leader, index] = quantized
                 self._bytes_left -= size
         return quantized if rows is None else quantized.part(rows)
-
-
-def _write_change(quantized: QuantizedRows, rows: Tensor, change: Tensor) -> None:
-    """Write Q(w) - w in the type of w, [R, C], rounded once; some rows at a time."""
-    wide = _exact_type(quantized, rows)
-    step = max(1, _CHUNK_ELEMENTS // max(rows.shape[1], 1))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        own, place = quantized.part(part), change[part]
-        if place.dtype == wide and place.is_contiguous() and own.codes.device == place.device:
-            own.write(place)
-            place.sub_(rows[part])
-        else:
-            place.copy_(own.dequantize(wide).to(rows.device).sub_(rows[part]))
-
-
-def _exact_type(quantized: QuantizedRows, rows: Tensor) -> torch.dtype:
-    """Return a type in which quantized weights are exact: float32 if scales have 16 bits, as levels have 9 at most."""
-    narrow = quantized.scale.element_size() == 2 and rows.element_size() <= 4
-    return torch.float32 if narrow or rows.device.type == "mps" else torch.float64

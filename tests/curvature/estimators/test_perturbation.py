@@ -104,7 +104,7 @@ def test_large_layers_are_perturbed_some_candidates_and_some_rows_at_a_time(esti
     options = {"estimator": estimator, "likelihood": Gaussian(), "bits": [2, 3, 4]}
     whole = plain_profile(model, data, **options)
     monkeypatch.setattr(perturbation, "_CHUNK_BYTES", 2 * 4 * 24 * 7)
-    monkeypatch.setattr(perturbation, "_CHUNK_ELEMENTS", 60)
+    monkeypatch.setattr("lightning_mpq.curvature.estimators.change._AT_ONCE", 60)
     parts = plain_profile(model, data, **options)
     torch.testing.assert_close(parts.curvature, whole.curvature, rtol=1e-5, atol=1e-9)
 
