@@ -23,11 +23,14 @@ _COPIES = 5
 """Copies in float32 of what is solved side by side: measured."""
 _LIBRARIES = 28 * 2**20
 """What libraries take once they work, and memory that lies between what is used: measured, on Linux."""
-_HALF_KERNELS = 48 * 2**20
-"""What oneDNN keeps beyond that for products of 16-bit floats: code it makes for each shape, and descriptors. Measured:
-between 30 and 130 MB, more with more shapes; of a Llama of 30 million weights 90 MB by the end of a job."""
+_HALF_KERNELS = 40 * 2**20
+"""What oneDNN keeps beyond that for products of 16-bit floats: code it makes for each shape, and descriptors. Measured,
+more with more shapes."""
 PASS_BYTES = 5 * 2**19
 """What a pass that waits keeps beside tensors: a heap of its own, and buffers of matrix products. Measured."""
+_SQUARES = 24
+"""Matrices of candidates by candidates, in float64: those of a Taylor model, by blocks of samples too, and half as many
+that are made of them on the way to a program. Measured."""
 _CHUNK, _KEPT = 2**24, 2**23
 """Bytes of perturbations that are made at once, if one takes no more, and of those that are kept."""
 _PIECE = 3 * 2**21
@@ -122,7 +125,7 @@ class Sizes:
 
     def allocate_bytes(self) -> int:
         """Return what `allocate` takes beside the model and the candidates."""
-        return 8 * 6 * self.candidates**2
+        return 8 * _SQUARES * self.candidates**2
 
     def quantize_bytes(self, held: int, in_sequence: bool) -> int:
         """Return what `quantize` takes beside the model and the candidates.
