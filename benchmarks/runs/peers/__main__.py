@@ -57,7 +57,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parts = parts_of(arguments)
     rows: list[Row] = []
     for network, seed in product(arguments.networks, arguments.seeds):
-        rows += rows_of(parts, network, seed, arguments)
+        before, found = len(parts.left_out), rows_of(parts, network, seed, arguments)
+        if arguments.known and all(row["unseen_loss"] is None for row in found):  # what peers cannot do says nothing
+            parts.left_out[before:] = [f"{network}-{seed}: not measured"]
+            continue
+        told = {_asked(row) for row in rows if row["cannot"]}
+        rows += [row for row in found if not (row["cannot"] and _asked(row) in told)]  # once for all draws
     print_table(rows)
     reached = targets(rows)
     print_targets(reached, arguments.quick)
@@ -92,6 +97,10 @@ def rows_of(parts: Parts, network: str, seed: int, arguments: argparse.Namespace
 
         rows += parts.rows(f"{network}-{seed}-{bits:g}-{peer.name}", measured)
     return rows
+
+
+def _asked(row: Row) -> tuple[object, ...]:
+    return row["network"], row["budget"], row["peer"]
 
 
 def loaded(network: str, seed: int, arguments: argparse.Namespace) -> Problem:
