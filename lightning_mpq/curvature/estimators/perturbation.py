@@ -132,24 +132,20 @@ class Perturbations:
         if self._fits(layer):
             yield self.columns[layer], self.of_layer(layer)
             return
-        for part in self._few(layer, self.weight(layer)):
+        for part in self._few(layer, self.weight(layer).nbytes):
             yield part, self._stacked(layer, part)
 
     def by_rows(self, layer: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield those of a large weight [rows, columns] some rows at a time: which rows, and D of all candidates."""
         weight, columns = self.weight(layer), self.columns[layer]
-        of_row = weight[0].numel() * weight.element_size() * (columns.stop - columns.start)
-        step = max(1, _CHUNK_BYTES // of_row)
+        step = max(1, _CHUNK_BYTES // ((columns.stop - columns.start) * weight[0].nbytes))
         for start in range(0, len(weight), step):
             rows = slice(start, min(start + step, len(weight)))
             yield rows, self._stacked(layer, columns, rows)
 
     def of_rows(self, layer: str, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield those of some rows of a weight [rows, columns], by their index: as `chunks` does."""
-        if self._fits(layer):
-            yield self.columns[layer], self.of_layer(layer)[:, rows]
-            return
-        for part in self._few(layer, self.weight(layer)[rows]):
+        """Yield those of some rows of a large weight [rows, columns], by their index: as `chunks` does."""
+        for part in self._few(layer, len(rows) * self.weight(layer)[0].nbytes):
             yield part, self._stacked(layer, part, rows)
 
     def is_large(self, layer: str) -> bool:
@@ -159,25 +155,27 @@ class Perturbations:
         return not self._fits(layer) and rows.shape == weight.shape and rows.data_ptr() == weight.data_ptr()
 
     def _fits(self, layer: str) -> bool:
-        columns, weight = self.columns[layer], self.weight(layer)
-        return (columns.stop - columns.start) * weight.numel() * weight.element_size() <= _CHUNK_BYTES
+        columns = self.columns[layer]
+        return (columns.stop - columns.start) * self.weight(layer).nbytes <= _CHUNK_BYTES
 
-    def _few(self, layer: str, values: Tensor) -> Iterator[slice]:
-        """Yield the columns of so many candidates that their perturbations of some values are made at once."""
-        columns, size = self.columns[layer], max(values.numel() * values.element_size(), 1)
-        step = max(1, _CHUNK_BYTES // size)
+    def _few(self, layer: str, size: int) -> Iterator[slice]:
+        """Yield the columns of so many candidates that their perturbations, of some bytes each, are made at once."""
+        columns, step = self.columns[layer], max(1, _CHUNK_BYTES // max(size, 1))
         return (slice(i, min(i + step, columns.stop)) for i in range(columns.start, columns.stop, step))
 
     def _stacked(self, layer: str, columns: slice, rows: slice | Tensor | None = None) -> Tensor:
         """Return D of some candidates of a layer, or of some of its rows, made one by one where it will lie."""
         weight = self.weight(layer) if rows is None else self.weight(layer)[rows]
-        self._made_bytes += (columns.stop - columns.start) * weight.numel() * weight.element_size()
+        self._made_bytes += (columns.stop - columns.start) * weight.nbytes
         if self._made_bytes > _GIVEN_BACK:
             self._made_bytes = 0
             give_back()  # else what is made and freed between activations that stay is held beside them
         stacked = weight.new_empty(columns.stop - columns.start, *weight.shape)
         for place, index in zip(stacked, range(columns.start, columns.stop), strict=True):
-            self._write(layer, index, place, rows)
+            if rows is None:
+                self._write(layer, index, place)
+            else:
+                write_change(self._quantized(self._leader[layer], index, rows), weight, place)
         return stacked
 
     def of_candidate(self, index: int) -> dict[str, Tensor]:
@@ -188,17 +186,14 @@ class Perturbations:
             self._write(layer, index, place)
         return found
 
-    def _write(self, layer: str, index: int, place: Tensor, rows: slice | Tensor | None = None) -> None:
+    def _write(self, layer: str, index: int, place: Tensor) -> None:
         """Write D of one candidate in one layer, in the weight's type, to where it is to lie.
 
         The difference is that of exact numbers, since a rounding error is small beside the weight, and cast last.
         """
         leader = self._leader[layer]
         module, weight = self.modules[leader], self.weight(leader)
-        quantized = self._quantized(leader, index, rows)
-        if rows is not None:
-            write_change(quantized, weight[rows], place)
-            return
+        quantized = self._quantized(leader, index)
         given, change = weight_rows(module, weight), weight_rows(module, place)
         if change.untyped_storage()._cdata == place.untyped_storage()._cdata:
             write_change(quantized, given, change)
@@ -207,7 +202,7 @@ class Perturbations:
             write_change(quantized, given, change)
             place.copy_(rows_to_weight(module, change, weight.shape))
 
-    def _quantized(self, leader: str, index: int, rows: slice | Tensor | None) -> QuantizedRows:
+    def _quantized(self, leader: str, index: int, rows: slice | Tensor | None = None) -> QuantizedRows:
         """Return the codes of one candidate, or some rows of them."""
         if self._rounded is not None:
             return self._rounded.of_layer(leader, self._schemes[index], rows)
