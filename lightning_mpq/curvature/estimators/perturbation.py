@@ -208,8 +208,10 @@ class Perturbations:
             return self._rounded.of_layer(leader, self._schemes[index], rows)
         quantized = self._kept.get((leader, index))
         if quantized is None:
-            own = weight_rows(self.modules[leader], self.weight(leader))
-            quantized = quantize_rows(own, self._schemes[index])
+            own, scheme = weight_rows(self.modules[leader], self.weight(leader)), self._schemes[index]
+            if rows is not None and scheme.granularity != "tensor" and own.numel() > self._bytes_left:
+                return quantize_rows(own[rows], scheme)  # not all of them, to be rounded again for the next rows
+            quantized = quantize_rows(own, scheme)
             size = sum(t.numel() * t.element_size() for t in (quantized.codes, quantized.scale))
             if size <= self._bytes_left:
                 self._kept[leader, index] = quantized

@@ -12,6 +12,7 @@ from lightning_mpq.groups.candidates import make_candidates, offered_schemes
 from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.network.layer_kinds import rows_to_weight, weight_rows
 from lightning_mpq.network.likelihood import Gaussian
+from lightning_mpq.quantizers import QuantizedRows, quantize_rows
 from lightning_mpq.rounding.independent import round_candidates
 from lightning_mpq.schemes import WeightScheme
 
@@ -120,3 +121,23 @@ def test_freed_memory_is_given_back_by_the_bytes_that_were_made(monkeypatch):
     monkeypatch.setattr(perturbation, "_GIVEN_BACK", made.of_layer("0").numel() * 4)
     made.of_layer("0")
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 4])
+def test_of_some_rows_no_others_are_rounded_where_codes_are_not_kept(granularity, monkeypatch):
+    model = nn.Sequential(nn.Linear(16, 8))
+    groups = find_groups(model)
+    candidates = make_candidates(groups, schemes=[WeightScheme(bits, granularity, clip="mse") for bits in (2, 3)])
+    whole = Perturbations(model, groups, candidates).of_layer("0")
+    heights: list[int] = []
+
+    def rounded(rows: torch.Tensor, scheme: WeightScheme) -> QuantizedRows:
+        heights.append(len(rows))
+        return quantize_rows(rows, scheme)
+
+    monkeypatch.setattr(perturbation, "quantize_rows", rounded)
+    monkeypatch.setattr(perturbation, "_CHUNK_BYTES", 3 * 2 * 16 * 4)
+    made = Perturbations(model, groups, candidates, kept_bytes=0)
+    for rows, deltas in made.by_rows("0"):
+        torch.testing.assert_close(deltas, whole[:, rows])
+    assert heights == ([8] * 6 if granularity == "tensor" else [3, 3, 3, 3, 2, 2])
