@@ -1,4 +1,4 @@
-"""What a Taylor model must look like to be believed: bits that help, and a network that is near a minimum."""
+"""What a Taylor model must look like to be believed: bits help, many samples count, the network is near a minimum."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
 
+import torch
+
 from ..tools.warning import warn
 from .taylor_model import TaylorModel
+
+_UNSURE = 1 / 3
+"""Standard error over loss above which little is known of what a layer's rounding does."""
+_TAILED = 10.0
+"""Times the variance of samples whose scores are normal, 2 / n of the squared mean, by which fewer of them decide."""
 
 
 class OrderViolation(NamedTuple):
@@ -65,6 +72,30 @@ def warn_of_wrong_order(taylor: TaylorModel) -> None:
             f"More bits are predicted to do more damage than fewer in {', '.join(names)}; most of all "
             f"{describe(worst.more)} by {worst.excess:.3g} above {describe(worst.fewer)} (standard error "
             f"{worst.error:.3g}). Calibrate on more samples if that matters to the policy."
+        )
+
+
+def uncertainty(taylor: TaylorModel) -> float:
+    """Return the standard error of the loss of rounding one layer over that loss, in the median; 0 if unknown."""
+    if taylor.curvature_error is None:
+        return 0.0
+    loss, error = taylor.curvature.diagonal(), taylor.curvature_error.diagonal()
+    heard = (loss > 0) & torch.isfinite(error)
+    return float((error[heard] / loss[heard]).median()) if bool(heard.any()) else 0.0
+
+
+def warn_of_few_that_decide(taylor: TaylorModel) -> None:
+    """Say so where a few of many samples hold most of the loss, so that the policy hangs on them.
+
+    With n samples of equal weight, a relative standard error of e is that of about 1 / e^2 that count.
+    """
+    error = uncertainty(taylor)
+    if error > _UNSURE and error**2 > _TAILED * 2 / taylor.samples:
+        warn(
+            f"Few samples decide: of {taylor.samples:,} calibration samples no more than {1 / error**2:.2g} or so "
+            f"make up what rounding a layer does to the loss (its standard error is {error:.0%} of it), as where the "
+            "network is sure of nearly all others. Other samples may lead to other bits; calibrate on more, or on "
+            "those that matter."
         )
 
 
