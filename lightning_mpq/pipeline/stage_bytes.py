@@ -15,7 +15,7 @@ from ..network.layer_kinds import kind_of, row_parts, rows_and_columns
 from ..network.named_weights import named_layers
 from ..quantizers import InputMoment
 from ..quantizers.feedback_search import most_solved_again
-from ..quantizers.some_rows import LEAST_ROWS, SIDE_BY_SIDE
+from ..quantizers.some_rows import SIDE_BY_SIDE, rows_side_by_side
 from ..rounding.room import AT_ONCE
 from ..schemes import WeightScheme
 
@@ -173,8 +173,7 @@ def _bytes_to_round(layer: nn.Module, schemes: Sequence[WeightScheme], by_inputs
     for by_blocks in (False, True):
         alike = [scheme for scheme in schemes if isinstance(scheme.granularity, int) is by_blocks]
         again = sum(most_solved_again(scheme, columns) for scheme in alike)
-        most = max(SIDE_BY_SIDE, LEAST_ROWS * columns) * again // max(1, len(alike) + again)
-        solved = max(solved, min(most, again * weights))
+        solved = max(solved, again * min(rows_side_by_side(alike, columns) * columns, weights))
     return codes + wide + 4 * _COPIES * solved
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
+from ..tools.slices import some_of
 from .nearest import MSE_RATIOS, fit_scale, sum_per_scale, weight_ranges
 from .quantized_rows import placed, placed_by_blocks
 
@@ -130,10 +131,8 @@ def _errors(
 ) -> Iterator[Tensor]:
     """Yield the weighted sums of squared errors of all trials, [V, ...], for some scales [S, blocks] at a time."""
     height, shared = len(rows) // len(costs), scheme.granularity == "tensor"
-    step = max(1, _CACHED_ELEMENTS // rows.shape[1])
     sums: Tensor | None = None
-    for start in range(0, len(rows), step):
-        part = slice(start, min(start + step, len(rows)))
+    for part in some_of(rows, _CACHED_ELEMENTS):
         own = costs[torch.arange(part.start, part.stop, device=rows.device) // height]
         if row_weights is not None:
             own = own * row_weights[part, None].to(own)

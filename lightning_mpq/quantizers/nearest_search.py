@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..schemes import WeightScheme
+from ..tools.slices import slices
 from .clip_search import Scales, rank_trials, trial_scales
 from .output_error import output_error
 from .quantized_rows import encode, placed
@@ -70,8 +71,7 @@ def nearest_error(rows: Tensor, moment: Tensor, scheme: WeightScheme, scales: Sc
 
 def row_chunks(rows: Tensor, moment: Tensor) -> Iterator[slice]:
     """Yield a few rows at a time; all of a weight in several parts."""
-    step = len(rows) if len(moment) > 1 else max(_LEAST_ROWS, _CHUNK_ELEMENTS // rows.shape[1])
-    return (slice(start, start + step) for start in range(0, len(rows), step))
+    return slices(len(rows), len(rows) if len(moment) > 1 else max(_LEAST_ROWS, _CHUNK_ELEMENTS // rows.shape[1]))
 
 
 def error_of_rows(errors: Tensor, moment: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..grids.levels import Levels
 from ..grids.registry import grid_named
 from ..schemes import WeightScheme
+from ..tools.slices import some_of
 
 _AT_ONCE = 2**20
 """Weights that are dequantized at once, 4 MiB in float32."""
@@ -41,13 +42,12 @@ class QuantizedRows:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights as [R, C]; computed in float32 or wider, some rows at a time, then cast."""
-        step = max(1, _AT_ONCE // self.codes.shape[1])
-        if len(self.codes) <= step:
+        if self.codes.numel() <= _AT_ONCE:
             return dequantize(self.codes, self.scale, self.zero_point, self.scheme, dtype)
         found = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
-        for start in range(0, len(found), step):
-            own = self.part(slice(start, start + step))
-            found[start : start + step] = dequantize(own.codes, own.scale, own.zero_point, own.scheme, dtype)
+        for rows in some_of(found, _AT_ONCE):
+            own = self.part(rows)
+            found[rows] = dequantize(own.codes, own.scale, own.zero_point, own.scheme, dtype)
         return found
 
     def write(self, out: Tensor) -> None:

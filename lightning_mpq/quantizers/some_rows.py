@@ -11,7 +11,7 @@ from ..schemes import WeightScheme
 from .clip_search import Scales
 from .feedback_search import most_solved_again
 
-SIDE_BY_SIDE, LEAST_ROWS = 2**22, 2**13
+SIDE_BY_SIDE, _LEAST_ROWS = 2**22, 2**13
 """Weights that are rounded side by side, all schemes and ranges counted (16 MiB of float32), and the fewest such rows:
 with fewer, columns are so short that calls take longer than what they do."""
 
@@ -29,10 +29,15 @@ def some_rows(rows: Tensor, weights: Tensor, parts: int, schemes: Sequence[Weigh
     by_part = [values.unflatten(0, (parts, -1)) for values in (rows, weights)]
     step = by_part[0].shape[1]
     if schemes[0].granularity != "tensor":
-        trials = sum(1 + most_solved_again(scheme, rows.shape[1]) for scheme in schemes)
-        step = max(1, max(LEAST_ROWS, SIDE_BY_SIDE // rows.shape[1]) // (trials * parts))
+        step = max(1, rows_side_by_side(schemes, rows.shape[1]) // parts)
     for chunks in zip(*(values.split(step, dim=1) for values in by_part), strict=True):
         yield [values.flatten(0, 1).to(wide) for values in chunks]
+
+
+def rows_side_by_side(schemes: Sequence[WeightScheme], columns: int) -> int:
+    """Return how many rows of so many columns are rounded at once, to each of some schemes and every range tried."""
+    trials = sum(1 + most_solved_again(scheme, columns) for scheme in schemes)
+    return max(_LEAST_ROWS, SIDE_BY_SIDE // columns) // max(trials, 1)
 
 
 class RowsSoFar:

@@ -29,7 +29,7 @@ def test_chunks_do_not_change_the_result(granularity, grid, monkeypatch):
     scheme = WeightScheme(2, granularity, grid, "moment", rounding="second_order")
     whole = round_rows(rows, moment, [scheme])[0]
     monkeypatch.setattr("lightning_mpq.quantizers.some_rows.SIDE_BY_SIDE", 2 * 11 * 3)
-    monkeypatch.setattr("lightning_mpq.quantizers.some_rows.LEAST_ROWS", 1)
+    monkeypatch.setattr("lightning_mpq.quantizers.some_rows._LEAST_ROWS", 1)
     cut = round_rows(rows, moment, [scheme])[0]
     assert torch.equal(whole.quantized.codes, cut.quantized.codes)
     assert whole.error == pytest.approx(cut.error)
@@ -41,7 +41,7 @@ def test_nothing_but_codes_is_as_large_as_the_weight(granularity, rounding, monk
     rows, moment = layer(parts=1, height=64)
     rows = rows.bfloat16()
     monkeypatch.setattr("lightning_mpq.quantizers.some_rows.SIDE_BY_SIDE", 1)
-    monkeypatch.setattr("lightning_mpq.quantizers.some_rows.LEAST_ROWS", 1)
+    monkeypatch.setattr("lightning_mpq.quantizers.some_rows._LEAST_ROWS", 1)
     made: list[Tensor] = []
 
     class Watching(TorchDispatchMode):
@@ -72,7 +72,7 @@ def test_what_is_rounded_in_the_place_of_rows_is_asked_for_some_rows_at_a_time(g
     rows, moment = layer(parts=2, height=5)
     scheme = WeightScheme(3, granularity, clip="moment", rounding="second_order")
     monkeypatch.setattr("lightning_mpq.quantizers.some_rows.SIDE_BY_SIDE", 1)
-    monkeypatch.setattr("lightning_mpq.quantizers.some_rows.LEAST_ROWS", 1)
+    monkeypatch.setattr("lightning_mpq.quantizers.some_rows._LEAST_ROWS", 1)
     heights: list[int] = []
 
     def aim(some: Tensor) -> Tensor:

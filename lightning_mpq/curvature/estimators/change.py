@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...quantizers import QuantizedRows
+from ...tools.slices import some_of
 
 _AT_ONCE = 2**18
 """Weights whose change is computed at once, in float64 2 MiB."""
@@ -14,9 +15,7 @@ _AT_ONCE = 2**18
 def write_change(quantized: QuantizedRows, rows: Tensor, change: Tensor) -> None:
     """Write Q(w) - w in the type of w, [R, C], rounded once; some rows at a time."""
     wide = _exact_type(quantized, rows)
-    step = max(1, _AT_ONCE // max(rows.shape[1], 1))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+    for part in some_of(rows, _AT_ONCE):
         own, place = quantized.part(part), change[part]
         if place.dtype == wide and place.is_contiguous() and own.codes.device == place.device:
             own.write(place)

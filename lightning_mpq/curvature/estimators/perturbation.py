@@ -15,6 +15,7 @@ from ...quantizers import QuantizedRows, quantize_rows
 from ...rounding.rounded_weights import RoundedWeights
 from ...tools.checks import shown
 from ...tools.give_back import give_back
+from ...tools.slices import slices
 from .change import write_change
 
 _CHUNK_BYTES = 2**24
@@ -138,9 +139,7 @@ class Perturbations:
     def by_rows(self, layer: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield those of a large weight [rows, columns] some rows at a time: which rows, and D of all candidates."""
         weight, columns = self.weight(layer), self.columns[layer]
-        step = max(1, _CHUNK_BYTES // ((columns.stop - columns.start) * weight[0].nbytes))
-        for start in range(0, len(weight), step):
-            rows = slice(start, min(start + step, len(weight)))
+        for rows in slices(len(weight), _CHUNK_BYTES // ((columns.stop - columns.start) * weight[0].nbytes)):
             yield rows, self._stacked(layer, columns, rows)
 
     def of_rows(self, layer: str, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -160,8 +159,8 @@ class Perturbations:
 
     def _few(self, layer: str, size: int) -> Iterator[slice]:
         """Yield the columns of so many candidates that their perturbations, of some bytes each, are made at once."""
-        columns, step = self.columns[layer], max(1, _CHUNK_BYTES // max(size, 1))
-        return (slice(i, min(i + step, columns.stop)) for i in range(columns.start, columns.stop, step))
+        columns = self.columns[layer]
+        return slices(columns.stop, _CHUNK_BYTES // max(size, 1), columns.start)
 
     def _stacked(self, layer: str, columns: slice, rows: slice | Tensor | None = None) -> Tensor:
         """Return D of some candidates of a layer, or of some of its rows, made one by one where it will lie."""

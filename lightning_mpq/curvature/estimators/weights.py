@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...network.named_weights import standing_in
 from ...tools.attributes import shadowed
 from ...tools.clean_up import afterwards
+from ...tools.slices import slices
 from .input_probes import InputProbes
 from .perturbation import Perturbations
 
@@ -72,7 +73,7 @@ def _with_layer(perturbations: Perturbations, layer: str, gradients: Sequence[Te
     found: list[Tensor] = []
     for _, deltas in perturbations.chunks(layer):
         for delta in deltas.flatten(1):
-            parts = [slice(i, i + _CHUNK_ELEMENTS) for i in range(0, len(delta), _CHUNK_ELEMENTS)]
+            parts = slices(len(delta), _CHUNK_ELEMENTS)
             found.append(sum(torch.stack([g[p] for g in gradients]).to(wide) @ delta[p].to(wide) for p in parts))
         del deltas, delta  # before the next ones are made
     return torch.stack(found, 1)
