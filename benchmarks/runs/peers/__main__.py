@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}; default all")
     parser.add_argument("--root", type=Path, help="folder of the four IDX files of Fashion-MNIST")
     parser.add_argument("--epochs", type=int, default=6, help="epochs of the training of networks for Fashion-MNIST")
-    parser.add_argument("--texts", type=Path, help="folder of html files, for the language model")
+    parser.add_argument("--texts", type=Path, help="folder of html files, for the two language models")
     parser.add_argument(
         "--samples", type=int, default=128, help="to calibrate on; of digits thrice, of clothes four times as many"
     )
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"unknown network {unknown[0]!r}; expected some of {', '.join(NETWORKS)}.")
     if arguments.root is None and set(TRAINED) & set(arguments.networks) and not arguments.known:
         parser.error("--root=FOLDER is needed, with the four IDX files of Fashion-MNIST.")
-    if arguments.texts is None and "minilm" in arguments.networks and not arguments.known:
+    if arguments.texts is None and {"minilm", "smollm2"} & set(arguments.networks) and not arguments.known:
         parser.error("--texts=FOLDER is needed, with html files of at least 700 paragraphs.")
     parts = parts_of(arguments)
     rows: list[Row] = []

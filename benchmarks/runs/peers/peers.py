@@ -5,13 +5,20 @@ from __future__ import annotations
 from .asking import Peer
 from .problems import NETWORKS
 
-_CONVOLUTIONAL = tuple(name for name in NETWORKS if name != "minilm")
+TRANSFORMERS = ("minilm", "smollm2")
+_CONVOLUTIONAL = tuple(name for name in NETWORKS if name not in TRANSFORMERS)
 _LINEAR_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes Linear layers only, and the weights are in convolutions")
 _TRANSFORMERS_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes models of transformers only")
 _WIDE_CONVOLUTIONS = dict.fromkeys(_CONVOLUTIONAL, "leaves convolutions at 8 bits, whatever it is asked")
-_NO_PLACE_FOR_SCALES = {"minilm": "scales inputs in the layer before, and those LayerNorms feed the residual as well"}
-_NOT_TRACED = {"minilm": "traces networks with torch.fx, which the encoder of transformers does not bear"}
-_LANGUAGE_MODELS_ONLY = dict.fromkeys(NETWORKS, "takes language models only, that predict tokens")
+_NO_PLACE_FOR_SCALES = {
+    "minilm": "scales inputs in the layer before, and those LayerNorms feed the residual as well",
+    "smollm2": "scales inputs in norms, which an answer may not change",
+}
+_NOT_TRACED = dict.fromkeys(TRANSFORMERS, "traces networks with torch.fx, which models of transformers do not bear")
+_LANGUAGE_MODELS_ONLY = dict.fromkeys(
+    (name for name in NETWORKS if name != "smollm2"), "takes language models only, that predict tokens"
+)
+_FROM_SOURCE = {"smollm2": "builds GPU kernels from source; llm-compressor's row has the same algorithm"}
 
 PEERS = (
     Peer("ours", "ours"),
@@ -31,7 +38,7 @@ PEERS = (
     Peer("NNCF", "nncf", "nncf", cannot=_WIDE_CONVOLUTIONS),
     Peer("torchao", "torchao", "torchao", cannot=_LINEAR_ONLY),
     Peer("HQQ", "hqq", "hqq", zero_points=True, cannot=_LINEAR_ONLY),
-    Peer("AutoRound", cannot=_LANGUAGE_MODELS_ONLY),
-    Peer("GPTQModel", cannot=_LANGUAGE_MODELS_ONLY),
+    Peer("AutoRound", "autoround", "autoround", {"iterations": 50}, cannot=_LANGUAGE_MODELS_ONLY),
+    Peer("GPTQModel", cannot={**_LANGUAGE_MODELS_ONLY, **_FROM_SOURCE}),
 )
 """In the order of the tables."""

@@ -23,7 +23,7 @@ from .grid import SCALE_BYTES, Layer
 from .records import Answer, Task
 
 TRAINED = ("resnet20", "mobilenet")
-PRETRAINED = ("minilm", "efficientnet_lite0")
+PRETRAINED = ("minilm", "efficientnet_lite0", "smollm2")
 NETWORKS = ("digits", *TRAINED, *PRETRAINED)
 DIGITS_EPOCHS = 12
 """That ResNet-20 is trained for on digits, as in the benchmark of noise."""
@@ -58,6 +58,8 @@ class Problem:
         """
         net = self.subject.model
         layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+        tables = {layer.weight for layer in net.modules() if isinstance(layer, nn.Embedding)}
+        layers = {name: layer for name, layer in layers.items() if layer.weight not in tables}  # nobody quantizes heads
         sizes = {name: Layer(len(layer.weight), layer.weight[0].numel()) for name, layer in layers.items()}
         codes = sum(ceil(size.rows * size.columns / 8) for size in sizes.values())  # as bytes of one bit each
         scales = (1 + zero_points) * SCALE_BYTES * sum(size.rows for size in sizes.values())
@@ -103,6 +105,9 @@ def pretrained(name: str, texts: Path | None, samples: int, seed: int) -> Proble
         net = net.get_submodule("encoder")
         batches, unseen = ([batch["input_ids"] for batch in part] for part in (batches, unseen))
         arguments = cast(Any, net.get_submodule("encoder")).config.to_diff_dict()
+    elif name == "smollm2":
+        arguments = cast(Any, net.get_submodule("model")).config.to_diff_dict()
+        del arguments["quantization_config"]  # of the file that it was read from
     count = len(batches) // SEEDS
     own = loaded._replace(model=net, calibration=batches[seed * count : (seed + 1) * count], unseen=unseen)
     return Problem(name, own, drawn_targets(own, seed), arguments)
@@ -136,7 +141,8 @@ def drawn_targets(loaded: Subject, seed: int) -> Tensor:
     """Return targets drawn from what the float model says, by its likelihood: Fisher's, for want of a user's own."""
     generator = Generator().manual_seed(seed)
     with torch.no_grad():
-        outputs = torch.cat([loaded.model(batch) for batch in loaded.calibration])
+        outputs = torch.cat([loaded.model(batch) for batch in loaded.calibration]).movedim(1, -1)
     if isinstance(loaded.likelihood, Gaussian):
         return outputs + loaded.likelihood.variance**0.5 * torch.randn(outputs.shape, generator=generator)
-    return torch.multinomial(outputs.softmax(1), 1, generator=generator)[:, 0]
+    found = torch.multinomial(outputs.softmax(-1).flatten(0, -2), 1, generator=generator)
+    return found.view(outputs.shape[:-1])

@@ -26,7 +26,7 @@ class Task(NamedTuple):
         budget_bytes: Bytes that these layers may take: the above, and a scale a row.
         state: Float weights and buffers, by name.
         inputs: Calibration samples in order, [n, ...].
-        targets: Classes [n], or what outputs are to be [n, ...].
+        targets: Classes [n], of language models [n, length], or what outputs are to be [n, ...].
         batch: Samples in a batch.
         variance: Of outputs that are numbers around ``targets``; None for classes.
         seed: Seeds whatever is random.

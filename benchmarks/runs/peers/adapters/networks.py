@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ....problems.mobilenet import MobileNet
-from ....recorded_instances.wrapped_networks import SentenceEncoder, made_up_network, with_plain_convolutions
+from ....recorded_instances.wrapped_networks import (
+    LanguageModel,
+    SentenceEncoder,
+    made_up_network,
+    with_plain_convolutions,
+)
 from ..records import Task
 
 
@@ -54,6 +59,12 @@ def _minilm(arguments: dict[str, Any]) -> nn.Module:
     return SentenceEncoder(BertModel(configuration, add_pooling_layer=False))
 
 
+def _smollm2(arguments: dict[str, Any]) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LanguageModel(LlamaForCausalLM(LlamaConfig(**{**arguments, "attn_implementation": "eager"})))
+
+
 def _efficientnet_lite0(arguments: dict[str, Any]) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -65,6 +76,7 @@ BUILDERS = {
     "mobilenet": _mobilenet,
     "minilm": _minilm,
     "efficientnet_lite0": _efficientnet_lite0,
+    "smollm2": _smollm2,
     "made_up": lambda _: made_up_network(),
 }
 """Name of a network to what makes it, with weights of any values."""

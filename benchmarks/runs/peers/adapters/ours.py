@@ -37,7 +37,8 @@ def likelihood(task: Task) -> Likelihood:
 
 def floats(net: nn.Module, task: Task) -> list[str]:
     """Return the layers that stay in float."""
-    return [name for name, layer in net.named_modules() if isinstance(layer, nn.Embedding) and name not in task.layers]
+    weighted = (nn.Embedding, nn.Linear, nn.Conv2d)
+    return [name for name, layer in net.named_modules() if isinstance(layer, weighted) and name not in task.layers]
 
 
 def packed(net: nn.Module, task: Task) -> Found:
