@@ -34,6 +34,7 @@ def quantize(task: Task) -> Found:
         loss_func=lambda outputs, batch: task.loss(outputs, batch[1]),
         num_calib_steps=1,  # of weights alone, which need no data
         num_score_steps=len(batches),
+        disabled_layers=[name for name in products(net) if name not in task.layers] or None,
         method=task.options["method"],
     )
     if task.options["rescaled"]:
@@ -42,6 +43,11 @@ def quantize(task: Task) -> Found:
     net = mtq.quantize(float_network(task), chosen)
     layers = {name: _layer(net.get_submodule(name), task.state[f"{name}.weight"]) for name in task.layers}
     return Found(layers, note="counts 16 bits for a layer that it leaves in float")
+
+
+def products(net: nn.Module) -> list[str]:
+    """Return the layers that it would quantize."""
+    return [name for name, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def _format(bits: int) -> dict[str, Any]:
