@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.state import state_of
 
 from benchmarks.pages.blocks.peers import block, in_short
 from benchmarks.runs.peers.adapters import nearest, networks
@@ -230,7 +231,7 @@ def test_a_row_of_a_process_and_the_same_again(problem):
 
 
 def test_quality_is_that_of_the_weights_given_back_and_the_model_stays(problem, answer):
-    before = {key: value.clone() for key, value in problem.subject.model.state_dict().items()}
+    before = state_of(problem.subject.model)
     assert problem.quality(answer)["unseen_loss"] > 0
     assert problem.unseen()["unseen_loss"] == 0.0
     torch.testing.assert_close(problem.subject.model.state_dict(), before, rtol=0, atol=0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import Tensor, nn
 
 import lightning_mpq as mpq
@@ -108,7 +109,7 @@ def quantized(model: nn.Module, data: list[dict[str, Tensor]]) -> tuple[nn.Modul
 
 def check(model: nn.Module, data: list[dict[str, Tensor]]) -> None:
     """Quantize a model; what is packed computes what the float model with the dequantized weights does."""
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which likelihood was taken, and which outputs
         packed, allocation = quantized(model, data)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import nn
 
 import lightning_mpq as mpq
@@ -44,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @every_export
 def test_the_model_is_left_as_it_was(export, tmp_path):
     net = network().train()
-    before = {key: value.clone() for key, value in net.state_dict().items()}
+    before = state_of(net)
     layers = {name: id(layer) for name, layer in packed_layers(net).items()}
     export(net.eval() if export is to_onnx else net, tmp_path / "model")
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())

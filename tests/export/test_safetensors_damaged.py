@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers.saved_net import INDICES, SavedNet, packed_net
+from helpers.state import state_of
 
 from lightning_mpq import load, save
 from lightning_mpq.errors import CorruptModelError
@@ -29,7 +30,7 @@ def model():
 def assert_refused(folder, model):
     """Load into one and the same model, which must stay as it is case after case."""
     modules = [id(module) for module in model.modules()]
-    values = {name: value.clone() for name, value in model.state_dict().items()}
+    values = state_of(model)
     with pytest.raises(CorruptModelError) as caught:
         load(folder, model)
     assert str(caught.value).endswith((".", ")"))

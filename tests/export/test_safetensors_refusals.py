@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.saved_net import INDICES, POLICY, SavedNet, assert_unchanged, packed_net, resign, snapshot, weights_file
 from helpers.special_files import make
+from helpers.state import state_of
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
@@ -133,7 +134,7 @@ class TestRefusals:
         model = nn.Sequential(other())
         self.refused(tmp_path, model, r"weight of layer '0' was saved with the shape \[.*but that of Sequential has")
         empty_packed_model(model, BitPolicy({"0": WeightScheme(4)}))
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = state_of(model)
         with pytest.raises(RuntimeError, match=r"0\.packed_codes holds a weight of shape \[.*and the layer has \["):
             model.load_state_dict(net.state_dict())
         assert torch.equal(model.state_dict()["0.packed_codes"], before["0.packed_codes"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.named_weights import first, make
 from helpers.padded_tokens import one_by_one, padded, tagger
+from helpers.state import state_of
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
@@ -100,7 +101,7 @@ def test_the_mean_is_over_tokens_that_are_not_hidden(side, likelihood):
 def test_the_teacher_leaves_no_trace_and_is_left_alone():
     net = network().train()
     teacher = Teacher(net)
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    before = state_of(teacher)
     handle = fake_quantize(net, POLICY)
     optimizer = torch.optim.SGD([*net.parameters(), *handle.parameters()], lr=0.5)
     for _ in range(2):

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from helpers.layers import LAYER_CASES
+from helpers.state import state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -177,7 +178,7 @@ def test_tied_weights_with_other_rows_are_refused():
 
 def test_errors_leave_the_model_as_it_was():
     net = small_net()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    before = state_of(net)
     with pytest.raises(ValueError, match="nowhere"):
         fake_quantize(net, BitPolicy({"0": WeightScheme(2), "nowhere": WeightScheme(2)}))
     handle = fake_quantize(net, POLICY)

@@ -34,10 +34,6 @@ def kind_of(module: L.LightningModule) -> str:
     return "packed" if packed_layers(module) else "fake" if fake_quantized_layers(module) else "float"
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
 class Recorder(L.Callback):
     """Notes what kind the layers are of at each hook, by epoch."""
 

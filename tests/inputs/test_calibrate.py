@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.networks import Counted, convnet, images, mlp, vectors
+from helpers.state import state_of
 from torch import nn
 
 from lightning_mpq import Calibration, Gaussian, NonFiniteError
@@ -21,7 +22,7 @@ FULL = InputScheme(8, clip="absmax")
 def test_one_pass_finds_all_ranges_and_leaves_the_model_alone():
     model = Counted(convnet())
     model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     batches = images(3, 2)
     schemes = [FULL, InputScheme(4), InputScheme(6, symmetric=True)]
     found = input_ranges(Calibration(model, batches), {"network.conv": schemes, "network.head": schemes})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.numbers import assert_agree
 from helpers.saved_net import INDICES, POLICY
+from helpers.state import state_of
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -68,7 +69,7 @@ def dequantized_copy(net, policy=POLICY):
 def snapshot(net):
     """Everything an error must leave alone: which objects stand where, and their values."""
     objects = {name: id(module) for name, module in net.named_modules(remove_duplicate=False)}
-    return objects, {name: value.clone() for name, value in net.state_dict().items()}
+    return objects, state_of(net)
 
 
 def assert_unchanged(net, before):

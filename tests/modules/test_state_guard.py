@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import nn
 
 from lightning_mpq.modules import pack_model, restore_layers
@@ -26,7 +27,7 @@ def packed(bits=3, seed=0):
 
 
 def unchanged(net, state, **options):
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    before = state_of(net)
     with pytest.raises(RuntimeError, match="Nothing was loaded") as caught:
         net.load_state_dict(state, **options)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

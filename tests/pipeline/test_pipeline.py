@@ -10,15 +10,13 @@ from math import inf
 import pytest
 import torch
 from helpers.jobs import make_job, profiled
-from helpers.profiles import nearest_candidates
+from helpers.state import state_of
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from lightning_mpq.allocation import Budget
-from lightning_mpq.curvature import TaylorModel
 from lightning_mpq.errors import BudgetExceededError
 from lightning_mpq.grids.registry import DEFAULT_GRIDS
-from lightning_mpq.groups.groups import find_groups
 from lightning_mpq.modules import packed_layers
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.held_out import hold_out
@@ -32,7 +30,7 @@ from lightning_mpq.options import (
     SelectionOptions,
     SolverOptions,
 )
-from lightning_mpq.pipeline.comparison import compared_policies, uniform_policy
+from lightning_mpq.pipeline.comparison import compared_policies
 from lightning_mpq.pipeline.pipeline import Outcome, Pipeline
 from lightning_mpq.pipeline.policy_selection import PolicySelection
 from lightning_mpq.quantizers import quantize_rows
@@ -62,31 +60,6 @@ def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
         (torch.randn(16 + i, 6, generator=generator), torch.randint(3, (16 + i,), generator=generator))
         for i in range(count)
     ]
-
-
-def taylor_of(bits_per_group: dict[str, list[int]]) -> TaylorModel:
-    groups = find_groups(network())
-    candidates = tuple(
-        candidate
-        for candidate in nearest_candidates(groups)
-        if candidate.scheme.bits in bits_per_group[candidate.group]
-    )
-    count = len(candidates)
-    return TaylorModel(
-        tuple(groups), candidates, torch.zeros(count), torch.eye(count), "fisher", "divergence", samples=1
-    )
-
-
-@pytest.mark.parametrize(("average", "width"), [(2.0, 2), (2.49, 2), (2.5, 3), (3.02, 3), (7.9, 8), (9.0, 8)])
-def test_the_uniform_plan_has_the_nearest_whole_width(average, width):
-    everything = list(range(2, 9))
-    policy = uniform_policy(taylor_of({"0": everything, "2": everything, "4": everything}), average)
-    assert set(policy.bits().values()) == {width}
-
-
-def test_a_group_without_that_width_gets_the_nearest_of_its_own():
-    policy = uniform_policy(taylor_of({"0": [2, 8], "2": [3, 4, 5], "4": [2, 4]}), 3.0)
-    assert policy.bits() == {"0": 2, "2": 3, "4": 4}
 
 
 def test_divergence_and_task_loss_are_measured_as_defined():
@@ -215,7 +188,7 @@ def test_the_first_batches_are_compared_with_the_float_model_on_these_alone(loss
 
 def test_a_decision_changes_nothing_and_holds_the_codes_that_would_be_packed():
     model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     decision = make_job(Budget(average_bits=6.0)).decide(model, batches())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not packed_layers(model)
@@ -279,7 +252,7 @@ def test_the_program_pays_for_finer_scales_where_a_few_columns_stand_out():
 def test_a_policy_is_judged_as_it_is_when_packed_and_nothing_is_packed():
     judged, packed = network(), network()
     pipeline = make_job(Budget(average_bits=6.0))
-    before = {name: value.clone() for name, value in judged.state_dict().items()}
+    before = state_of(judged)
     report = pipeline.compare(pipeline.decide(judged, batches()), dict)
     assert all(torch.equal(value, before[name]) for name, value in judged.state_dict().items())
     assert not packed_layers(judged)
@@ -335,18 +308,6 @@ def test_what_no_output_comes_from_stays_in_float_outside_of_the_budget(budget):
     assert outcome.report["float"].average_bits == pytest.approx(32)
     stored = outcome.report["chosen"].stored_bytes - 4 * (teacher.numel() + head.numel())
     assert stored == outcome.allocation.costs["bytes"]
-
-
-@pytest.mark.filterwarnings("ignore:A batch, or a chunk")
-@pytest.mark.parametrize("sizes", [(33, 65), (32, 1), (0, 33, 0)])
-def test_batches_of_any_size_do_with_batchnorm(sizes):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    data = [(torch.randn(size, 6), torch.randint(3, (size,))) for size in sizes]
-    outcome = make_job(6.0).run(model, data, dict)
-    assert outcome.report.samples == outcome.taylor.samples + outcome.report.held_out == sum(sizes)
-    assert outcome.report.held_out > 0
-    assert len(packed_layers(model)) == 2
 
 
 @pytest.mark.parametrize("compare", [True, False])
@@ -416,45 +377,3 @@ def test_what_a_forward_pass_takes_is_measured_where_a_bound_needs_it():
     assert outcome.allocation.costs["mac_average_bits"] == (48 * bits["0"] + 64 * bits["2"] + 24 * bits["4"]) / 136
     assert set(limits) == {"device_bytes", "mac_average_bits"}
     assert all(outcome.allocation.costs[name] <= limit for name, limit in limits.items())
-
-
-@pytest.mark.filterwarnings("ignore:Measuring BatchNorm statistics again raises", "ignore:Rounded layer after layer")
-def test_where_statistics_are_measured_in_vain_all_is_done_for_those_of_the_float_model(monkeypatch):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-    data = [(torch.randn(8, 1, 8, 8), torch.randint(3, (8,))) for _ in range(6)]
-
-    def decide(**repair):
-        return make_job(3.0, repair=RepairOptions(**repair), selection=SelectionOptions(1, 0)).decide(net, data)
-
-    frozen = decide(batchnorm=False)
-    spoilt = 0
-
-    def spoil(model, calibration, statistics):
-        nonlocal spoilt
-        spoilt += 1
-        model[1].running_mean += 10.0
-
-    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", spoil)
-    found = decide()
-    assert spoilt == 1
-    assert not found.reestimated
-    assert torch.equal(found.taylor.curvature, frozen.taylor.curvature)
-    assert found.allocation.policy == frozen.allocation.policy
-    assert found.quantizer.repair.names == ()
-    assert not net[1].running_mean.any()
-    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", lambda *arguments: None)
-    kept = make_job(3.0, curvature=CurvatureOptions(statistics="reestimated"), selection=SelectionOptions(1, 0))
-    assert kept.decide(net, data).reestimated  # who asks for it gets it
-
-
-def test_whether_statistics_are_measured_in_vain_is_seen_from_the_trial_of_the_solved_policy(monkeypatch):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-    data = [(torch.randn(8, 1, 8, 8), torch.randint(3, (8,))) for _ in range(6)]
-    measured = []
-    monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", lambda *given: measured.append(given))
-    job = make_job(3.0, repair=RepairOptions(sequential=False), selection=SelectionOptions(2, 0))
-    found = job.decide(net, data)
-    assert found.reestimated
-    assert len(measured) == len(found.trials) > 0

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import nn
 
 from lightning_mpq.modules import packed_layers
@@ -53,16 +54,12 @@ def packed_by_hand(options: RepairOptions) -> nn.Sequential:
     return model
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 @pytest.mark.parametrize("rounding", ["independent", "sequential"])
 def test_losses_are_those_of_a_model_quantized_by_hand_and_are_measured_once(rounding):
     model = network()
     change = LossChange(Calibration(network(), batches(), likelihood=Categorical()), "divergence")
     change = change.on(packed_by_hand(RepairOptions(sequential=rounding == "sequential", biases=True)))
-    evaluator, before = evaluator_of(model), state(model)
+    evaluator, before = evaluator_of(model), state_of(model)
     assert evaluator.stages == [(), EVERYTHING[:1], EVERYTHING]
     (repaired,) = evaluator.measured(POLICY, rounding, [EVERYTHING])
     assert repaired.fitted is None  # nobody said what to hold out from rounding
@@ -75,7 +72,7 @@ def test_losses_are_those_of_a_model_quantized_by_hand_and_are_measured_once(rou
 
 def test_a_model_is_packed_for_good_unless_something_fails():
     model, by_hand = network(), network()
-    evaluator, before = evaluator_of(model), state(model)
+    evaluator, before = evaluator_of(model), state_of(model)
 
     def fail_behind_repair() -> None:
         with packed_for_good(evaluator.quantizer):
@@ -123,7 +120,7 @@ def test_what_was_repaired_is_put_back_without_another_pass():
     evaluator = evaluator_of(model)
     with packed_for_good(evaluator.quantizer):
         evaluator.repair(POLICY)  # not measured yet
-    assert state(model).keys() == state(by_hand).keys()
+    assert state_of(model).keys() == state_of(by_hand).keys()
     assert all(torch.equal(value, by_hand.state_dict()[name]) for name, value in model.state_dict().items())
     model = network()
     evaluator = evaluator_of(model)

@@ -8,6 +8,7 @@ import torch
 from helpers.jobs import make_job, profiled
 from helpers.networks import mlp
 from helpers.profiles import nearest_candidates
+from helpers.state import state_of
 from scipy.stats import ttest_rel
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
@@ -95,7 +96,7 @@ def dense(model: nn.Module, rounded, policy):
 
 def test_gradient_and_curvature_at_the_quantized_point_are_those_of_the_divergence_from_the_float_model():
     model = network()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     taylor, rounded, policy = around_two_bits(model, "gauss_newton")
     gradient, curvature, _ = dense(model, rounded, policy)
     torch.testing.assert_close(taylor.gradient, gradient)

@@ -3,7 +3,8 @@
 import lightning as L
 import pytest
 import torch
-from helpers.finetuning import kind_of, same
+from helpers.finetuning import kind_of
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from lightning.pytorch.callbacks import ModelPruning
 from torch import nn
@@ -51,7 +52,7 @@ class Lazy(SmallClassifier):
 def refused(tmp_path, error, said, module=None, data=None, mixed=None, **settings):
     """Fit, and see that the error comes before the first step, and that the model is as it was."""
     module = module or SmallClassifier()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    before = state_of(module)
     mixed = mixed or MixedPrecisionQuantization(4.5, calibration_batches=3, **settings)
     trainer = make_trainer(tmp_path, mixed)
     with pytest.raises(error, match=said):
@@ -166,7 +167,7 @@ def test_training_does_not_feel_it(tmp_path):
 
     class Keep(L.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            self.state = state_of(pl_module)
 
     states = []
     for extra in ((), (MixedPrecisionQuantization(4.5, compare=False),)):

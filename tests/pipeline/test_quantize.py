@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.state import same, state_of
 from torch import nn
 
 from lightning_mpq.finetune import fake_quantize
@@ -29,14 +30,6 @@ def network() -> nn.Sequential:
 
 def batches() -> list[torch.Tensor]:
     return list(torch.randn(4, 8, 1, 6, 6, generator=torch.Generator().manual_seed(1)))
-
-
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def statistics(model: nn.Sequential) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,43 +68,43 @@ def test_schemes_that_need_inputs_are_rounded_on_the_batches():
 
 def test_a_with_block_gives_everything_back():
     model = network()
-    before = state(model)
+    before = state_of(model)
     with temporarily_packed(model, POLICY):
         assert set(packed_layers(model)) == {"0", "3"}
         reestimate_batchnorm(model, batches())
         assert not torch.equal(model[1].running_mean, before["1.running_mean"])
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     with pytest.raises(RuntimeError, match="inside"), temporarily_packed(model, POLICY):
         raise RuntimeError("inside")
-    assert same(state(model), before)
+    assert same(state_of(model), before)
 
 
 def test_batchnorm_without_batches_is_refused_before_anything_happens():
     model = network()
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(ValueError, match=r"Pass batches=, or repair=RepairOptions\(batchnorm=False\)"):
         quantize(model, POLICY)
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     quantize(model, POLICY, repair=RepairOptions(batchnorm=False))
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
 def test_a_batch_that_does_not_fit_leaves_the_model_as_it_was():
     model = network()
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(TypeError, match="does not take the input of batch"):
         quantize(model, POLICY, [batches()[0], torch.zeros(1, 2, 6, 6)])
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     assert not packed_layers(model)
 
 
 def test_a_model_that_is_fine_tuned_is_packed_by_its_handle_alone():
     model = network()
     handle = fake_quantize(model, POLICY)
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(ValueError, match=r"Layer '0' is fake-quantized: the pack\(\) of its handle"):
         quantize(model, POLICY, batches())
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     handle.pack()
     assert set(packed_layers(model)) == {"0", "3"}
 
@@ -120,10 +113,10 @@ def test_a_model_that_is_fine_tuned_is_packed_by_its_handle_alone():
 def test_a_packed_layer_is_not_packed_again(rounding):
     policy = BitPolicy({"3": WeightScheme(5, rounding=rounding)})
     model = quantize(network(), policy, batches())
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(TypeError, match=r"Layer '3' is packed already .*start from the float model"):
         quantize(model, policy, batches())
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     quantize(model, BitPolicy({"0": WeightScheme(3)}), batches())  # others may be
 
 
@@ -141,9 +134,9 @@ def test_layers_are_rounded_in_sequence_for_the_statistics_that_are_packed(given
     quantize(model, policy, data, rounded=rounded, repair=options)
     assert torch.equal(model[1].running_mean, network()[1].running_mean)  # they are left
     quantize(frozen, policy, data, rounded=rounded, repair=replace(options, batchnorm=False))
-    assert same(state(model), state(frozen))
+    assert same(state_of(model), state_of(frozen))
     quantize(one_order, policy, data, rounded=rounded, repair=replace(options, sequential=False))
-    assert not same(state(model), state(one_order))
+    assert not same(state_of(model), state_of(one_order))
 
 
 def test_held_out_samples_are_asked_of_codes_as_candidates_are_rounded_whether_statistics_do_harm(monkeypatch):
@@ -164,4 +157,4 @@ def test_held_out_samples_are_asked_of_codes_as_candidates_are_rounded_whether_s
     assert len(asked) == 2
     for codes, layer in zip(asked[0], packed_layers(alone).values(), strict=True):
         assert torch.equal(codes, layer.codes())
-    assert same(state(model), state(frozen))
+    assert same(state_of(model), state_of(frozen))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import nn
 
 from lightning_mpq.repair.batchnorm import measure_batchnorm, reestimate_batchnorm
@@ -47,7 +48,7 @@ def test_modes_and_momentum_come_back(training):
 def test_a_failing_batch_leaves_the_statistics_as_they_were():
     model = network()
     model(batches()[0])
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    before = state_of(model)
     with pytest.raises(TypeError, match="does not take the input of batch 2"):
         reestimate_batchnorm(model, [batches()[0], torch.randn(1, 7, 6, 6)])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -97,7 +98,7 @@ def test_with_statistics_from_before_a_scaled_and_shifted_layer_is_followed_exac
 
 def test_measuring_leaves_the_statistics_as_they_were():
     model = trained()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
+    before = state_of(model)
     measured = measure_batchnorm(model, batches())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     reestimate_batchnorm(model, batches())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.padded_tokens import one_by_one as sequences
 from helpers.padded_tokens import padded, tagger
+from helpers.state import state_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -211,7 +212,7 @@ def test_the_model_is_as_it_was_but_for_its_biases_and_undo_brings_these_back():
     means = output_means(model, batches())
     parameters = dict(model.named_parameters())
     quantize(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     state = torch.get_rng_state()
     done = correct_biases(model, batches(), means)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -228,7 +229,7 @@ def test_a_failing_batch_leaves_the_biases_as_they_were():
     model = network()
     means = output_means(model, batches())
     quantize(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     calls = []
 
     def forward(model, batch):

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.state import same, state_of
 from torch import nn
 
 from lightning_mpq.groups.candidates import make_candidates, offered_schemes
@@ -55,14 +56,6 @@ def batches() -> list[torch.Tensor]:
 
 def policy_of(model: nn.Module) -> BitPolicy:
     return BitPolicy({name: SCHEME for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-
-
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_network_with_layernorm_gets_its_mean_outputs_back():
@@ -154,7 +147,7 @@ def test_statistics_that_do_harm_on_data_that_they_were_not_measured_on_are_take
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
     repair = Repair(Calibration(model, shifted(last), likelihood=Gaussian(1.0)), ["0"], RepairOptions())
-    before = state(model)
+    before = state_of(model)
     pack_model(model, BitPolicy({"0": WeightScheme(2)}))
     assert repair.apply() == (("batchnorm",) if helps else ())
     assert torch.equal(model[1].running_mean, before["1.running_mean"]) is not helps
@@ -174,7 +167,7 @@ def test_every_repair_can_be_switched_off():
     off = RepairOptions(sequential=False, batchnorm=False, biases=False)
     for make in (network, with_batchnorm):
         model = make()
-        known, before = round_policy(Calibration(model, batches()), policy_of(model)), state(model)
+        known, before = round_policy(Calibration(model, batches()), policy_of(model)), state_of(model)
         quantize(model, policy_of(model), batches(), repair=off)
         for name, layer in packed_layers(model).items():
             assert torch.equal(layer.weight, known[name].dequantize())
@@ -225,12 +218,12 @@ def test_biases_come_before_statistics_and_only_if_asked_for_where_there_is_batc
     unjudged = Calibration(model, batches(), forward_fn=lambda m, batch: (m(batch), "of unknown meaning"))
     repair = Repair(unjudged, layers, RepairOptions())
     both = Repair(unjudged, layers, RepairOptions(biases=True))
-    before = state(model)
+    before = state_of(model)
     codes = round_policy(Calibration(model, batches()), policy_of(model))
     with temporarily_packed(model, policy_of(model), codes):
         assert both.apply() == ("biases", "batchnorm")
         assert not torch.equal(model[3].bias, before["3.bias"])
-    assert same(state(model), before)  # biases and statistics too
+    assert same(state_of(model), before)  # biases and statistics too
     pack_model(model, policy_of(model), codes)
     assert repair.apply() == ("batchnorm",)
     assert torch.equal(model[3].bias, before["3.bias"])
@@ -238,7 +231,7 @@ def test_biases_come_before_statistics_and_only_if_asked_for_where_there_is_batc
 
 def test_an_error_while_repairing_leaves_the_model_as_it_was():
     model = network()
-    before, calls = state(model), []
+    before, calls = state_of(model), []
 
     def forward(model, batch):
         calls.append(1)
@@ -248,7 +241,7 @@ def test_an_error_while_repairing_leaves_the_model_as_it_was():
 
     with pytest.raises(RuntimeError, match="broken"):
         quantize(model, policy_of(model), batches(), forward_fn=forward)
-    assert same(state(model), before)
+    assert same(state_of(model), before)
     assert not packed_layers(model)
 
 

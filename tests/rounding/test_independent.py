@@ -5,6 +5,7 @@ from math import ceil
 import pytest
 import torch
 from helpers.profiles import nearest_candidates
+from helpers.state import state_of
 from torch import Tensor, nn
 
 from lightning_mpq.errors import NonFiniteError
@@ -76,7 +77,7 @@ def test_one_pass_in_eval_mode_measures_what_every_layer_gets():
 def test_the_model_and_the_random_state_are_as_they_were():
     model = network().train()
     model.drop.eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     groups, state = find_groups(model), torch.get_rng_state()
     round_candidates(model, batches(), groups, make_candidates(groups, schemes=offered_schemes([2])))
     assert torch.equal(torch.get_rng_state(), state)

@@ -7,6 +7,7 @@ from statistics import geometric_mean
 import pytest
 import torch
 from helpers.routing import EarlyExit, Experts, Loops, Routed, Sampling, Sorted, TopK, routed
+from helpers.state import state_of
 from helpers.wrapped_layers import SamePadding
 from torch import nn
 
@@ -140,7 +141,7 @@ def test_held_out_outputs_come_closer_than_by_float_inputs(bits):
 
 def test_the_model_and_the_random_state_are_as_they_were_and_shared_weights_share_codes():
     model = Net().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     state = torch.get_rng_state()
     rounded = round_sequentially(model, samples(8, 4, 6, 6).float().split(4), policy_of(model, 2))
     assert set(rounded) == {"head", "conv", "up", "twice", "one", "two"}

@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 from helpers.deployed import Convolutions, Tokens, network, packed_for
+from helpers.state import state_of
 
 from lightning_mpq.allocation import Budget
 from lightning_mpq.errors import CorruptModelError
@@ -115,7 +116,7 @@ def test_a_file_never_takes_more_than_was_counted_before(exported, tmp_path):
     net, inputs = small("llama" if target.name == "llama-cpp" else type(exported[1]))
     options = CandidateOptions(rounding="nearest")
     groups, candidates = offer(target, net, options)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
+    before = state_of(net)
     budget = with_file_rest(Budget(file_bytes=10**6), target, net, groups, candidates, inputs)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     counted = sum(stored.bytes for stored in target.read(found.path).values()) + budget.file_rest

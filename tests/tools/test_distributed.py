@@ -8,6 +8,7 @@ import torch.distributed as dist
 from helpers.jobs import make_job
 from helpers.process_pool import RankError
 from helpers.profiles import plain_profile
+from helpers.state import state_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -449,7 +450,7 @@ def whole_job():
     repair = RepairOptions(sequential=False)  # what judges it is halved otherwise where something is held out
     pipeline = make_job(budget, curvature=CurvatureOptions(likelihood=Categorical()), repair=repair)
     outcome = pipeline.run(model, own(batches(10)), evaluate)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = state_of(model)
     report = outcome.report
     return (
         outcome.allocation.policy.to_json(),

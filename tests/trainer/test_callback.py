@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from helpers.processes import run_python
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_callback, make_trainer, trained
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -32,10 +33,6 @@ from lightning_mpq.trainer.callback import MixedPrecisionQuantization
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAYERS = {"network.0", "network.4", "network.8"}
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 class Fitted(NamedTuple):
@@ -95,7 +92,7 @@ def test_training_and_everybody_elses_state_are_bit_identical(tmp_path):
 
         class Recorder(L.Callback):
             def on_train_epoch_end(self, trainer, pl_module):
-                seen[trainer.current_epoch] = {k: v.clone() for k, v in pl_module.state_dict().items()}
+                seen[trainer.current_epoch] = state_of(pl_module)
 
         best = ModelCheckpoint(tmp_path / f"best{len(ours)}", monitor="val_accuracy", mode="max", save_last=True)
         trained(tmp_path, Recorder(), *ours, best, enable_checkpointing=True)
@@ -239,7 +236,7 @@ def test_averaging_must_be_listed_first(tmp_path, average):
 def test_averaged_weights_are_the_ones_that_are_quantized(tmp_path):
     class Keep(L.Callback):
         def on_train_end(self, trainer, pl_module):
-            self.state = {key: value.clone() for key, value in pl_module.state_dict().items()}
+            self.state = state_of(pl_module)
 
     repair = RepairOptions(sequential=False)
     keep, mixed = Keep(), make_callback(9, candidates=CandidateOptions(bits=(8,), rounding="nearest"), repair=repair)

@@ -6,7 +6,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers.finetuning import Kill, Killed, fit, same
+from helpers.finetuning import Kill, Killed, fit
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_callback, make_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -103,7 +104,7 @@ def test_the_checkpoint_of_the_last_float_step_gives_the_same_policy_from_the_ca
 def test_a_trained_model_is_calibrated_as_at_the_end_of_its_fit(tmp_path):
     class Keep(L.Callback):
         def on_train_end(self, trainer, pl_module):
-            self.state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            self.state = state_of(pl_module)
 
     keep, mixed, later = Keep(), make_callback(compare=False), make_callback(compare=False)
     make_trainer(tmp_path, keep, mixed, max_epochs=1).fit(SmallClassifier(), SmallData())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.dense_derivatives import Enumerated
 from helpers.profiles import plain_profile
+from helpers.state import state_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -71,7 +72,7 @@ def test_batches_of_other_sizes_and_another_order_say_the_same(name):
 def test_the_model_is_left_as_it_was(name, fails):
     net, data = network(), batches()
     net.train()
-    state = {key: value.clone() for key, value in net.state_dict().items()}
+    state = state_of(net)
     asked = [parameter.requires_grad for parameter in net.parameters()]
     random = torch.get_rng_state()
     if fails:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers.state import state_of
 from torch import nn
 
 from lightning_mpq.demo.resnet import ResNet
@@ -271,7 +272,7 @@ class TestRefusals:
 
     def refused(self, path, model, inputs, error, message, **options):
         path.write_bytes(b"an older model")
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = state_of(model)
         types = [type(module) for module in model.modules()]
         with pytest.raises(error, match=message):
             export_onnx(model, path, inputs, **options)

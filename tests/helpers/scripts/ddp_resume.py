@@ -7,7 +7,8 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from helpers.finetuning import finetuning, same
+from helpers.finetuning import finetuning
+from helpers.state import same
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from helpers.finetuning import finetuning, fit, kind_of, same
+from helpers.finetuning import finetuning, fit, kind_of
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_callback, make_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -42,10 +43,6 @@ def finetuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetuned")
     fit(folder, finetuning(), max_epochs=1)
     return folder / "epoch=1.ckpt"
-
-
-def state_of(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])

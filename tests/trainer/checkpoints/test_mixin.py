@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from helpers.processes import run_python
+from helpers.state import state_of
 from torch import nn
 
 import lightning_mpq as mpq
@@ -116,7 +117,7 @@ def test_load_fills_an_instance_or_leaves_it(tmp_path):
     with torch.device("meta"):
         wrong_shell = Net(width=5)
     for wrong in (Net(width=5), wrong_shell):
-        before = {name: value.clone() for name, value in wrong.state_dict().items()}
+        before = state_of(wrong)
         with pytest.raises(mpq.CorruptModelError, match=r"(?s)does not fit Net: .*layers.0"):
             mpq.load(path, wrong)
         assert not packed_layers(wrong)
@@ -168,7 +169,7 @@ def test_damaged_checkpoints_are_refused_or_harmless(tmp_path):
             changed[place:place] = generator.randbytes(9)
         damaged.write_bytes(changed)
         model = Net(width=7)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = state_of(model)
         try:
             mpq.load(damaged, model)
         except mpq.CorruptModelError:

@@ -5,7 +5,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers.finetuning import Kill, Killed, Recorder, TwoOptimizers, finetuning, fit, kind_of, same
+from helpers.finetuning import Kill, Killed, Recorder, TwoOptimizers, finetuning, fit, kind_of
+from helpers.state import same
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
 from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger

@@ -5,7 +5,8 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
-from helpers.finetuning import FEW, LAYERS, Recorder, finetuning, fit, kind_of, same
+from helpers.finetuning import FEW, LAYERS, Recorder, finetuning, fit, kind_of
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
@@ -45,7 +46,7 @@ def test_parameters_keys_and_float_epochs_stay_and_packing_changes_no_output(tmp
             self.parameters.append([id(parameter) for parameter in pl_module.parameters()])
             self.keys.append(list(pl_module.state_dict()))
             if trainer.current_epoch == 1:
-                self.float_state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+                self.float_state = state_of(pl_module)
 
         def on_train_end(self, trainer, pl_module):
             images = trainer.datamodule.images

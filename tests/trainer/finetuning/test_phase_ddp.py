@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from helpers.finetuning import same
 from helpers.processes import run_two_processes
 from helpers.scripts.ddp_finetune import main as fit_alone
+from helpers.state import same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers.finetuning import Recorder, finetuning, fit, kind_of, same
+from helpers.finetuning import Recorder, finetuning, fit, kind_of
+from helpers.state import same, state_of
 from helpers.trainer import SmallClassifier, SmallData, make_trainer, trained
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -129,7 +130,7 @@ def test_averages_end_with_the_float_phase(tmp_path, average):
     begin = mixed.finetuning.begin
 
     def keep(trainer, module, *args):
-        seen.update({name: value.clone() for name, value in module.state_dict().items()})
+        seen.update(state_of(module))
         begin(trainer, module, *args)
 
     mixed.finetuning.begin = keep

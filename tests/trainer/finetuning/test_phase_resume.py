@@ -3,7 +3,8 @@
 import lightning as L
 import pytest
 import torch
-from helpers.finetuning import Kill, Killed, Recorder, finetuning, fit, kind_of, same
+from helpers.finetuning import Kill, Killed, Recorder, finetuning, fit, kind_of
+from helpers.state import same
 from helpers.trainer import SmallClassifier, SmallData, make_trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, OnExceptionCheckpoint
 
