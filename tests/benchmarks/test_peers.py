@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers.state import state_of
 
-from benchmarks.pages.blocks.peers import block, in_short
 from benchmarks.runs.peers.adapters import nearest, networks
 from benchmarks.runs.peers.adapting import per_row, run, widest_uniform
 from benchmarks.runs.peers.asking import Peer, answered
@@ -19,7 +18,6 @@ from benchmarks.runs.peers.measuring import row_of
 from benchmarks.runs.peers.peers import PEERS
 from benchmarks.runs.peers.problems import NETWORKS, pretrained
 from benchmarks.runs.peers.records import Answer, CannotError, total_bytes
-from benchmarks.runs.peers.targets import targets
 from benchmarks.tools.apart import RefusedError, run_process
 from lightning_mpq import WeightScheme
 
@@ -309,63 +307,3 @@ def test_peers_have_names_of_their_own_and_adapters():
         assert (ADAPTERS / f"{peer.adapter}.py").is_file() or set(peer.cannot) == set(NETWORKS)
         assert peer.environment is None or (ADAPTERS.parent / "requirements" / f"{peer.environment}.txt").is_file()
         assert set(peer.cannot) <= set(NETWORKS)
-
-
-def test_the_target_names_the_best_peer():
-    keys = {"network": "some", "seed": 0, "budget": 3.0}
-    losses = {"ours": 0.2, "one": 0.4, "other": 0.1, "none": None}
-    [found] = targets([{**keys, "peer": peer, "unseen_loss": loss} for peer, loss in losses.items()])
-    assert (found.met, found.measured) == (False, 2.0)
-    assert "some, 3 bits, draws of samples: 1, unseen loss over that of the best peer (other)" in found.name
-
-
-def test_the_target_and_the_short_table_take_draws_that_both_have():
-    keys = {"network": "some", "budget": 3.0, "stored_bytes": 1200}
-    losses = {
-        ("ours", 0): 1.0,
-        ("ours", 1): 4.0,
-        ("one", 0): 4.0,
-        ("one", 1): 4.0,
-        ("a score, our candidates", 1): 2.0,
-        ("a score, our candidates", 2): 0.1,
-    }
-    rows = [{**keys, "peer": peer, "seed": seed, "unseen_loss": loss} for (peer, seed), loss in losses.items()]
-    [found] = targets(rows)
-    assert found.measured == 2.0
-    assert in_short({"results": rows}, "results").splitlines()[2:] == [
-        "| some | 3 | 2 | 1 | 2.5 | one: 2 times | a score: 0.5 times |",
-    ]
-
-
-def test_the_table_says_loss_quality_bytes_times_and_why_not():
-    keys = {"network": "some", "budget": 3.0, "stored_bytes": 1200, "accuracy": None, "cannot": None, "refused": None}
-    figures = dict.fromkeys(("cosine", "neighbours", "agreement"))
-    rows = [
-        {
-            **keys,
-            **figures,
-            "seed": seed,
-            "peer": peer,
-            "unseen_loss": loss,
-            "cosine": 0.5,
-            "processor_seconds": seconds,
-        }
-        for seed in (0, 1)
-        for peer, loss, seconds in (("ours", 0.2 + seed / 10, 2.0), ("one", 0.4, 8.0), ("other", 0.5, 0.0))
-    ]
-    none = dict.fromkeys(("unseen_loss", "cosine", "processor_seconds", "stored_bytes"))
-    rows.append({**rows[0], **none, "peer": "bad", "refused": "It lacks the layer '0' (1 in all)."})
-    rows.append({**rows[0], **none, "peer": "none", "cannot": "too old"})
-    rows.append({**rows[0], **none, "budget": 2.0, "cannot": "nobody was asked at 2 bits"})
-    rows.append({**rows[0], **none, "network": "no answers", "cannot": "nobody was asked"})
-    lines = block({"results": rows}, "results").splitlines()[2:]
-    title = "loss on unseen samples (cosine) in bytes of the quantized layers"
-    assert lines[0] == f"some, 2 draws of samples where a deviation stands: {title}"
-    assert lines[2:7] == [
-        "|  | 3 bits | processor time over ours |",
-        "| --- | ---: | ---: |",
-        "| ours | 0.25 ± 0.07 (0.500) 1,200 | 1 |",
-        "| one | 0.4 ± 0 (0.500) 1,200 | 4 |",
-        "| other | 0.5 ± 0 (0.500) 1,200 |  |",
-    ]
-    assert lines[8:] == ["- bad, 3 bits: refused: It lacks the layer '0' (1 in all).", "- none, 3 bits: too old"]

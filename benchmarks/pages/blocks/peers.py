@@ -12,7 +12,7 @@ from ...tools.results import Content
 from ...tools.selecting import Rows, grouped, having, mean_of, spread
 from .tables import table
 
-_QUALITY = ("accuracy", *BETTER_ABOVE)
+_QUALITY = ("accuracy", *BETTER_ABOVE, "perplexity")
 
 
 def block(content: Content, results: str) -> str:
