@@ -121,7 +121,7 @@ class Sizes:
     def profile_bytes(self, backward: int) -> int:
         """Return what `profile` takes beside the model and the candidates."""
         one = self.largest * self.element
-        return backward + max(_CHUNK, one) + 2 * one + min(_PIECE, 24 * self.largest) + 2 * self.largest + _KEPT
+        return backward + max(_CHUNK, one) + one + min(_PIECE, 24 * self.largest) + 2 * self.largest + _KEPT
 
     def allocate_bytes(self) -> int:
         """Return what `allocate` takes beside the model and the candidates."""
