@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from ..tools.results import Content
@@ -9,15 +10,21 @@ from ..tools.selecting import Rows, grouped, having, mean_of, spread
 from .style import PURPLE, finish, pyplot
 
 _MARKERS = "os^vD<>PX*dph8"
+_COLUMNS = 3
 
 
 def draw(content: Content) -> Any:
     """Draw one panel for each network; bars are standard deviations over draws of calibration samples."""
     rows = [row for row in content["results"] if row["unseen_loss"] is not None]
     networks, peers = ([name for (name,) in grouped(rows, key)] for key in ("network", "peer"))
-    figure, panels = pyplot().subplots(1, len(networks), figsize=(4.6 * len(networks) + 3, 4.6), squeeze=False)
+    columns, lines = min(_COLUMNS, len(networks)), ceil(len(networks) / _COLUMNS)
+    figure, panels = pyplot().subplots(
+        lines, columns, figsize=(4.6 * columns + 3, 4.3 * lines), squeeze=False, layout="constrained"
+    )
     colors = pyplot().get_cmap("tab20").colors
-    for axes, network in zip(panels[0], networks, strict=True):
+    for axes in panels.flat[len(networks) :]:
+        axes.remove()
+    for axes, network in zip(panels.flat, networks, strict=False):
         for number, peer in enumerate(peers):
             bytes_, losses, errors = _points(having(rows, network=network, peer=peer))
             axes.errorbar(
@@ -31,7 +38,7 @@ def draw(content: Content) -> Any:
                 label=peer,
             )
         axes.set(yscale="log", ylabel="loss on unseen samples, nats", title=network)
-    finish(panels[0], "stored bytes of the quantized layers, kB")
+    finish(panels.flat[: len(networks)], "stored bytes of the quantized layers, kB")
     panels[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
     return figure
 
