@@ -30,7 +30,11 @@ def quantize(task: Task) -> Found:
         "return_quant_tensor": False,
     }
     kinds = {nn.Linear: (qnn.QuantLinear, offered), nn.Conv2d: (qnn.QuantConv2d, offered)}
-    net: Any = layerwise_quantize(float_network(task), kinds)
+    whole = float_network(task)
+    left = [
+        name for name, layer in whole.named_modules() if isinstance(layer, tuple(kinds)) and name not in task.layers
+    ]
+    net: Any = layerwise_quantize(whole, kinds, name_blacklist=left)
     with torch.no_grad():
         net(task.inputs[:1])  # finds the scales
         with _mode(net, task.options["algorithm"]) as mode:
