@@ -15,6 +15,8 @@ from ..records import Task
 from .networks import float_network
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
+KINDS = (nn.Linear, nn.Conv2d)
+"""Of the layers that it quantizes."""
 
 
 def quantize(task: Task) -> Found:
@@ -24,7 +26,10 @@ def quantize(task: Task) -> Found:
     number, such that their largest is 1e6, and go to the same program.
     """
     net, batches = float_network(task), task.batches()
-    constraints = {"effective_bits": task.average_bits}
+    every = {name: layer.weight.numel() for name, layer in net.named_modules() if isinstance(layer, KINDS)}
+    heads = {name: count for name, count in every.items() if name not in task.layers}
+    share = sum(heads.values()) / sum(every.values())  # of weights that stay in float, which it counts as 16 bits
+    constraints = {"effective_bits": (1 - share) * task.average_bits + 16 * share}
     _, state = mtq.auto_quantize(
         net,
         constraints=constraints,
@@ -34,7 +39,7 @@ def quantize(task: Task) -> Found:
         loss_func=lambda outputs, batch: task.loss(outputs, batch[1]),
         num_calib_steps=1,  # of weights alone, which need no data
         num_score_steps=len(batches),
-        disabled_layers=[name for name in products(net) if name not in task.layers] or None,
+        disabled_layers=list(heads) or None,
         method=task.options["method"],
     )
     if task.options["rescaled"]:
@@ -43,11 +48,6 @@ def quantize(task: Task) -> Found:
     net = mtq.quantize(float_network(task), chosen)
     layers = {name: _layer(net.get_submodule(name), task.state[f"{name}.weight"]) for name in task.layers}
     return Found(layers, note="counts 16 bits for a layer that it leaves in float")
-
-
-def products(net: nn.Module) -> list[str]:
-    """Return the layers that it would quantize."""
-    return [name for name, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def _format(bits: int) -> dict[str, Any]:
