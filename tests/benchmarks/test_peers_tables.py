@@ -64,4 +64,4 @@ def test_the_table_says_loss_quality_bytes_times_and_why_not(quality):
         "| one | 0.4 ± 0 (0.500) 1,200 | 4 |",
         "| other | 0.5 ± 0 (0.500) 1,200 |  |",
     ]
-    assert lines[8:] == ["- bad, 3 bits: refused: It lacks the layer '0' (1 in all).", "- none, 3 bits: too old"]
+    assert lines[8:] == ["- bad, 3 bits: refused: It lacks the layer '0' (1 in all).", "- none: too old"]

@@ -90,7 +90,9 @@ def _seconds(row: Mapping[str, Any]) -> float:
 def _reasons(rows: Rows) -> list[str]:
     lines = []
     for (peer, cannot, refused), own in grouped(rows, "peer", "cannot", "refused").items():
-        if cannot or refused:
-            budgets = ", ".join(f"{budget:g}" for budget in sorted({row["budget"] for row in own}))
-            lines.append(f"- {peer}, {budgets} bits: {'refused: ' if refused else ''}{cannot or refused}")
+        budgets = ", ".join(f"{budget:g}" for budget in sorted({row["budget"] for row in own}))
+        if cannot:
+            lines.append(f"- {peer}: {cannot}")
+        elif refused:
+            lines.append(f"- {peer}, {budgets} bits: refused: {refused}")
     return [*lines, ""] if lines else []

@@ -24,7 +24,7 @@ from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of, settings_of
 from .asking import Peer
-from .measuring import FIGURES, row_of, with_all_figures
+from .measuring import FIGURES, in_short, row_of, with_all_figures
 from .peers import PEERS
 from .problems import NETWORKS, TRAINED, Problem, digits, pretrained, trained
 from .targets import targets
@@ -57,12 +57,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parts = parts_of(arguments)
     rows: list[Row] = []
     for network, seed in product(arguments.networks, arguments.seeds):
-        before, found = len(parts.left_out), rows_of(parts, network, seed, arguments)
-        if arguments.known and all(row["unseen_loss"] is None for row in found):  # what peers cannot do says nothing
-            parts.left_out[before:] = [f"{network}-{seed}: not measured"]
-            continue
-        told = {_asked(row) for row in rows if row["cannot"]}
-        rows += [row for row in found if not (row["cannot"] and _asked(row) in told)]  # once for all draws
+        found = rows_of(parts, network, seed, arguments)
+        if arguments.known:  # what peers cannot do says nothing where none has answered
+            answered = {row["budget"] for row in found if row["unseen_loss"] is not None}
+            found = [row for row in found if row["budget"] in answered]
+        for row in map(in_short, found):
+            if not row["cannot"] or _asked(row) not in map(_asked, rows):  # a reason stands once for all budgets
+                rows.append(row)
+    if arguments.known:
+        told = {(row["network"], row["peer"]) for row in rows}
+        every = product(arguments.networks, arguments.peers)
+        parts.left_out = [f"{network}, {peer}: not measured" for network, peer in every if (network, peer) not in told]
     print_table(rows)
     reached = targets(rows)
     print_targets(reached, arguments.quick)
@@ -100,7 +105,7 @@ def rows_of(parts: Parts, network: str, seed: int, arguments: argparse.Namespace
 
 
 def _asked(row: Row) -> tuple[object, ...]:
-    return row["network"], row["budget"], row["peer"]
+    return row["network"], row["peer"], row["cannot"]
 
 
 def loaded(network: str, seed: int, arguments: argparse.Namespace) -> Problem:

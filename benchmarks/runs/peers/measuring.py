@@ -49,3 +49,13 @@ def with_all_figures(row: Row) -> Row:
     head = ("network", "seed", "budget", "peer", "budget_bytes", "stored_bytes", "code_bits", "widths", "unseen_loss")
     tail = ("seconds", "processor_seconds", "peak_mib", "cannot", "refused", "note", "versions")
     return dict.fromkeys((*head, *FIGURES, *tail)) | row
+
+
+def in_short(row: Row) -> Row:
+    """Return a row whose fractions have six digits.
+
+    Example:
+        >>> in_short({"unseen_loss": 0.0123456789, "stored_bytes": 12345678})
+        {'unseen_loss': 0.0123457, 'stored_bytes': 12345678}
+    """
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
