@@ -1,9 +1,14 @@
 """What is made of the results of peers: targets, and tables for README and docs."""
 
+import json
+
 import pytest
 
 from benchmarks.pages.blocks.peers import block, in_short
+from benchmarks.runs.peers.__main__ import main
+from benchmarks.runs.peers.measuring import with_all_figures
 from benchmarks.runs.peers.targets import targets
+from benchmarks.tools.results import read_results
 
 
 def test_the_target_names_the_best_peer():
@@ -65,3 +70,27 @@ def test_the_table_says_loss_quality_bytes_times_and_why_not(quality):
         "| other | 0.5 ± 0 (0.500) 1,200 |  |",
     ]
     assert lines[8:] == ["- bad, 3 bits: refused: It lacks the layer '0' (1 in all).", "- none: too old"]
+
+
+def test_answers_that_are_there_are_collected_with_each_reason_once_and_what_nobody_was_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["ours", "torchao", "nearest, absmax", "MCT"]
+    folder = tmp_path / "outputs/parts/peers"
+    folder.mkdir(parents=True)
+    for seed, bits in ((0, 3), (0, 4), (1, 3)):
+        keys = {"network": "digits", "seed": seed, "budget": float(bits)}
+        answer = with_all_figures({**keys, "peer": "ours", "unseen_loss": 0.0123456789, "stored_bytes": 1200})
+        (folder / f"digits-{seed}-{bits}-ours.json").write_text(json.dumps([answer]))
+        refused = with_all_figures({**keys, "peer": "MCT", "refused": f"It failed at {bits} bits."})
+        (folder / f"digits-{seed}-{bits}-MCT.json").write_text(json.dumps([refused]))
+    asked = ["--budgets", "2.5", "3", "4", "--seeds", "0", "1", "--peers", *names]
+    main(["digits", "minilm", "--known", *asked, "--output", "found.json"])
+    found = read_results("found", tmp_path)
+    assert [row["unseen_loss"] for row in found["results"] if row["peer"] == "ours"] == [0.0123457] * 3
+    assert len([row for row in found["results"] if row["refused"]]) == 3
+    [reason] = [row for row in found["results"] if row["cannot"]]
+    assert (reason["peer"], reason["budget"]) == ("torchao", 3.0)  # nobody has answered at 2.5 bits
+    assert found["settings"]["skipped"] == [
+        "digits, nearest, absmax: not measured",
+        *(f"minilm, {name}: not measured" for name in names),
+    ]
