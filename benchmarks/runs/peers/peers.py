@@ -38,7 +38,7 @@ PEERS = (
     Peer("NNCF", "nncf", "nncf", cannot=_WIDE_CONVOLUTIONS),
     Peer("torchao", "torchao", "torchao", cannot=_LINEAR_ONLY),
     Peer("HQQ", "hqq", "hqq", zero_points=True, cannot=_LINEAR_ONLY),
-    Peer("AutoRound", "autoround", "autoround", {"iterations": 50}, cannot=_LANGUAGE_MODELS_ONLY),
+    Peer("AutoRound", "autoround", "autoround", {"iterations": 200}, cannot=_LANGUAGE_MODELS_ONLY),
     Peer("GPTQModel", cannot={**_LANGUAGE_MODELS_ONLY, **_FROM_SOURCE}),
 )
 """In the order of the tables."""

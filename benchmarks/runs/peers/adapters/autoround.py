@@ -37,7 +37,7 @@ def quantize(task: Task) -> Found:
     for name in task.layers:
         layer: nn.Module = net.get_submodule(name)
         layers[name] = per_row(layer.weight, bits, layer.scale.flatten())  # type: ignore[arg-type, operator]
-    return Found(layers, note=f"{task.options['iterations']} steps a block; its default is 200")
+    return Found(layers, note=f"{task.options['iterations']} steps a block")
 
 
 def nothing(*_: Any, **__: Any) -> Any:
