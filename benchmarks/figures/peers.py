@@ -18,9 +18,7 @@ def draw(content: Content) -> Any:
     rows = [row for row in content["results"] if row["unseen_loss"] is not None]
     networks, peers = ([name for (name,) in grouped(rows, key)] for key in ("network", "peer"))
     columns, lines = min(_COLUMNS, len(networks)), ceil(len(networks) / _COLUMNS)
-    figure, panels = pyplot().subplots(
-        lines, columns, figsize=(4.6 * columns + 3, 4.3 * lines), squeeze=False, layout="constrained"
-    )
+    figure, panels = pyplot().subplots(lines, columns, figsize=(4.6 * columns + 3, 4.3 * lines), squeeze=False)
     colors = pyplot().get_cmap("tab20").colors
     for axes in panels.flat[len(networks) :]:
         axes.remove()
