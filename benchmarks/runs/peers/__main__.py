@@ -24,9 +24,9 @@ from ...tools.results import Row, write_results
 from ...tools.targets import print_targets
 from ..arguments import parsed, parser_of, parts_of, settings_of
 from .asking import Peer
-from .measuring import FIGURES, in_short, row_of, with_all_figures
+from .measuring import FIGURES, row_of, with_all_figures, with_six_digits
 from .peers import PEERS
-from .problems import NETWORKS, TRAINED, Problem, digits, pretrained, trained
+from .problems import NETWORKS, TRAINED, TRANSFORMERS, Problem, digits, pretrained, trained
 from .targets import targets
 
 
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"unknown network {unknown[0]!r}; expected some of {', '.join(NETWORKS)}.")
     if arguments.root is None and set(TRAINED) & set(arguments.networks) and not arguments.known:
         parser.error("--root=FOLDER is needed, with the four IDX files of Fashion-MNIST.")
-    if arguments.texts is None and {"minilm", "smollm2"} & set(arguments.networks) and not arguments.known:
+    if arguments.texts is None and set(TRANSFORMERS) & set(arguments.networks) and not arguments.known:
         parser.error("--texts=FOLDER is needed, with html files of at least 700 paragraphs.")
     parts = parts_of(arguments)
     rows: list[Row] = []
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if arguments.known:  # what peers cannot do says nothing where none has answered
             answered = {row["budget"] for row in found if row["unseen_loss"] is not None}
             found = [row for row in found if row["budget"] in answered]
-        for row in map(in_short, found):
+        for row in map(with_six_digits, found):
             if not row["cannot"] or _asked(row) not in map(_asked, rows):  # a reason stands once for all budgets
                 rows.append(row)
     if arguments.known:

@@ -51,11 +51,11 @@ def with_all_figures(row: Row) -> Row:
     return dict.fromkeys((*head, *FIGURES, *tail)) | row
 
 
-def in_short(row: Row) -> Row:
+def with_six_digits(row: Row) -> Row:
     """Return a row whose fractions have six digits.
 
     Example:
-        >>> in_short({"unseen_loss": 0.0123456789, "stored_bytes": 12345678})
+        >>> with_six_digits({"unseen_loss": 0.0123456789, "stored_bytes": 12345678})
         {'unseen_loss': 0.0123457, 'stored_bytes': 12345678}
     """
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .asking import Peer
-from .problems import NETWORKS
+from .problems import NETWORKS, TRANSFORMERS
 
-TRANSFORMERS = ("minilm", "smollm2")
 _CONVOLUTIONAL = tuple(name for name in NETWORKS if name not in TRANSFORMERS)
 _LINEAR_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes Linear layers only, and the weights are in convolutions")
 _TRANSFORMERS_ONLY = dict.fromkeys(_CONVOLUTIONAL, "takes models of transformers only")

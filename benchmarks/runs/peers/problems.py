@@ -23,6 +23,8 @@ from .grid import SCALE_BYTES, Layer
 from .records import Answer, Task
 
 TRAINED = ("resnet20", "mobilenet")
+TRANSFORMERS = ("minilm", "smollm2")
+"""Networks that read texts."""
 PRETRAINED = ("minilm", "efficientnet_lite0", "smollm2")
 NETWORKS = ("digits", *TRAINED, *PRETRAINED)
 DIGITS_EPOCHS = 12

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..adapting import Found, per_row, run, widest_uniform
 from ..records import Task
-from .networks import float_network
+from .networks import float_network, left_in_float
 
 
 def quantize(task: Task) -> Found:
@@ -31,10 +31,7 @@ def quantize(task: Task) -> Found:
     }
     kinds = {nn.Linear: (qnn.QuantLinear, offered), nn.Conv2d: (qnn.QuantConv2d, offered)}
     whole = float_network(task)
-    left = [
-        name for name, layer in whole.named_modules() if isinstance(layer, tuple(kinds)) and name not in task.layers
-    ]
-    net: Any = layerwise_quantize(whole, kinds, name_blacklist=left)
+    net: Any = layerwise_quantize(whole, kinds, name_blacklist=list(left_in_float(whole, task)))
     with torch.no_grad():
         net(task.inputs[:1])  # finds the scales
         with _mode(net, task.options["algorithm"]) as mode:

@@ -12,11 +12,9 @@ from torch import nn
 from ..adapting import Found, per_row, run
 from ..grid import QuantizedLayer
 from ..records import Task
-from .networks import float_network
+from .networks import float_network, left_in_float
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
-KINDS = (nn.Linear, nn.Conv2d)
-"""Of the layers that it quantizes."""
 
 
 def quantize(task: Task) -> Found:
@@ -26,9 +24,9 @@ def quantize(task: Task) -> Found:
     number, such that their largest is 1e6, and go to the same program.
     """
     net, batches = float_network(task), task.batches()
-    every = {name: layer.weight.numel() for name, layer in net.named_modules() if isinstance(layer, KINDS)}
-    heads = {name: count for name, count in every.items() if name not in task.layers}
-    share = sum(heads.values()) / sum(every.values())  # of weights that stay in float, which it counts as 16 bits
+    left = left_in_float(net, task)
+    floats = sum(task.state[f"{name}.weight"].numel() for name in left)
+    share = floats / (floats + sum(size.rows * size.columns for size in task.layers.values()))  # it counts as 16 bits
     constraints = {"effective_bits": (1 - share) * task.average_bits + 16 * share}
     _, state = mtq.auto_quantize(
         net,
@@ -39,7 +37,7 @@ def quantize(task: Task) -> Found:
         loss_func=lambda outputs, batch: task.loss(outputs, batch[1]),
         num_calib_steps=1,  # of weights alone, which need no data
         num_score_steps=len(batches),
-        disabled_layers=list(heads) or None,
+        disabled_layers=list(left) or None,
         method=task.options["method"],
     )
     if task.options["rescaled"]:

@@ -30,6 +30,12 @@ def float_network(task: Task) -> nn.Module:
     return net.eval()
 
 
+def left_in_float(net: nn.Module, task: Task) -> dict[str, nn.Module]:
+    """Return the Linear and convolution layers that nobody is to quantize: heads that share an embedding's weight."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, kinds) and name not in task.layers}
+
+
 def outputs(net: nn.Module, task: Task) -> list[Tensor]:
     """Return what a network says of the calibration samples, in batches."""
     with torch.no_grad():

@@ -14,7 +14,7 @@ from lightning_mpq.pipeline.settings import JobSettings
 from ..adapting import Found, run
 from ..grid import QuantizedLayer
 from ..records import Task
-from .networks import float_network
+from .networks import float_network, left_in_float
 
 
 def quantize(task: Task) -> Found:
@@ -37,8 +37,8 @@ def likelihood(task: Task) -> Likelihood:
 
 def floats(net: nn.Module, task: Task) -> list[str]:
     """Return the layers that stay in float."""
-    weighted = (nn.Embedding, nn.Linear, nn.Conv2d)
-    return [name for name, layer in net.named_modules() if isinstance(layer, weighted) and name not in task.layers]
+    tables = [name for name, layer in net.named_modules() if isinstance(layer, nn.Embedding)]
+    return [*tables, *left_in_float(net, task)]
 
 
 def packed(net: nn.Module, task: Task) -> Found:
