@@ -5,9 +5,10 @@ from typing import Any
 
 import lightning as L
 import pytest
-from hydra import compose, initialize_config_dir, initialize_config_module
+from helpers.command import composed
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 import lightning_mpq
 from lightning_mpq.allocation import Budget, CustomCost, LatencyTable
@@ -43,11 +44,6 @@ TYPES: dict[str, type] = {
     "target": Target,
     "callbacks": MixedPrecisionQuantization,
 }
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_module("lightning_mpq.conf", version_base="1.3"):
-        return compose("config", [*overrides, "output_dir=some_folder"])
 
 
 def constructor_files() -> list[str]:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command import composed
 from helpers.trainer import SmallClassifier, SmallData
-from test_conf import composed
 from torch.utils.data import DataLoader, Dataset
 
 import lightning_mpq as mpq
-import lightning_mpq.cli.main as cli
 from lightning_mpq.cli.exporting import path_of, requested
 from lightning_mpq.cli.own_model import drop_what_is_ours
+from lightning_mpq.cli.run import run as run_job
 from lightning_mpq.targets import OnnxRuntime, Torch, Vllm
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -64,7 +64,7 @@ def run(folder: Path, *overrides: str, kind: str = "helpers.trainer.Small") -> N
     given += ["budget.average_bits=8", "train=false", "callbacks.mpq.compare=false", "test=false", *overrides]
     config = drop_what_is_ours(composed(*given), given)
     config.output_dir = str(folder)
-    cli.run(config)
+    run_job(config)
 
 
 def test_the_file_of_the_target_is_written_and_verified(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers.own_configuration import OWN, own
+from helpers.command import OWN, composed, own
 from helpers.trainer import SmallClassifier, SmallData
-from test_conf import composed
 
-import lightning_mpq.cli.main as cli
 from lightning_mpq import load
 from lightning_mpq.cli.own_model import built, drop_what_is_ours
+from lightning_mpq.cli.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,7 +41,7 @@ def test_a_checkpoint_is_quantized_without_training(
 ) -> None:
     monkeypatch.setattr(L.Trainer, "fit", lambda *args, **kwargs: pytest.fail("trained"))
     with caplog.at_level(logging.INFO):
-        metric = cli.run(own(tmp_path, f"ckpt_path={checkpoint}"))
+        metric = run(own(tmp_path, f"ckpt_path={checkpoint}"))
     report = json.loads((tmp_path / "report.json").read_text())
     assert metric == next(iter(report["models"][-1]["metrics"].values()))
     assert (tmp_path / "report.html").is_file()
@@ -56,12 +55,12 @@ def test_a_checkpoint_is_quantized_without_training(
 
 def test_without_training_the_model_is_taken_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L.Trainer, "fit", lambda *args, **kwargs: pytest.fail("trained"))
-    cli.run(own(tmp_path, "train=false", "callbacks.mpq.compare=false"))
+    run(own(tmp_path, "train=false", "callbacks.mpq.compare=false"))
     assert (tmp_path / "model" / "lightning_mpq.json").is_file()
 
 
 def test_a_checkpoint_can_be_fine_tuned(checkpoint: Path, tmp_path: Path) -> None:
-    cli.run(own(tmp_path, f"ckpt_path={checkpoint}", "finetune=qat", "finetune.epochs=1"))
+    run(own(tmp_path, f"ckpt_path={checkpoint}", "finetune=qat", "finetune.epochs=1"))
     assert json.loads((tmp_path / "report.json").read_text())["models"][-1]["name"] == "fine-tuned"
 
 

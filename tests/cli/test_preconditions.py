@@ -5,9 +5,10 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from helpers.own_configuration import own
+from helpers.command import own
 
-import lightning_mpq.cli.main as cli
+from lightning_mpq.cli.preconditions import require_kinds, require_values
+from lightning_mpq.cli.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_value_of_another_kind_is_refused_by_its_name(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        cli.run(own(tmp_path, override))
+        run(own(tmp_path, override))
     assert not list(tmp_path.iterdir())
 
 
@@ -58,8 +59,8 @@ def test_a_value_of_another_kind_is_refused_by_its_name(override: str, message: 
 )
 def test_what_lightning_takes_is_left_to_it(override: str, tmp_path: Path) -> None:
     config = own(tmp_path, override)
-    cli.require_values(config)
-    cli.require_kinds(config.trainer)
+    require_values(config)
+    require_kinds(config.trainer)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_what_lightning_takes_is_left_to_it(override: str, tmp_path: Path) -> No
 )
 def test_what_makes_another_thing_is_refused_by_its_name(part: str, override: str, kind: str, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=rf"^{part} must make a {kind}, got "):
-        cli.run(own(tmp_path, override))
+        run(own(tmp_path, override))
 
 
 def test_folders_may_be_called_by_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,5 +82,5 @@ def test_folders_may_be_called_by_numbers(tmp_path: Path, monkeypatch: pytest.Mo
     config = own(tmp_path, "cache_dir=3", "data._target_=helpers.trainer.SmallClassifier")
     config.output_dir = 4
     with pytest.raises(TypeError, match="data must make"):
-        cli.run(config)
+        run(config)
     assert (tmp_path / "4" / "model").is_dir()

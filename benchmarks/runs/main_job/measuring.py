@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lightning_mpq import Budget, MixedPrecisionQuantization, Report
-from lightning_mpq.cli.main import cache_entry, run
+from lightning_mpq.cli.cache_entry import cache_entry
+from lightning_mpq.cli.run import run
 from lightning_mpq.pipeline.pipeline import Pipeline
 from lightning_mpq.pipeline.profiling import measure as measure_stages
 from lightning_mpq.tools.progress import StageTimer
