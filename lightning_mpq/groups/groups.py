@@ -46,8 +46,8 @@ def find_groups(
         model: Any module. Found are Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Bilinear and Embedding layers, the
             projections of MultiheadAttention (``attention.in_proj_weight``, ``attention.out_proj``), the weights of
             LSTM, GRU, RNN and their cells (``lstm.weight_hh_l0``), Conv1D of transformers, experts fused to tensors
-            [E, out, in], subclasses that wrap the operation of Linear, Conv or Embedding, and layers of types that
-            `register_layer` knows.
+            [E, out, in] or [E, in, out], subclasses that wrap the operation of Linear, Conv or Embedding, and layers of
+            types that `register_layer` knows.
         groups: Group name to one pattern or several. All layers they match share one scheme. Layers that
             no pattern matches form a group each; layers that share a weight share a group by themselves.
         keep_float: Patterns of layers that are not quantized.

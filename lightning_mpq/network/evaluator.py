@@ -19,6 +19,7 @@ from .calibration import Calibration
 from .forward import device_of
 from .hooks import hooked
 from .likelihood import Categorical
+from .outputs import picked
 from .placement import refuse_spread
 
 
@@ -104,7 +105,8 @@ class Evaluator:
             raise TypeError(
                 "Expected the model's outputs as one floating-point tensor with the samples along dimension 0, got "
                 f"{describe_batch(outputs)}. Pass forward_fn=lambda model, batch: ... that picks it, for instance "
-                "model(batch)['scores']; 'logits' and 'last_hidden_state' are found by themselves."
+                f"{picked(outputs, batch)}, or joins several (torch.cat); 'logits' and 'last_hidden_state' are found "
+                "by themselves."
             )
         given = next((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), len(outputs))
         of_classes = isinstance(self._calibration.likelihood, Categorical)

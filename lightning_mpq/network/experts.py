@@ -1,7 +1,8 @@
-"""Experts whose weights are fused to tensors [E, out, in], and which of them each token meets.
+"""Experts whose weights are fused to tensors [E, out, in] or [E, in, out], and which of them each token meets.
 
-Such a module multiplies the tokens of one expert at a time with a slice of the weight: `F.linear(hidden[tokens],
-weight[expert])`. The slice says which rows of the weight were used, the indexing before it which tokens.
+Such a module multiplies the tokens of one expert at a time with a slice of the weight (`F.linear(hidden[tokens],
+weight[expert])`, `hidden[tokens] @ weight[expert]`), or as many for each expert with all of it (`torch.bmm`). The slice
+says which rows of the weight were used, the indexing before it which tokens.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ class ExpertCall(NamedTuple):
     known: bool
 
 
+_PRODUCTS = (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm)
+"""Functions of (inputs, right operand [in, out] or [E, in, out])."""
+
 OnExpert = Callable[[ExpertCall, Tensor], Tensor]
 
 
 def expert_weights(module: nn.Module) -> list[str]:
-    """Return the names of a module's weights [E, out, in], with E one of its attributes that speak of experts.
+    """Return the names of a module's weights [E, ...] of three dimensions, with E what it calls a number of experts.
 
     Example:
         >>> class Experts(nn.Module): ...
@@ -60,20 +64,49 @@ def expert_weights(module: nn.Module) -> list[str]:
     return [n for n, p in parameters if p is not None and p.dim() == 3 and p.shape[0] in counts and p.shape[0] > 1]
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a module keeps its experts' weights as [E, in, out].
+
+    `transformers` says so of most modules, by ``is_transposed``. Of others it is seen where one weight makes what the
+    next one takes, as gate_up_proj and down_proj do: what comes out of the last is as wide as what goes into the first.
+
+    Example:
+        >>> class Experts(nn.Module): ...
+        >>> experts = Experts()
+        >>> experts.num_experts = 2
+        >>> experts.up, experts.down = nn.Parameter(torch.zeros(2, 4, 12)), nn.Parameter(torch.zeros(2, 6, 4))
+        >>> is_transposed(experts)
+        True
+    """
+    said = getattr(module, "is_transposed", None)
+    if isinstance(said, bool):
+        return said
+    shapes = [tuple(module._parameters[name].shape[1:]) for name in expert_weights(module)]  # type: ignore[union-attr]
+    if len(shapes) < 2:
+        return False
+    (a, b), (c, d) = shapes[0], shapes[-1]
+    return not _chained(inputs=b, inner=a, outputs=c, of_inner=d) and _chained(inputs=a, inner=b, outputs=d, of_inner=c)
+
+
+def _chained(*, inputs: int, inner: int, outputs: int, of_inner: int) -> bool:
+    """Tell whether two layers can follow each other, with a gate of half of what the first returns or without."""
+    return inputs == outputs and inner in (of_inner, 2 * of_inner)
+
+
 @contextmanager
 def experts_watched(owner: nn.Module, weights: Mapping[str, Tensor], on_call: OnExpert) -> Iterator[None]:
     """Report every product of tokens with the weight of an expert while the context lasts.
 
     Args:
         owner: The module.
-        weights: Any names to its weights, [E, out, in].
+        weights: Any names to its weights.
         on_call: Called with each product and its output; what it returns takes the output's place.
     """
     forward = owner.forward
 
     def watched_forward(*args: Any, **kwargs: Any) -> Any:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        with _ExpertProducts(weights, tokens.shape[:-1].numel(), on_call):
+        with _ExpertProducts(weights, is_transposed(owner), tokens.shape[:-1].numel(), on_call):
             return forward(*args, **kwargs)
 
     with shadowed(owner, forward=watched_forward):
@@ -98,8 +131,9 @@ def one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
 class _ExpertProducts(TorchFunctionMode):
     """Sees tokens being chosen, and products with slices of weights."""
 
-    def __init__(self, weights: Mapping[str, Tensor], total: int, on_call: OnExpert) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], transposed: bool, total: int, on_call: OnExpert) -> None:
         super().__init__()
+        self._rows = {name: own if not transposed else own.mT for name, own in weights.items()}  # [E, out, in]
         self._weights, self._total, self._on_call = weights, total, on_call
         self._tokens: Tensor | None = None
 
@@ -110,16 +144,33 @@ class _ExpertProducts(TorchFunctionMode):
             whole = isinstance(index, Tensor) and index.dim() == 1 and not index.is_floating_point()
             if whole and index.dtype != torch.bool and len(values) == self._total:
                 self._tokens = index
-        elif func is torch.nn.functional.linear and len(args) > 1 and args[1].dim() == 2:
-            inputs, weight = args[0], args[1]
-            for name, own in self._weights.items():
-                if weight._base is own and weight.is_contiguous() and weight.shape == own.shape[1:]:
-                    return self._on_call(self._call(name, inputs, weight, own), output)
+        elif func is torch.nn.functional.linear and len(args) > 1:
+            return self._seen(args[0], args[1], output)
+        elif func in _PRODUCTS and len(args) > 1 and args[1].dim() > 1:
+            return self._seen(args[0], args[1].mT, output)
+        return output
+
+    def _seen(self, inputs: Tensor, weight: Tensor, output: Tensor) -> Tensor:
+        """Report a product with the weight, [out, in] or [E, out, in], if it is one of ours or a slice of one."""
+        for name, own in self._weights.items():
+            rows = self._rows[name]
+            if own is not weight and own is not weight._base:
+                continue
+            if weight.shape == rows.shape and weight.stride() == rows.stride() and inputs.dim() == 3:
+                calls = [
+                    ExpertCall(name, x, slice(e * rows.shape[1], (e + 1) * rows.shape[1]), None, len(x), True)
+                    for e, x in enumerate(inputs)
+                ]
+                return torch.stack([self._on_call(call, y) for call, y in zip(calls, output, strict=True)])
+            if weight.shape == rows.shape[1:] and weight.stride() == rows.stride()[1:]:
+                return self._on_call(self._call(name, inputs, weight, own), output)
         return output
 
     def _call(self, name: str, inputs: Tensor, weight: Tensor, own: Tensor) -> ExpertCall:
-        first = (weight.storage_offset() - own.storage_offset()) // own.shape[2]
-        rows, count = slice(first, first + own.shape[1]), inputs.shape[:-1].numel()
+        expert = (weight.storage_offset() - own.storage_offset()) // own.stride(0)
+        height = self._rows[name].shape[1]
+        count = inputs.shape[:-1].numel()
         chosen = self._tokens is not None and len(self._tokens) == count
         tokens = self._tokens if chosen else None
-        return ExpertCall(name, inputs, rows, tokens, self._total, chosen or count == self._total)
+        known = chosen or count == self._total
+        return ExpertCall(name, inputs, slice(expert * height, (expert + 1) * height), tokens, self._total, known)

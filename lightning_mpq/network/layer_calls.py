@@ -15,6 +15,7 @@ from ..tools.attributes import shadowed
 from ..tools.clean_up import afterwards
 from .experts import ExpertCall, expert_weights, experts_watched
 from .hooks import hooked
+from .layer_kinds import ParameterView
 from .named_weights import held_by
 from .own_operation import OwnOperation, wrapped_class
 
@@ -82,7 +83,7 @@ def watched(model: nn.Module, layers: Mapping[str, nn.Module], on_call: OnCall) 
             owner, attribute = held_by(layer)
             if isinstance(owner, nn.MultiheadAttention):
                 continue
-            if attribute != "weight" and attribute in expert_weights(owner):
+            if isinstance(layer, ParameterView) and attribute in expert_weights(owner):
                 experts.setdefault(owner, {})[name] = owner._parameters[attribute]  # type: ignore[assignment]
             elif (kind := wrapped_class(layer)) is not None:
                 stack.enter_context(_own_operation(name, layer, kind, on_call))

@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 
 from ..tools.attributes import shadowed
 from ..tools.checks import is_number, shown
-from .experts import expert_weights
+from .experts import expert_weights, is_transposed
 from .layer_kinds import LAYER_KINDS, LayerKind, ParameterView
 from .own_operation import DECLARED, OPERATIONS
 
@@ -148,10 +148,10 @@ def held_weights(module: nn.Module) -> dict[str, LayerKind]:
 
 
 def _experts_kind(module: nn.Module, name: str) -> LayerKind:
-    """Return the kind of a weight [E, out, in]: a row for each output of each expert, which has inputs of its own."""
+    """Return the kind of a fused weight: a row for each output of each expert, which has inputs of its own."""
     weight = module._parameters[name]
     assert weight is not None
-    if getattr(module, "is_transposed", False):  # [E, in, out]
+    if is_transposed(module):
         return LayerKind(_rows_of_transposed_experts, _transposed_experts, parts=len(weight))
     return LayerKind(_rows_of_experts, _experts, parts=len(weight))
 

@@ -38,3 +38,21 @@ class NamedOutputs(NamedTuple):
             if isinstance(found, Tensor):
                 return cls(found, name)
         return cls(outputs)
+
+
+def picked(outputs: Any, batch: Any) -> str:
+    """Return an expression that picks a tensor from outputs, for messages.
+
+    Example:
+        >>> import torch
+        >>> picked({"loss": torch.zeros(()), "start_logits": torch.ones(1, 2)}, {"input_ids": torch.ones(1, 2)})
+        "model(**batch)['start_logits']"
+        >>> picked((torch.ones(1, 2), "more"), torch.ones(1, 3))
+        'model(batch)[0]'
+    """
+    call = "model(**batch)" if isinstance(batch, Mapping) else "model(batch)"
+    items = (
+        outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs) if isinstance(outputs, tuple) else ()
+    )
+    fitting = [name for name, value in items if isinstance(value, Tensor) and value.is_floating_point() and value.dim()]
+    return f"{call}[{fitting[0] if fitting else 'scores'!r}]"

@@ -91,7 +91,8 @@ def input_moments(
     by_expert = {name: m.part_counts for name, m in matrices.items() if expert_weights(held_by(layers[name])[0])}
     columns = {name: m.second.shape[-1] for name, m in matrices.items() if m.second.dim() == 3}
     say_few_rows({name: (matrices[name].count, width) for name, width in columns.items() if name not in by_expert})
-    say_few_tokens({n: (c.long().tolist(), columns[n]) for n, c in by_expert.items() if c is not None})
+    told = {name: counts for name, counts in by_expert.items() if counts is not None and name not in unseen}
+    say_few_tokens({name: (counts.long().tolist(), columns[name]) for name, counts in told.items()})
     return shared
 
 

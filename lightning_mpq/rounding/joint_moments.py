@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..network.layer_kinds import row_parts, weight_rows
 from ..network.layerwise import Stop
+from ..network.own_operation import apply_wrapped, wrapped_class
 from ..network.tokens import real_tokens, weights_of_inputs, weights_of_tokens
 from ..quantizers.input_moments import gram
 from ..quantizers.unfolding import unfolded_chunks
@@ -110,7 +111,7 @@ def joint_moments(
     with errors_shared():
         for with_x, with_z, place in zip(floats, twins, places, strict=True):
             paired = paired and (with_x and with_x.route) == (with_z and with_z.route)
-            known = None if with_x is None else with_x.output.shape
+            known = with_x.output.shape if with_x is not None and isinstance(with_x.output, Tensor) else None
             roots = _roots(module, with_x if paired else with_z, place)
             xs = _chunks(module, with_x, known, place, roots) if paired else repeat((0, None))
             zs = _chunks(module, with_z, known if paired else None, place, roots)
@@ -147,7 +148,7 @@ def _chunks(
     """
     if stop is None:
         return
-    shape = type(module).forward(module, stop.inputs).shape if output_shape is None else output_shape
+    shape = _product(module, stop.inputs).shape if output_shape is None else output_shape
     for part, inputs in place.pieces(stop.inputs):
         done = 0
         for vectors in unfolded_chunks(module, inputs, shape):
@@ -155,6 +156,15 @@ def _chunks(
                 vectors = vectors * roots[part][done : done + vectors.shape[1], None].to(vectors)
                 done += vectors.shape[1]
             yield part, vectors
+
+
+def _product(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a layer makes of the inputs of its operation, whatever it does with it afterwards."""
+    kind = wrapped_class(module)
+    if kind is None:
+        return type(module).forward(module, inputs)
+    assert isinstance(module.weight, Tensor)
+    return apply_wrapped(module, kind, module.weight, inputs)
 
 
 def _roots(module: nn.Module, stop: Stop | None, place: PartOfBatch) -> dict[int, Tensor]:

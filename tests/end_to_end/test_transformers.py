@@ -36,7 +36,8 @@ def model_of(kind: str, **sizes: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         torch.manual_seed(0)
         family = next(end for end in ("LMHead", "For", "Model") if end in kind)
-        config = getattr(transformers, kind[: kind.index(family)] + "Config")
+        name = kind[: kind.index(family)]
+        config = getattr(transformers, f"{name}TextConfig" if name == "Llama4" else f"{name}Config")
         return getattr(transformers, kind)(config(**sizes)).eval()
 
     return make
@@ -57,6 +58,22 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "Mixtral, whose experts are fused": model_of(
         "MixtralForCausalLM", **GROUPED, num_local_experts=4, num_experts_per_tok=1
+    ),
+    "GPT-OSS, whose experts are the other way round": model_of(
+        "GptOssForCausalLM", **GROUPED, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "Llama 4, whose experts get all tokens": model_of(
+        "Llama4ForCausalLM", **GROUPED, head_dim=8, num_local_experts=2, intermediate_size_mlp=48
+    ),
+    "JetMoE, whose experts get sorted tokens": model_of(
+        "JetMoeForCausalLM",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        kv_channels=8,
+        intermediate_size=32,
+        num_local_experts=4,
     ),
     "Llama": LLAMA,
     "Llama, tied": model_of("LlamaForCausalLM", **GROUPED, tie_word_embeddings=True),

@@ -1,7 +1,15 @@
 """Small networks in which weights are used in every way that the estimators must cope with."""
 
 import torch
-from helpers.wrapped_layers import Centred, Routed, SamePadding, ScaledEmbedding
+from helpers.wrapped_layers import (
+    Centred,
+    Routed,
+    RoutedAtOnce,
+    RoutedInOrder,
+    RoutedTransposed,
+    SamePadding,
+    ScaledEmbedding,
+)
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
@@ -221,15 +229,34 @@ class MixtureOfExperts(nn.Module):
     """A scaled embedding, and experts fused to one tensor, which meet tokens of several samples at once."""
 
     shape = (3,)
+    routed_by: type[nn.Module] = Routed
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = ScaledEmbedding(6, 4)
-        self.routed = Routed()
+        self.routed = self.routed_by()
         self.last = nn.Linear(4, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.last(self.routed(self.embed(ids)).mean(1))
+
+
+class MixtureOfTransposedExperts(MixtureOfExperts):
+    """The same, experts being the other way round."""
+
+    routed_by = RoutedTransposed
+
+
+class MixtureOfBatchedExperts(MixtureOfExperts):
+    """The same, all experts at once."""
+
+    routed_by = RoutedAtOnce
+
+
+class MixtureOfSortedExperts(MixtureOfExperts):
+    """The same, tokens being sorted before, so that nothing tells whose they are."""
+
+    routed_by = RoutedInOrder
 
 
 MODELS = {
@@ -245,6 +272,9 @@ MODELS = {
         Registered,
         Wrapped,
         MixtureOfExperts,
+        MixtureOfTransposedExperts,
+        MixtureOfBatchedExperts,
+        MixtureOfSortedExperts,
     )
 }
 

@@ -79,6 +79,56 @@ class Experts(nn.Module):
         return found
 
 
+class TransposedExperts(nn.Module):
+    """Experts as GPT-OSS keeps them: [E, in, out], to be multiplied from the right."""
+
+    is_transposed = True
+
+    def __init__(self, count: int = 3, width: int = 4, inner: int = 3) -> None:
+        super().__init__()
+        self.num_experts = count
+        self.gate_up_proj = nn.Parameter(torch.randn(count, width, 2 * inner))
+        self.down_proj = nn.Parameter(torch.randn(count, inner, width))
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        found = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, place = torch.where(top_k_index == expert)
+            gate, up = (hidden_states[token] @ self.gate_up_proj[expert]).chunk(2, dim=-1)
+            outputs = torch.matmul(gate.sigmoid() * up, self.down_proj[expert])
+            found = found.index_add(0, token, outputs * top_k_weights[token, place, None])
+        return found
+
+
+class BatchedExperts(nn.Module):
+    """Experts as Llama 4 keeps them: [E, in, out], every token sent to each, and nobody says which way round."""
+
+    def __init__(self, count: int = 3, width: int = 4, inner: int = 3) -> None:
+        super().__init__()
+        self.num_experts = count
+        self.gate_up_proj = nn.Parameter(torch.randn(count, width, 2 * inner))
+        self.down_proj = nn.Parameter(torch.randn(count, inner, width))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return what experts make of tokens of their own, [experts * tokens, width]."""
+        own = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
+        gate, up = torch.bmm(own, self.gate_up_proj).chunk(2, dim=-1)
+        return torch.bmm(gate.sigmoid() * up, self.down_proj).view(hidden_states.shape)
+
+
+class ParallelExperts(nn.Module):
+    """Experts as JetMoE keeps them: a weight called `weight`, for tokens that somebody else has sorted."""
+
+    def __init__(self, count: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.num_experts = count
+        self.weight = nn.Parameter(torch.randn(count, outputs, width))
+
+    def forward(self, inputs: Tensor, sizes: list[int]) -> Tensor:
+        parts = inputs.split(sizes)
+        return torch.cat([linear(part, self.weight[expert]) for expert, part in enumerate(parts)])
+
+
 class Routed(nn.Module):
     """A router, and its experts."""
 
@@ -91,3 +141,48 @@ class Routed(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         weights, index = self.router(tokens).softmax(-1).topk(2)
         return self.experts(tokens, index, weights).reshape(x.shape)
+
+
+class RoutedTransposed(Routed):
+    """A router, and its experts the other way round."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width)
+        self.experts = TransposedExperts(width=width)
+
+
+class RoutedAtOnce(Routed):
+    """A router whose experts all get every token, times its score."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width)
+        self.experts = BatchedExperts(width=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        scores = self.router(tokens).sigmoid()
+        sent = tokens.repeat(scores.shape[1], 1) * scores.mT.reshape(-1, 1)
+        return self.experts(sent).reshape(scores.shape[1], *x.shape).sum(0)
+
+
+class RoutedInOrder(Routed):
+    """A router that sorts tokens by their experts."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width)
+        self.experts = ParallelExperts(3, width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, index = self.router(tokens).softmax(-1).max(-1)
+        order, sizes = index.argsort(stable=True), index.bincount(minlength=3).tolist()
+        outputs = self.experts(tokens[order], sizes) * weights[order, None]
+        return torch.zeros_like(tokens).index_copy(0, order, outputs).reshape(x.shape)
+
+
+class Scored(nn.Linear):
+    """Returns more than the outputs of the operation, as a router does."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(x)
+        return logits.sigmoid(), logits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.routing import EarlyExit, Experts, Loops, Routed, Sampling, Sorted, TopK, routed
 from helpers.state import state_of
-from helpers.wrapped_layers import SamePadding
+from helpers.wrapped_layers import SamePadding, Scored
 from torch import nn
 
 from lightning_mpq.errors import NonFiniteError
@@ -170,6 +170,27 @@ def test_a_layer_that_pads_by_itself_is_rounded_as_one_that_is_given_padded_inpu
         for name, other in (("0", "1"), ("2", "4")):
             assert torch.equal(found[name].codes, expected[other].codes)
             assert torch.equal(found[name].scale, expected[other].scale)
+
+
+class Second(nn.Module):
+    """Takes the second of two outputs."""
+
+    def forward(self, outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return outputs[1]
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("batch", [4, 3])  # of uneven batches halves are cut
+def test_a_layer_that_returns_more_than_its_outputs_is_rounded_as_one_that_does_not(lockstep, batch):
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), Scored(6, 3, bias=False), Second()).double()
+    plain = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False), nn.Identity()).double()
+    plain.load_state_dict(own.state_dict())
+    data = samples(8, 5, 4).split(batch)
+    found = round_sequentially(own, data, policy_of(own, 2), lockstep=lockstep)
+    expected = round_sequentially(plain, data, policy_of(plain, 2), lockstep=lockstep)
+    for name in ("0", "2"):
+        assert torch.equal(found[name].codes, expected[name].codes)
 
 
 def test_numbers_that_are_not_finite_are_refused_with_the_layers_name_and_no_thread_stays():

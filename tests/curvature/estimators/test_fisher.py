@@ -12,7 +12,9 @@ from helpers.weight_uses import (
     Convolutions,
     Decoder,
     HiddenUses,
+    MixtureOfBatchedExperts,
     MixtureOfExperts,
+    MixtureOfTransposedExperts,
     Registered,
     Squared,
     TiedLanguageModel,
@@ -68,7 +70,7 @@ def test_large_weights_are_perturbed_in_pieces(kind, monkeypatch):
     assert_close(taylor.curvature, exact, rtol=1e-9, atol=1e-12 * float(exact.max()))
 
 
-@pytest.mark.parametrize("kind", [Wrapped, MixtureOfExperts])
+@pytest.mark.parametrize("kind", [Wrapped, MixtureOfExperts, MixtureOfTransposedExperts, MixtureOfBatchedExperts])
 def test_wrapped_operations_and_experts_cost_no_further_passes(kind):
     model, batch = make(kind)
     with warnings.catch_warnings():
