@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..tools.attributes import shadowed
+from .products import product_of
 
 _CHOICE = "_experts_implementation"
 """Attribute of a configuration of `transformers` that says by which kernels experts compute."""
@@ -40,9 +41,6 @@ class ExpertCall(NamedTuple):
     total: int
     known: bool
 
-
-_PRODUCTS = (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm)
-"""Functions of (inputs, right operand [in, out] or [E, in, out])."""
 
 OnExpert = Callable[[ExpertCall, Tensor], Tensor]
 
@@ -144,10 +142,8 @@ class _ExpertProducts(TorchFunctionMode):
             whole = isinstance(index, Tensor) and index.dim() == 1 and not index.is_floating_point()
             if whole and index.dtype != torch.bool and len(values) == self._total:
                 self._tokens = index
-        elif func is torch.nn.functional.linear and len(args) > 1:
-            return self._seen(args[0], args[1], output)
-        elif func in _PRODUCTS and len(args) > 1 and args[1].dim() > 1:
-            return self._seen(args[0], args[1].mT, output)
+        elif (product := product_of(func, args, kwargs or {})) is not None:
+            return self._seen(*product, output)
         return output
 
     def _seen(self, inputs: Tensor, weight: Tensor, output: Tensor) -> Tensor:

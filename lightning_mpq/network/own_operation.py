@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..tools.attributes import shadowed
 from .modes import evaluating
+from .products import product_of
 
 OPERATIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Linear: torch.nn.functional.linear,
@@ -39,22 +40,63 @@ class OwnOperation(TorchFunctionMode):
         super().__init__()
         self._module, self._kind, self._on_call = module, kind, on_call
         self.other_uses = 0
+        self.with_bias: Tensor | None = None
+        self._product: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, and report it if it is the one."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        weight = self._module.weight
-        if not any(value is weight for value in _flat((*args, *kwargs.values()))):
+        weight, bias = self._module.weight, getattr(self._module, "bias", None)
+        assert isinstance(weight, Tensor)
+        given = list(_flat((*args, *kwargs.values())))
+        if (
+            func in _SUMS
+            and bias is not None
+            and any(x is bias for x in given)
+            and any(x is self._product for x in given)
+        ):
+            self.with_bias = output
+        uses = [value for value in given if value is weight or _is_transpose(value, weight)]
+        if not uses:
             return output
-        if func is OPERATIONS[self._kind]:
-            inputs, given = (kwargs.get(name, args[place] if len(args) > place else None)
-                             for place, name in enumerate(("input", "weight")))  # fmt: skip
-            if given is weight and _same_geometry(self._module, self._kind, args, kwargs):
-                return self._on_call(inputs, output)
-        if isinstance(output, Tensor) and output is not weight:  # sizes and types are nobody's business
+        inputs = self._inputs(func, args, kwargs, weight)
+        if inputs is not None and len(uses) == 1:
+            self._product = self._on_call(inputs, output)
+            return self._product
+        # sizes and types are nobody's business, and a transpose is not until somebody uses it
+        if isinstance(output, Tensor) and output is not weight and not _is_transpose(output, weight):
             self.other_uses += 1
         return output
+
+    def _inputs(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], weight: Tensor) -> Tensor | None:
+        """Return what the weight is given with, in the operation; None in any other function."""
+        if self._kind is nn.Linear:
+            product = product_of(func, args, kwargs)
+            ours = product is not None and (product[1] is weight or _is_same(product[1], weight))
+            return product[0] if product is not None and ours else None
+        if func is not OPERATIONS[self._kind]:
+            return None
+        inputs, used = (
+            kwargs.get(name, args[place] if len(args) > place else None)
+            for place, name in enumerate(("input", "weight"))
+        )
+        return inputs if used is weight and _same_geometry(self._module, self._kind, args, kwargs) else None
+
+
+_SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.add_, Tensor.__iadd__)
+
+
+def _is_same(value: Tensor, weight: Tensor) -> bool:
+    """Tell whether a tensor looks at all of a weight as it is."""
+    own = weight if weight._base is None else weight._base
+    place = (weight.shape, weight.stride(), weight.storage_offset())
+    return value._base is own and (value.shape, value.stride(), value.storage_offset()) == place
+
+
+def _is_transpose(value: Any, weight: Tensor) -> bool:
+    """Tell whether a value looks at a matrix the other way round."""
+    return isinstance(value, Tensor) and value.dim() == weight.dim() == 2 and _is_same(value.mT, weight)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -136,7 +178,9 @@ def _wraps(module: nn.Module, kind: type[nn.Module]) -> bool:
         except Exception:  # noqa: BLE001, S112 - whatever a forward of somebody's own may raise
             continue
         alone = len(outputs) == 1 and not operation.other_uses
-        return alone and (result is outputs[0] or getattr(module, "bias", None) is None)
+        return alone and (
+            getattr(module, "bias", None) is None or result is outputs[0] or result is operation.with_bias
+        )
     return False
 
 

@@ -59,6 +59,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Mixtral, whose experts are fused": model_of(
         "MixtralForCausalLM", **GROUPED, num_local_experts=4, num_experts_per_tok=1
     ),
+    "Falcon, whose Linear layers multiply by hand": model_of(
+        "FalconForCausalLM", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    ),
     "GPT-OSS, whose experts are the other way round": model_of(
         "GptOssForCausalLM", **GROUPED, head_dim=8, num_local_experts=4, num_experts_per_tok=2
     ),

@@ -2,6 +2,7 @@
 
 import torch
 from helpers.wrapped_layers import (
+    ByHand,
     Centred,
     Routed,
     RoutedAtOnce,
@@ -219,10 +220,11 @@ class Wrapped(nn.Module):
         super().__init__()
         self.first = SamePadding(2, 4, 3, stride=2)
         self.second = SamePadding(4, 4, 3, groups=2, bias=False)
+        self.third = ByHand(4, 4)
         self.last = Centred(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.second(self.first(x).tanh()).tanh().mean((2, 3)))
+        return self.last(self.third(self.second(self.first(x).tanh()).tanh().mean((2, 3))).tanh())
 
 
 class MixtureOfExperts(nn.Module):

@@ -23,6 +23,36 @@ class Centred(nn.Linear):
         return super().forward(x - x.mean(-1, keepdim=True))
 
 
+class ByHand(nn.Linear):
+    """Multiplies as Falcon does, without the parent's function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = x @ self.weight.T
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class Reflected(nn.Linear):
+    """Multiplies with its weight and back: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T @ self.weight
+
+
+class Shifted(nn.Linear):
+    """Uses its weight, turned round, for something else too: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.weight.T
+        return torch.matmul(x, turned) + turned.mean()
+
+
+class WrongWay(nn.Linear):
+    """Multiplies with its square weight from the other side: no wrapper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
 class ScaledEmbedding(nn.Embedding):
     """Scales what it looks up, as encoders and decoders of many language models do."""
 

@@ -7,12 +7,17 @@ import pytest
 import torch
 from helpers.wrapped_layers import (
     Activated,
+    ByHand,
     Centred,
     Moody,
     PaddedByArgument,
+    Reflected,
     SamePadding,
     ScaledEmbedding,
+    Scored,
+    Shifted,
     Standardized,
+    WrongWay,
 )
 from torch import Tensor, nn
 
@@ -31,6 +36,14 @@ from lightning_mpq.repair.output_means import output_means
         (Centred(4, 3), nn.Linear),
         (ScaledEmbedding(5, 4), nn.Embedding),
         (Activated(4, 3, bias=False), nn.Linear),
+        (ByHand(4, 3), nn.Linear),
+        (ByHand(4, 3, bias=False), nn.Linear),
+        (ByHand(4, 4), nn.Linear),
+        (Scored(4, 3, bias=False), nn.Linear),
+        (Scored(4, 3), None),
+        (Reflected(4, 3, bias=False), None),
+        (Shifted(4, 3, bias=False), None),
+        (WrongWay(4, 4, bias=False), None),
         (Activated(4, 3), None),
         (Standardized(2, 4, 3), None),
         (PaddedByArgument(2, 4, 3), None),
