@@ -58,3 +58,35 @@ def test_bytes_that_are_counted_for_recurrent_layers_are_those_in_the_file(tmp_p
     counted = stored_bytes_in(target, model, groups, policy)
     mpq.export_for(target, mpq.quantize(model, policy), tmp_path / "net.onnx", inputs, verify=False)
     assert counted == sum(layer.bytes for layer in target.read(tmp_path / "net.onnx").values())
+
+
+class Experts(nn.Module):
+    """Every token goes to each expert, through slices of one weight or all of them at once."""
+
+    def __init__(self, at_once):
+        super().__init__()
+        self.num_experts = len(KINDS)
+        shape = (8, 4) if at_once else (4, 8)
+        self.weight = nn.Parameter(torch.randn(self.num_experts, *shape))
+        self.at_once = at_once
+
+    def forward(self, x):
+        if self.at_once:
+            return torch.bmm(x.expand(self.num_experts, -1, -1), self.weight).sum(0)
+        return sum(nn.functional.linear(x, self.weight[expert]) for expert in range(self.num_experts))
+
+
+@pytest.mark.parametrize(("grid", "bits"), KINDS)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_bytes_that_are_counted_for_experts_are_those_in_the_file(tmp_path, grid, bits, at_once):
+    """The file multiplies by slices, or by all of a weight of three dimensions: no product as of a Linear layer."""
+    for package in mpq.targets.OnnxRuntime.packages:
+        pytest.importorskip(package, reason="needs the extra 'onnx'")
+    torch.manual_seed(0)
+    model, target = nn.Sequential(nn.Linear(8, 8), Experts(at_once)).eval(), mpq.targets.OnnxRuntime()
+    groups, _ = offer(target, model, mpq.CandidateOptions())
+    assert [group.name for group in groups] == ["0", "1.weight"]
+    policy = mpq.BitPolicy({group.name: mpq.WeightScheme(bits, grid=grid) for group in groups})
+    counted = stored_bytes_in(target, model, groups, policy)
+    mpq.export_for(target, mpq.quantize(model, policy), tmp_path / "net.onnx", torch.randn(6, 8))
+    assert counted == sum(layer.bytes for layer in target.read(tmp_path / "net.onnx").values())

@@ -48,6 +48,19 @@ def test_fused_layers_are_one_group_and_tables_stay_in_float():
     assert len([group for group in of_bert if len(group.layers) == 3]) == 2
 
 
+def test_linear_layers_of_types_of_transformers_are_refused_and_those_of_others_are_not():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T
+
+    sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    model = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, tie_word_embeddings=False))
+    groups, _ = offer(Vllm(), nn.ModuleDict({"model": model, "own": Own(64, 64, bias=False)}), mpq.CandidateOptions())
+    assert {layer for group in groups for layer in group.layers} == {"model.lm_head", "own"}
+    reason = groups.left_in_float["model.transformer.h.0.self_attention.dense"]
+    assert "it does not unpack layers of the type FalconLinear, which multiply by themselves" in reason
+
+
 def test_all_experts_of_a_block_agree():
     block = nn.ModuleDict({"experts": nn.ModuleList(nn.ModuleDict({n: nn.Linear(8, 8) for n in ("w1", "w2", "w3")})
                                                     for _ in range(2))})  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...grids.registry import grid_named
+from ...modules import PackedLayer
 from ...modules.inspection import shape_of
 from ...network.layer_kinds import ParameterView, float_class
 from ...quantizers import QuantizedRows
@@ -123,7 +124,10 @@ def may_have_two_bits(scheme: WeightScheme, rows: int, *, multiplied: bool, fold
 
 def multiplies(layer: nn.Module) -> bool:
     """Tell whether a layer, packed or not, becomes a matrix product by its weight."""
-    return not layer.kind.fused if isinstance(layer, ParameterView) else float_class(layer) is nn.Linear
+    if not isinstance(layer, ParameterView):
+        return float_class(layer) is nn.Linear
+    shape = layer.weight_shape if isinstance(layer, PackedLayer) else layer.weight.shape
+    return not layer.kind.fused and len(shape) == 2  # of experts, slices are multiplied
 
 
 def held_bits(layer: nn.Module, scheme: WeightScheme, *, by_integers: bool = False, two_bits: bool = True) -> int:
