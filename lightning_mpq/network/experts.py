@@ -55,11 +55,19 @@ def expert_weights(module: nn.Module) -> list[str]:
         >>> expert_weights(experts)
         ['up']
     """
+    return [name for name in _fused_shapes(module) if module._parameters[name] is not None]
+
+
+def _fused_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of a module's fused weights by name, packed ones too."""
     if type(module).__module__.startswith("torch."):
-        return []
+        return {}
     counts = {value for name, value in vars(module).items() if "expert" in name.lower() and isinstance(value, int)}
-    parameters = module._parameters.items()
-    return [n for n, p in parameters if p is not None and p.dim() == 3 and p.shape[0] in counts and p.shape[0] > 1]
+    shapes = {
+        name: getattr(module._modules.get(name), "weight_shape", torch.Size()) if own is None else own.shape
+        for name, own in module._parameters.items()
+    }
+    return {name: shape for name, shape in shapes.items() if len(shape) == 3 and shape[0] in counts and shape[0] > 1}
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -79,7 +87,7 @@ def is_transposed(module: nn.Module) -> bool:
     said = getattr(module, "is_transposed", None)
     if isinstance(said, bool):
         return said
-    shapes = [tuple(module._parameters[name].shape[1:]) for name in expert_weights(module)]  # type: ignore[union-attr]
+    shapes = [tuple(shape[1:]) for shape in _fused_shapes(module).values()]
     if len(shapes) < 2:
         return False
     (a, b), (c, d) = shapes[0], shapes[-1]

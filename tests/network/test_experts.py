@@ -20,7 +20,7 @@ from lightning_mpq.modules import PackedLayer, PackedWeight, pack_model
 from lightning_mpq.network.calibration import Calibration
 from lightning_mpq.network.experts import is_transposed
 from lightning_mpq.network.layer_calls import LayerCall, watched
-from lightning_mpq.network.layer_kinds import row_parts, rows_to_weight, weight_rows
+from lightning_mpq.network.layer_kinds import row_parts, rows_and_columns, rows_to_weight, weight_rows
 from lightning_mpq.network.named_weights import named_layers
 from lightning_mpq.policy import BitPolicy
 from lightning_mpq.rounding.independent import round_policy
@@ -147,3 +147,12 @@ def test_packed_experts_compute_as_float_ones_with_the_dequantized_weights(kind,
     assert torch.equal(model(x), oracle(x))
     assert len(calls) == len(names)  # once for each weight, not for each expert
     assert {f"{name}.packed_codes" for name in names} < model.state_dict().keys()
+
+
+@pytest.mark.parametrize("kept", ["gate_up_proj", "down_proj"])
+def test_a_weight_that_is_left_in_float_stays_the_way_round_it_was(kept):
+    model = RoutedAtOnce()
+    groups = find_groups(model, keep_float=[f"experts.{kept}"])
+    pack_model(model, BitPolicy({group.name: offered_schemes([8], "nearest")[0] for group in groups}))
+    assert is_transposed(model.experts)
+    assert rows_and_columns(named_layers(model)[f"experts.{kept}"]) == ((18, 4) if kept == "gate_up_proj" else (12, 3))
