@@ -6,6 +6,7 @@ from helpers.wrapped_layers import (
     Centred,
     Routed,
     RoutedAtOnce,
+    RoutedByCapacity,
     RoutedInOrder,
     RoutedTransposed,
     SamePadding,
@@ -261,6 +262,12 @@ class MixtureOfSortedExperts(MixtureOfExperts):
     routed_by = RoutedInOrder
 
 
+class MixtureOfChoosyExperts(MixtureOfExperts):
+    """The same, experts choosing tokens, as many as there are samples."""
+
+    routed_by = RoutedByCapacity
+
+
 MODELS = {
     kind.__name__: kind
     for kind in (
@@ -277,6 +284,7 @@ MODELS = {
         MixtureOfTransposedExperts,
         MixtureOfBatchedExperts,
         MixtureOfSortedExperts,
+        MixtureOfChoosyExperts,
     )
 }
 

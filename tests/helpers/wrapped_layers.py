@@ -216,3 +216,17 @@ class Scored(nn.Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         logits = super().forward(x)
         return logits.sigmoid(), logits
+
+
+class RoutedByCapacity(Routed):
+    """A router whose experts each choose as many tokens, in an order of their own."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width)
+        self.experts = BatchedExperts(width=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        scores, chosen = self.router(tokens).sigmoid().topk(len(x), dim=0)  # [tokens of each, experts]
+        outputs = self.experts(tokens[chosen.mT.reshape(-1)]) * scores.mT.reshape(-1, 1)
+        return torch.zeros_like(tokens).index_add(0, chosen.mT.reshape(-1), outputs).reshape(x.shape)
