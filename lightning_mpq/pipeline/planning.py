@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..allocation import Allocation, allocate
 from ..allocation.preparation import Preparation
 from ..curvature import TaylorModel
+from ..curvature.sanity import warn_of_few_that_decide, warn_of_wrong_order
 from ..groups.groups import LayerGroups
 from ..modules.recount import refuse_exceeded
 from ..network.calibration import Calibration
@@ -115,6 +116,8 @@ def decide(calibration: Calibration, settings: JobSettings, timer: StageTimer) -
         settings = replace(settings, repair=replace(settings.repair, batchnorm=False))
         solved = _Solved.of(calibration, judging, settings, timer, solved.known)
     settings, known, allocation, quantizer, evaluator = solved
+    warn_of_wrong_order(known.unshrunk)
+    warn_of_few_that_decide(known.unshrunk)
     taylor, held_out = known.taylor, 0 if judging is None else judging.samples
     reestimated = settings.predicts_repaired(calibration.model)
     kept = None if judging is None else everything

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..curvature import TaylorModel, profile
-from ..curvature.sanity import warn_of_few_that_decide, warn_of_wrong_order
 from ..curvature.silent_groups import silent_groups
 from ..curvature.unseen import without_chance
 from ..groups.candidates import Candidate
@@ -81,8 +80,6 @@ def measure(
             candidates = tuple(candidate for candidate in candidates if candidate.group not in silent)
             rounded = None if rounded is None else replace(rounded, candidates=candidates)
             unshrunk = profiled(silently)
-    warn_of_wrong_order(unshrunk)
-    warn_of_few_that_decide(unshrunk)
     taylor = without_chance(unshrunk, rounded) if curvature.shrink else unshrunk
     return Profiled(groups, rounded, unshrunk, taylor)
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.jobs import make_job, profiled
+from helpers.jobs import make_job
 from helpers.profiles import nearest_candidates, plain_profile
 from torch import nn
 
@@ -71,6 +71,6 @@ def test_samples_that_hold_nearly_all_of_the_loss_are_counted():
         for samples in (inputs, sure[:16]):  # that 16 samples are few is no news
             warn_of_few_that_decide(plain_profile(classifier(), samples.split(32), likelihood=Categorical()))
     job = make_job(4.0, curvature=CurvatureOptions(likelihood=Categorical()))
-    with pytest.warns(UserWarning, match="of 256 calibration samples no more than"):
-        known = profiled(job, classifier(), sure.split(32))
+    with pytest.warns(UserWarning, match="of 192 calibration samples no more than"):
+        known = job.decide(classifier(), sure.split(32))
     assert 1 / uncertainty(known.unshrunk) ** 2 < 6

@@ -45,8 +45,11 @@ def test_where_statistics_are_measured_in_vain_all_is_done_for_those_of_the_floa
         model[1].running_mean += 10.0
 
     monkeypatch.setattr("lightning_mpq.repair.repair.reestimate_batchnorm", spoil)
+    said = []
+    monkeypatch.setattr("lightning_mpq.pipeline.planning.warn_of_few_that_decide", said.append)
     found = decide()
     assert spoilt == 1
+    assert said == [found.unshrunk]  # of the profile that counts, once
     assert not found.reestimated
     assert torch.equal(found.taylor.curvature, frozen.taylor.curvature)
     assert found.allocation.policy == frozen.allocation.policy
