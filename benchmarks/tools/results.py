@@ -73,7 +73,8 @@ def _lines(values: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [json.dumps([row.get(column) for column in columns], allow_nan=False) for row in rows]
+    cells = ([row.get(column) for column in columns] for row in rows)
+    lines = [json.dumps(values, allow_nan=False, separators=(",", ":")) for values in cells]
     return f'{{\n  "columns": {json.dumps(columns)},\n  "data": [\n   ' + ",\n   ".join(lines) + "\n  ]\n }"
 
 

@@ -85,6 +85,12 @@ def test_targets_compare_with_the_version_before_and_with_one_width():
     }
 
 
+def test_one_width_in_many_more_bytes_is_no_bound():
+    chosen, uniform, before = rows()
+    found = targets([chosen, {**uniform, "stored_bytes": 10}, before])
+    assert not [target for target in found if "one width" in target.name]
+
+
 def test_the_page_has_a_row_for_each_policy_and_version():
     content = {"results": rows()}
     assert block(content, "").count("\n| 512, 3 |") == 3

@@ -10,6 +10,8 @@ from ...tools.selecting import Rows, having
 from ...tools.targets import Target, at_least, at_most, between
 
 MINUTES = {"minilm": 4.0, "smollm2": 25.0}
+MOST_BYTES = 1.05
+"""Times those of the chosen policy, of one width everywhere that it is held against."""
 JOB = ("version", "network", "samples", "budget")
 
 
@@ -34,6 +36,8 @@ def targets(rows: Rows) -> list[Target]:
             ratio = chosen["unseen_loss"] / before["unseen_loss"]
             found.append(at_most(f"{name}: loss on unseen samples over that of the version before", ratio, 0.7))
         for uniform in having(rows, **job, model="uniform", without="nothing"):
+            if uniform["stored_bytes"] > MOST_BYTES * chosen["stored_bytes"]:
+                continue  # between two widths there is none to compare with
             found += list(_no_worse(name, chosen, uniform))
         if chosen["network"] in MINUTES and chosen["samples"] >= 512:
             minutes = sum(chosen["seconds"].values()) / 60
