@@ -109,14 +109,14 @@ def unread_by_transformers(layer: nn.Module, scheme: WeightScheme) -> str | None
     a table without unpacking them; files that compressed-tensors has written itself are refused likewise. Linear layers
     of its own types, as Falcon's, go on to read a weight that is no longer there.
     """
-    own = original_class(layer)
-    if own.__module__.startswith("transformers.") and own.forward is not nn.Linear.forward:
-        return f"it does not unpack layers of the type {own.__name__}, which multiply by themselves"
     form = grid_named(scheme.grid).integer_form(scheme.bits)
     if form is not None and form.offset is None:
         return "it does not read packed zero points: leave the grid 'asymmetric' out"
     if float_class(layer) is nn.Embedding:
         return "it does not unpack tables: leave embeddings, and heads tied to them, in float"
+    own = original_class(layer)
+    if own.__module__.startswith("transformers.") and own.forward is not nn.Linear.forward:
+        return f"it does not unpack layers of the type {own.__name__}, which multiply by themselves"
     return None
 
 

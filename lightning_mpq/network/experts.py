@@ -108,11 +108,11 @@ def experts_watched(owner: nn.Module, weights: Mapping[str, Tensor], on_call: On
         weights: Any names to its weights.
         on_call: Called with each product and its output; what it returns takes the output's place.
     """
-    forward = owner.forward
+    forward, transposed = owner.forward, is_transposed(owner)
 
     def watched_forward(*args: Any, **kwargs: Any) -> Any:
         tokens = args[0] if args else next(iter(kwargs.values()))
-        with _ExpertProducts(weights, is_transposed(owner), tokens.shape[:-1].numel(), on_call):
+        with _ExpertProducts(weights, transposed, tokens.shape[:-1].numel(), on_call):
             return forward(*args, **kwargs)
 
     with shadowed(owner, forward=watched_forward):
@@ -161,10 +161,7 @@ class _ExpertProducts(TorchFunctionMode):
             if own is not weight and own is not weight._base:
                 continue
             if weight.shape == rows.shape and weight.stride() == rows.stride() and inputs.dim() == 3:
-                calls = [
-                    ExpertCall(name, x, slice(e * rows.shape[1], (e + 1) * rows.shape[1]), None, len(x), True)
-                    for e, x in enumerate(inputs)
-                ]
+                calls = (ExpertCall(name, x, self._slice(name, e), None, len(x), True) for e, x in enumerate(inputs))
                 return torch.stack([self._on_call(call, y) for call, y in zip(calls, output, strict=True)])
             if weight.shape == rows.shape[1:] and weight.stride() == rows.stride()[1:]:
                 return self._on_call(self._call(name, inputs, weight, own), output)
@@ -172,9 +169,13 @@ class _ExpertProducts(TorchFunctionMode):
 
     def _call(self, name: str, inputs: Tensor, weight: Tensor, own: Tensor) -> ExpertCall:
         expert = (weight.storage_offset() - own.storage_offset()) // own.stride(0)
-        height = self._rows[name].shape[1]
         count = inputs.shape[:-1].numel()
         chosen = self._tokens is not None and len(self._tokens) == count
         tokens = self._tokens if chosen else None
         known = chosen or count == self._total
-        return ExpertCall(name, inputs, slice(expert * height, (expert + 1) * height), tokens, self._total, known)
+        return ExpertCall(name, inputs, self._slice(name, expert), tokens, self._total, known)
+
+    def _slice(self, name: str, expert: int) -> slice:
+        """Return which rows of a weight, seen as one matrix, are those of an expert."""
+        height = self._rows[name].shape[1]
+        return slice(expert * height, (expert + 1) * height)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..tools.attributes import shadowed
 from .modes import evaluating
-from .products import product_of
+from .products import input_and_weight, product_of
 
 OPERATIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Linear: torch.nn.functional.linear,
@@ -77,10 +77,7 @@ class OwnOperation(TorchFunctionMode):
             return product[0] if product is not None and ours else None
         if func is not OPERATIONS[self._kind]:
             return None
-        inputs, used = (
-            kwargs.get(name, args[place] if len(args) > place else None)
-            for place, name in enumerate(("input", "weight"))
-        )
+        inputs, used = input_and_weight(args, kwargs)
         return inputs if used is weight and _same_geometry(self._module, self._kind, args, kwargs) else None
 
 

@@ -162,10 +162,12 @@ class ParallelExperts(nn.Module):
 class Routed(nn.Module):
     """A router, and its experts."""
 
+    kind: type[nn.Module] = Experts
+
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.router = nn.Linear(width, 3)
-        self.experts = Experts(width=width)
+        self.experts = self.kind(width=width)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -176,17 +178,13 @@ class Routed(nn.Module):
 class RoutedTransposed(Routed):
     """A router, and its experts the other way round."""
 
-    def __init__(self, width: int = 4) -> None:
-        super().__init__(width)
-        self.experts = TransposedExperts(width=width)
+    kind = TransposedExperts
 
 
 class RoutedAtOnce(Routed):
     """A router whose experts all get every token, times its score."""
 
-    def __init__(self, width: int = 4) -> None:
-        super().__init__(width)
-        self.experts = BatchedExperts(width=width)
+    kind = BatchedExperts
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -210,23 +208,21 @@ class RoutedInOrder(Routed):
         return torch.zeros_like(tokens).index_copy(0, order, outputs).reshape(x.shape)
 
 
-class Scored(nn.Linear):
-    """Returns more than the outputs of the operation, as a router does."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        logits = super().forward(x)
-        return logits.sigmoid(), logits
-
-
 class RoutedByCapacity(Routed):
     """A router whose experts each choose as many tokens, in an order of their own."""
 
-    def __init__(self, width: int = 4) -> None:
-        super().__init__(width)
-        self.experts = BatchedExperts(width=width)
+    kind = BatchedExperts
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         scores, chosen = self.router(tokens).sigmoid().topk(len(x), dim=0)  # [tokens of each, experts]
         outputs = self.experts(tokens[chosen.mT.reshape(-1)]) * scores.mT.reshape(-1, 1)
         return torch.zeros_like(tokens).index_add(0, chosen.mT.reshape(-1), outputs).reshape(x.shape)
+
+
+class Scored(nn.Linear):
+    """Returns more than the outputs of the operation, as a router does."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(x)
+        return logits.sigmoid(), logits

@@ -68,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
         told = {(row["network"], row["peer"]) for row in rows}
         every = product(arguments.networks, arguments.peers)
         parts.left_out = [f"{network}, {peer}: not measured" for network, peer in every if (network, peer) not in told]
-    used = {(str(row["peer"]), str(versions)): None for row in rows if (versions := row.pop("versions"))}
+    versions = {(row["peer"], row["versions"]): None for row in rows if row["versions"]}
+    rows = [{key: value for key, value in row.items() if key != "versions"} for row in rows]
     print_table(rows)
     reached = targets(rows)
     print_targets(reached, arguments.quick)
@@ -79,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> None:
         targets=reached,
         output=arguments.output,
         packages=("torch", "transformers", "numpy", "scipy", "mip", "highspy"),
-        versions=[{"peer": peer, "versions": versions} for peer, versions in used],
+        versions=[{"peer": peer, "versions": of_peer} for peer, of_peer in versions],
     )
     print(f"written to {path}")
 
